@@ -1,0 +1,165 @@
+"""What a study leaves on disk: where each file is, and the schema of those that others read.
+
+Every write is atomic (temporary file, fsync, rename), so a stop at any instruction leaves either the old file or the
+new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainables.config import Metric, Model
+
+State = Literal["waiting", "running", "complete", "infeasible", "failed"]
+"""Of a trial. `infeasible`: the point itself cannot work (diverged, out of memory), which the sampler learns.
+`failed`: the infrastructure or the code broke, which it does not."""
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """Every path of one study."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """Frozen configuration and fingerprint."""
+        return self.root / "study.yaml"
+
+    @property
+    def database(self) -> Path:
+        """The default Optuna storage."""
+        return self.root / "study.db"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one driver."""
+        return self.root / ".lock"
+
+    @property
+    def runs(self) -> Path:
+        """Ray Train's checkpoints by trial key."""
+        return self.root / "runs"
+
+    @property
+    def front(self) -> Path:
+        """The current front as JSON."""
+        return self.root / "front.json"
+
+    @property
+    def pareto_page(self) -> Path:
+        """The front as a page."""
+        return self.root / "pareto.html"
+
+    @property
+    def mlflow_database(self) -> Path:
+        """The default MLflow store."""
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Artifacts of the default MLflow store."""
+        return self.root / "mlartifacts"
+
+    def manifest(self, key: str) -> Path:
+        """The write-once account of an ended trial."""
+        return self.root / "trials" / key / "manifest.json"
+
+    def events(self, key: str) -> Path:
+        """The trial's log, one JSON object a line."""
+        return self.root / "trials" / key / "events.jsonl"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A trial as the ledger knows it."""
+
+    number: int
+    key: str
+    state: State
+    params: dict[str, Any]
+    recipe: str | None
+
+
+class Event(Model):
+    """One line of a trial's log.
+
+    `start` and `resume` carry the optimiser step training begins at; `rung` an epoch's small evaluation and the
+    training history since the last one; `end` the state.
+    """
+
+    time: float
+    event: Literal["start", "resume", "rung", "end"]
+    step: int = 0
+    metrics: dict[str, float] = {}
+    history: list[dict[str, float]] = []
+    message: str = ""
+
+
+class Manifest(Model):
+    """An ended trial. Written once, never changed."""
+
+    key: str
+    number: int
+    recipe: str | None
+    params: dict[str, Any]
+    point: dict[str, Any]
+    state: Literal["complete", "infeasible", "failed"]
+    reason: str | None = None
+    metrics: dict[str, Metric] = {}
+    cost: dict[str, Any] = {}
+    seeds: dict[str, int] = {}
+    versions: dict[str, str] = {}
+    hashes: dict[str, str] = {}
+    fingerprint: str
+    correct: dict[str, str] = {}
+    queries: dict[str, int] = {}
+    ended: float
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`, or leave it as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> Manifest:
+    """Write it unless one is there, and return the one that counts."""
+    existing = read_manifest(path)
+    if existing is not None:
+        return existing
+    write_atomically(path, manifest.model_dump_json(indent=1))
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest, or None where there is none."""
+    return Manifest.model_validate_json(path.read_text()) if path.exists() else None
+
+
+def append_event(path: Path, event: Event) -> None:
+    """Add one line to a trial's log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(event.model_dump_json() + "\n")
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """The trial's log; a line torn by a crash is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield Event.model_validate(json.loads(line))
+        except ValueError:
+            continue

@@ -1,0 +1,499 @@
+"""Captions and split files: what is read, and that every mistake in them is told at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainables.config import DataConfig, ShapesConfig
+from trainables.data import DataError, Dataset, coco, load_dataset
+from trainables.data.cache import locate
+
+REAL = Path(os.environ.get("PARETOVL_TEST_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
+
+NAMES = {
+    391895: "COCO_val2014_000000391895.jpg",
+    42: "000000000042.jpg",
+    7: "COCO_train2014_000000000007.jpg",
+}
+SPLITS = {"train": [391895, 7], "test": [42]}
+
+
+def real(name: str) -> Path:
+    if not (REAL / name).is_dir():
+        pytest.skip(f"no real data at {REAL / name}; put it beside the checkout or set PARETOVL_TEST_DATA")
+    return REAL / name
+
+
+def dump(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
+
+
+def captions_of(image_id: int) -> list[str]:
+    return [f"caption {k} of image {image_id}" for k in range(5)]
+
+
+def coco_document() -> dict[str, list[Any]]:
+    return {
+        "images": [{"id": image_id, "file_name": name} for image_id, name in NAMES.items()],
+        "annotations": [
+            {"id": image_id * 10 + k, "image_id": image_id, "caption": text}
+            for image_id in reversed(NAMES)
+            for k, text in enumerate(captions_of(image_id))
+        ],
+    }
+
+
+def write_images(root: Path) -> None:
+    (root / "images").mkdir(parents=True)
+    for position, name in enumerate(NAMES.values()):
+        Image.new("RGB", (24, 16), (80 * position, 10, 200)).save(root / "images" / name)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three images, five captions each, in COCO format."""
+    write_images(tmp_path / "set")
+    dump(tmp_path / "set" / "captions.json", coco_document())
+    dump(tmp_path / "set" / "split.json", SPLITS)
+    return tmp_path / "set"
+
+
+def load(root: Path, **settings: Any) -> Dataset:
+    return load_dataset(DataConfig(root=root, image_pixels=16, **settings), root.parent / "cache")
+
+
+def refused(root: Path, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        load(root, **settings)
+    return str(caught.value)
+
+
+def test_order_and_positions(root: Path) -> None:
+    data = load(root)
+    assert data.train.image_ids.tolist() == [391895, 7]
+    assert data.train.captions == captions_of(391895) + captions_of(7)
+    assert data.train.caption_ids.tolist() == [3918950 + k for k in range(5)] + [70 + k for k in range(5)]
+    assert data.train.caption_image.tolist() == [0] * 5 + [1] * 5
+    assert data.test.image_ids.tolist() == [42]
+    assert data.test.caption_image.tolist() == [0] * 5
+    for split in (data.train, data.test):
+        assert {split.image_ids.dtype, split.caption_ids.dtype, split.caption_image.dtype} == {np.dtype(np.int64)}
+    # JPEG moves a flat colour by a level or two; the blue of image k is 200, its red 80 k.
+    assert np.abs(data.train.pixels[:, 0].mean((1, 2)) - [0, 160]).max() < 4
+    assert abs(data.test.pixels[0, 0].mean() - 80) < 4
+
+
+def test_quiet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load(root)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_first_training_images(root: Path) -> None:
+    data = load(root, max_train_images=1)
+    assert data.train.image_ids.tolist() == [391895]
+    assert len(data.train.captions) == len(data.train.caption_image) == 5
+    assert data.train.pixels.shape == (1, 3, 16, 16)
+    assert data.digest != load(root).digest
+
+
+def test_evaluation_needs_enough_captions(root: Path) -> None:
+    document = coco_document()
+    document["annotations"] = [item for item in document["annotations"] if item["id"] not in (420, 3918950)]
+    dump(root / "captions.json", document)
+    dump(root / "split.json", {"train": [7], "test": [391895, 42]})
+    assert "the most is 4" in refused(root)
+    assert load(root, eval_min_captions=4).test.image_ids.tolist() == [391895, 42]
+    document["annotations"].append({"id": 1, "image_id": 42, "caption": "one more"})
+    dump(root / "captions.json", document)
+    assert load(root).test.image_ids.tolist() == [42]
+
+
+def karpathy(split_of: dict[int, str]) -> dict[str, Any]:
+    return {
+        "dataset": "coco",
+        "images": [
+            {
+                "filename": name,
+                "filepath": "",
+                "cocoid": image_id,
+                "imgid": position,
+                "split": split_of[image_id],
+                "sentids": [image_id * 10 + k for k in range(5)],
+                "sentences": [
+                    {"raw": text, "tokens": text.split(), "imgid": position, "sentid": image_id * 10 + k}
+                    for k, text in enumerate(captions_of(image_id))
+                ],
+            }
+            for position, (image_id, name) in enumerate(NAMES.items())
+        ],
+    }
+
+
+def assert_same(one: Dataset, other: Dataset, caption_ids: bool) -> None:
+    for left, right in ((one.train, other.train), (one.test, other.test)):
+        assert left.image_ids.tolist() == right.image_ids.tolist()
+        assert left.captions == right.captions
+        assert left.caption_image.tolist() == right.caption_image.tolist()
+        assert (left.pixels == right.pixels).all()
+        if caption_ids:
+            assert left.caption_ids.tolist() == right.caption_ids.tolist()
+
+
+def test_karpathy_reads_as_coco(root: Path) -> None:
+    expected = load(root)
+    (root / "split.json").unlink()
+    dump(root / "dataset_coco.json", karpathy({391895: "restval", 42: "test", 7: "train"}))
+    found = load(root, captions="dataset_coco.json")
+    assert_same(found, expected, caption_ids=True)
+    assert found.digest == expected.digest
+
+
+def test_karpathy_file_path(root: Path) -> None:
+    (root / "images" / "val2014").mkdir()
+    (root / "images" / NAMES[42]).rename(root / "images" / "val2014" / NAMES[42])
+    document = karpathy({391895: "train", 42: "test", 7: "train"})
+    document["images"][1]["filepath"] = "val2014"
+    del document["images"][0]["cocoid"], document["images"][0]["filepath"]
+    dump(root / "dataset_coco.json", document)
+    (root / "split.json").unlink()
+    data = load(root, captions="dataset_coco.json")
+    assert data.train.image_ids.tolist() == [0, 7]
+    assert abs(data.test.pixels[0, 0].mean() - 80) < 4
+
+
+def train_rows(ids: list[int]) -> list[dict[str, Any]]:
+    return [
+        {"image": NAMES[image_id], "caption": text, "image_id": f"coco_{image_id}"}
+        for image_id in ids
+        for text in captions_of(image_id)
+    ]
+
+
+def test_lists_read_as_coco(root: Path) -> None:
+    expected = load(root)
+    dump(root / "split.json", {"train": [], "test": []})  # the path names the splits, this is not looked at
+    dump(root / "coco_karpathy_train.json", train_rows([391895, 7]))
+    dump(root / "coco_karpathy_test.json", [{"image": NAMES[42], "caption": captions_of(42)}])
+    found = load(root, captions="coco_karpathy_{split}.json")
+    assert_same(found, expected, caption_ids=False)
+    assert len({*found.train.caption_ids, *found.test.caption_ids}) == 15
+
+
+def test_coco_documents_per_split(root: Path) -> None:
+    expected = load(root)
+    document = coco_document()
+    for split, ids in SPLITS.items():
+        part = {
+            "images": [image for image in document["images"] if image["id"] in ids],
+            "annotations": [item for item in document["annotations"] if item["image_id"] in ids],
+        }
+        dump(root / f"captions_{split}.json", part)
+    assert_same(load(root, captions="captions_{split}.json"), expected, caption_ids=True)
+
+
+def test_list_with_a_split_file(root: Path) -> None:
+    expected = load(root)
+    dump(root / "all.json", [{"image": name, "caption": captions_of(i)} for i, name in NAMES.items()])
+    assert_same(load(root, captions="all.json"), expected, caption_ids=False)
+
+
+def test_other_file_names_are_numbered(root: Path) -> None:
+    (root / "images" / NAMES[7]).rename(root / "images" / "dog.jpg")
+    rows = train_rows([391895, 7])
+    for row in rows[5:]:
+        row["image"] = "dog.jpg"
+    dump(root / "train.json", rows)
+    dump(root / "test.json", [{"image": NAMES[42], "caption": captions_of(42)}])
+    data = load(root, captions="{split}.json")
+    assert (data.train.image_ids.tolist(), data.test.image_ids.tolist()) == ([1, 2], [3])
+
+
+def test_restval_is_optional_and_others_are_not(root: Path) -> None:
+    assert load(root).digest == load(root, train_splits=("train",)).digest
+    message = refused(root, train_splits=("train", "trian"), eval_split="tset")
+    assert "'trian'" in message
+    assert "'tset'" in message
+    assert "there are: train, test" in message
+
+
+def test_no_splits_at_all(root: Path) -> None:
+    (root / "split.json").unlink()
+    message = refused(root)
+    for accepted in ("split.json", "data.split", '{"train": [image id', "Karpathy", "{split}"):
+        assert accepted in message
+
+
+def test_leak_by_id(root: Path) -> None:
+    dump(root / "split.json", {"train": [391895, 7, 42], "test": [42, 391895]})
+    message = refused(root)
+    assert "image 42 " in message
+    assert "image 391895 " in message
+    assert "image 7 " not in message
+    # Not even where the limit cuts the leaking image off: which images are trained on must not depend on it.
+    assert "image 42 " in refused(root, max_train_images=1)
+
+
+def test_leak_by_split_name(root: Path) -> None:
+    assert "image 42 " in refused(root, train_splits=("train", "test"))
+
+
+def test_leak_by_file(root: Path) -> None:
+    document = coco_document()
+    document["images"][1]["file_name"] = f"./{NAMES[7]}"
+    dump(root / "captions.json", document)
+    message = refused(root)
+    assert f"image 42: {NAMES[7]} is also training image 7" in message
+
+
+def test_leak_between_lists(root: Path) -> None:
+    dump(root / "train.json", train_rows([391895, 7, 42]))
+    dump(root / "test.json", [{"image": NAMES[42], "caption": captions_of(42)}])
+    message = refused(root, captions="{split}.json")
+    assert "image 42: id used 2 times, in splits train, test" in message
+
+
+def test_split_ids_without_captions(root: Path) -> None:
+    document = coco_document()
+    document["annotations"] = [item for item in document["annotations"] if item["image_id"] != 7]
+    dump(root / "captions.json", document)
+    dump(root / "split.json", {"train": [391895, 7, 99], "test": [42, 100], "unused": [101]})
+    message = refused(root)
+    for problem in ("image 7: no captions", "image 99: unknown", "image 100: unknown"):
+        assert problem in message
+    assert "101" not in message
+
+
+def test_empty_sides(root: Path) -> None:
+    dump(root / "split.json", {"train": [], "test": [42]})
+    assert "no training images" in refused(root)
+    dump(root / "split.json", {"train": [7], "test": []})
+    assert "no evaluation images" in refused(root)
+
+
+def test_every_mistake_of_a_captions_file(root: Path) -> None:
+    document = coco_document()
+    document["images"] += [
+        {"id": 7, "file_name": "again.jpg"},
+        {"id": "8", "file_name": "x.jpg"},
+        {"id": 9},
+        "ten",
+    ]
+    document["annotations"] += [
+        {"id": 1, "image_id": 555, "caption": "whose?"},
+        {"id": 2, "image_id": 7, "caption": None},
+        {"id": 3, "image_id": 7, "caption": " "},
+        {"id": 70, "image_id": 7, "caption": "again"},
+        {"image_id": 7, "caption": "no id"},
+        {"id": 4, "caption": "no image"},
+        [],
+    ]
+    dump(root / "captions.json", document)
+    message = refused(root)
+    for problem in (
+        "image 7: id used 2 times",
+        "images[4]: id '8' is no integer",
+        "image 9: file_name None",
+        "images[6]: 'ten' is no object",
+        "annotation 1: image_id 555",
+        "annotation 2: caption None",
+        "annotation 3: caption ' '",
+        "annotation 70: id used 2 times",
+        "annotations[19]: id None",
+        "annotation 4: image_id None",
+        "annotations[21]: [] is no object",
+    ):
+        assert problem in message
+    assert "captions.json has 11 unusable entries" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"images": [', "no valid JSON"),
+        ('{"images": []}', "no captions file: expected COCO captions"),
+        ("3", "found int"),
+        ('[{"image": "a.jpg"}, {"image": "b.jpg", "caption": "b"}, 5]', "2 unusable entries"),
+        ('{"images": [{"sentences": []}, {"filename": "a.jpg", "sentences": [1]}]}', "2 unusable entries"),
+        (b"\xff\xfe\xfa", "no valid JSON"),
+    ],
+)
+def test_broken_captions_file(root: Path, text: str | bytes, says: str) -> None:
+    (root / "captions.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refused(root)
+    assert "captions.json" in message
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("split", "says"),
+    [
+        ([1], "no split file"),
+        ({"train": 3, "test": [42]}, "train: 3 is no list"),
+        ({"train": [7, "x"], "test": [None]}, "test: None is no integer"),
+    ],
+)
+def test_broken_split_file(root: Path, split: object, says: str) -> None:
+    dump(root / "split.json", split)
+    assert says in refused(root)
+
+
+def test_missing_captions_file(root: Path) -> None:
+    message = refused(root, captions="nowhere.json")
+    assert "nowhere.json (data.captions) does not exist" in message
+    assert "captions_train.json" in refused(root, captions="captions_{split}.json")
+
+
+def test_names_that_leave_the_folder(root: Path) -> None:
+    outside = root.parent / "outside"
+    outside.mkdir()
+    Image.new("RGB", (8, 8)).save(outside / "secret.png")
+    (root / "images" / "link.png").symlink_to(outside / "secret.png")
+    (root / "images" / "folder").symlink_to(outside)
+    (root / "images" / "near.jpg").symlink_to(root / "images" / NAMES[7])
+    names = ["../split.json", "a/../../split.json", "..", str(outside / "secret.png"), "link.png"]
+    names += ["folder/secret.png", "folder/missing.png"]
+    with pytest.raises(DataError) as caught:
+        locate(root / "images", [*names, "near.jpg", NAMES[42], "missing.jpg"])
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.split(": ")[0].strip() for line in lines] == names
+    near, plain, missing = locate(root / "images", ["near.jpg", NAMES[42], "missing.jpg"])
+    assert near.path == (root / "images" / NAMES[7]).resolve()
+    assert (plain.size, missing.size) == ((root / "images" / NAMES[42]).stat().st_size, -1)
+
+
+def test_annotations_that_leave_the_folder(root: Path) -> None:
+    document = coco_document()
+    document["images"][0]["file_name"] = "../split.json"
+    document["images"][2]["file_name"] = "/etc/hostname"
+    dump(root / "captions.json", document)
+    message = refused(root)
+    assert "../split.json" in message
+    assert "/etc/hostname" in message
+
+
+def test_image_folder_may_be_a_link(root: Path) -> None:
+    (root / "images").rename(root.parent / "elsewhere")
+    assert "does not exist" in refused(root)
+    (root / "images").symlink_to(root.parent / "elsewhere")
+    assert load(root).test.image_ids.tolist() == [42]
+
+
+def test_digest_follows_content_only(root: Path, tmp_path: Path) -> None:
+    first = load(root).digest
+    for path in (root / "images").iterdir():
+        os.utime(path, (1, 1))
+    document = coco_document()
+    document["info"] = {"description": "changes nothing that is read"}
+    dump(root / "captions.json", document)
+    assert load(root).digest == first
+    moved = root.rename(tmp_path / "moved")
+    assert load(moved).digest == first
+    changes = [load(moved, resize="stretch"), load_dataset(DataConfig(root=moved, image_pixels=17), tmp_path)]
+    document["annotations"][0]["caption"] += "!"
+    dump(moved / "captions.json", document)
+    changes.append(load(moved))
+    Image.new("RGB", (240, 16), "red").save(moved / "images" / NAMES[7])
+    changes.append(load(moved))
+    dump(moved / "split.json", {"train": [7], "test": [42]})
+    changes.append(load(moved))
+    assert len({first, *(data.digest for data in changes)}) == 6
+
+
+def test_message_is_capped_and_survives_pickling() -> None:
+    error = DataError("bad", [f"line {k}" for k in range(25)])
+    assert str(error).splitlines()[-1].strip() == "... and 5 more (25 in all)"
+    assert len(str(error).splitlines()) == 22
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_real_coco(tmp_path: Path) -> None:
+    root = real("coco_small")
+    data = load_dataset(DataConfig(root=root, image_pixels=32, max_train_images=40), tmp_path)
+    document = json.loads((root / "captions.json").read_text())
+    split = json.loads((root / "split.json").read_text())
+    texts: dict[int, list[str]] = {}
+    for item in document["annotations"]:
+        texts.setdefault(item["image_id"], []).append(item["caption"])
+    order = [image["id"] for image in document["images"]]
+    trainable = {*split["train"], *split["restval"]}
+    enough = {image_id for image_id in split["test"] if len(texts[image_id]) >= 5}
+    assert data.train.image_ids.tolist() == [i for i in order if i in trainable][:40]
+    assert data.test.image_ids.tolist() == [i for i in order if i in enough]
+    for part in (data.train, data.test):
+        for caption, position in zip(part.captions, part.caption_image, strict=True):
+            assert caption in texts[part.image_ids[position]]
+        assert np.bincount(part.caption_image).tolist() == [len(texts[i]) for i in part.image_ids]
+    stored = {image["id"]: image["file_name"] for image in document["images"]}
+    with Image.open(root / "images" / stored[int(data.test.image_ids[3])]) as image:
+        colour = np.asarray(image.convert("RGB")).mean((0, 1))
+    stretched = load_dataset(DataConfig(root=root, image_pixels=32, max_train_images=40, resize="stretch"), tmp_path)
+    assert np.abs(stretched.test.pixels[3].mean((1, 2)) - colour).max() < 2
+
+
+def test_real_flickr(tmp_path: Path) -> None:
+    root = real("flickr8k_144")
+    config = DataConfig(root=root, image_pixels=16, max_train_images=20)
+    data = load_dataset(config, tmp_path)
+    split = json.loads((root / "split.json").read_text())
+    assert set(data.test.image_ids) == set(split["test"])
+    assert np.bincount(data.test.caption_image).tolist() == [5] * len(split["test"])
+    assert data.train.pixels.shape == (20, 3, 16, 16)
+
+
+def test_real_karpathy_test_file(tmp_path: Path) -> None:
+    path = real("coco_small").parent / "coco_karpathy_test_captions.json"
+    pictures = coco.index_pictures(coco.to_coco(json.loads(path.read_bytes()), path.name), path.name)
+    assert len(pictures) == 5000
+    assert sum(len(picture.captions) for picture in pictures) == 25010
+    assert (pictures[0].id, pictures[0].file_name) == (391895, "val2014/COCO_val2014_000000391895.jpg")
+
+
+def test_embedded_shapes(tmp_path: Path) -> None:
+    config = DataConfig(shapes=ShapesConfig(train_images=12, test_images=8), image_pixels=16)
+    data = load_dataset(config, tmp_path)
+    assert (data.train.pixels.shape, data.test.pixels.shape) == ((12, 3, 16, 16), (8, 3, 16, 16))
+    assert (len(data.train.captions), len(data.test.captions)) == (60, 40)
+    # The fields that describe a root do not reach the embedded set.
+    elsewhere = config.model_copy(update={"captions": "x.json", "train_splits": ("a",), "eval_split": "b"})
+    assert load_dataset(elsewhere, tmp_path).digest == data.digest
+    other = config.model_copy(update={"shapes": ShapesConfig(train_images=12, test_images=8, seed=1)})
+    assert load_dataset(other, tmp_path).digest != data.digest
+
+
+def test_killed_shapes_writer_leaves_no_half_set(tmp_path: Path) -> None:
+    config = DataConfig(shapes=ShapesConfig(train_images=12, test_images=8), image_pixels=16)
+    load_dataset(config, tmp_path / "a")
+    name = next(path.name for path in (tmp_path / "a").iterdir() if path.is_dir())
+    (tmp_path / "b" / f"{name}.tmp" / "images").mkdir(parents=True)
+    (tmp_path / "b" / f"{name}.tmp" / "images" / "stale.png").touch()
+    load_dataset(config, tmp_path / "b")
+    assert not (tmp_path / "b" / f"{name}.tmp").exists()
+    assert not (tmp_path / "b" / name / "images" / "stale.png").exists()
+
+
+def test_cached_start_is_fast(tmp_path: Path) -> None:
+    config = DataConfig(root=real("coco_small"), image_pixels=16)
+    load_dataset(config, tmp_path)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        load_dataset(config, tmp_path)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
+
+
+def test_imports_no_tensor_library() -> None:
+    code = "import sys, trainables.data; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,243 @@
+"""What one trial is: a point of the search space, the data, the model, the training and the fixed evaluation protocol.
+
+Everything here is plain data (pydantic), imports no tensor library, and is the whole contract between `study` and
+`trainables`: a `TrialConfig` goes in, a `TrialResult` comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+TARGETS = ("clean", "image", "text", "both")
+"""What is attacked when retrieval is measured: nothing, the images, the captions, or both (Sep-Attack)."""
+
+DIRECTIONS = ("tr", "ir", "mr")
+"""Text retrieval (image to caption), image retrieval (caption to image), and the mean of the two."""
+
+
+def metric_names(recall_at: tuple[int, ...]) -> list[str]:
+    """Every metric a trial reports, for example `both/mr_r5`: target, direction, recall at k (all in [0, 1])."""
+    return [f"{target}/{direction}_r{k}" for target in TARGETS for direction in DIRECTIONS for k in recall_at]
+
+
+def parse_epsilon(value: object) -> object:
+    """Let radii be written as the papers do, `2/255`; everything else is left to pydantic.
+
+    Example:
+        >>> parse_epsilon("4/8")
+        0.5
+    """
+    if isinstance(value, str) and value.count("/") == 1:
+        over, under = value.split("/")
+        try:
+            return float(over) / float(under)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{value!r} is no number; write a radius in [0, 1] as 0.0078 or 2/255") from None
+    return value
+
+
+Epsilon = Annotated[float, BeforeValidator(parse_epsilon), Field(ge=0, le=1)]
+"""An L-infinity radius in [0, 1] pixels, before any normalisation."""
+
+
+class Model(BaseModel):
+    """Base of every schema here: unknown fields are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def content_hash(value: BaseModel | dict[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the value's canonical JSON."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Point(Model):
+    """One point of the space: what is searched, and what tells published defences apart.
+
+    The loss is `w * contrastive(x', t'; tau) + (1 - w) * anchor(x')` on adversarial pairs made under this point's
+    training attack.
+    """
+
+    contrastive_weight: float = Field(1.0, ge=0, le=1, description="w, weight of the contrastive loss")
+    temperature: float = Field(0.05, gt=0, le=1, description="tau, or where it starts if it is learned")
+    temperature_learned: bool = Field(False, description="whether tau is trained from that start")
+    epsilon: Epsilon = Field(0.0, description="L-inf radius of the training attack, in [0, 1] or as 2/255")
+    attack_steps: int = Field(0, ge=0, le=100, description="PGD steps of the training attack; 0 only at epsilon 0")
+    words: int = Field(0, ge=0, le=10, description="words the training attack may change in a caption")
+    trainable: Literal["all", "image"] = Field("all", description="which encoders are trained")
+    attack_objective: Literal["cross", "deviation"] = Field(
+        "cross",
+        description="the image attack pushes away from the captions, or from the frozen clean embedding",
+    )
+
+    @model_validator(mode="after")
+    def _steps_go_with_epsilon(self) -> Point:
+        if self.epsilon > 0 and self.attack_steps == 0:
+            raise ValueError("epsilon > 0 needs attack_steps >= 1")
+        if self.epsilon == 0 and self.attack_steps > 0:
+            raise ValueError("attack_steps > 0 needs epsilon > 0")
+        return self
+
+
+class ShapesConfig(Model):
+    """The procedural data set used when no data root is given."""
+
+    train_images: int = Field(1500, ge=8, le=1_000_000)
+    test_images: int = Field(200, ge=8, le=100_000)
+    seed: int = 0
+
+
+class DataConfig(Model):
+    """Image-caption pairs in COCO format, or the embedded shapes where `root` is empty."""
+
+    root: Path | None = Field(None, description="folder of a COCO-format set; empty: procedural shapes")
+    images: str = Field("images", description="image folder below root")
+    captions: str = Field("captions.json", description="captions file below root (COCO format or Karpathy JSON)")
+    split: str = Field("split.json", description="split file below root: {split: [image id, ...]}")
+    train_splits: tuple[str, ...] = ("train", "restval")
+    eval_split: str = "test"
+    eval_min_captions: int = Field(5, ge=1, description="evaluate only images with at least this many captions")
+    image_pixels: int = Field(64, ge=16, le=1024, description="images are resized once to this square")
+    resize: Literal["stretch", "crop"] = Field("crop", description="centre crop of the short side, or stretch")
+    max_train_images: int | None = Field(None, ge=1, description="use the first n training images only")
+    shapes: ShapesConfig = ShapesConfig()
+
+
+class PretrainConfig(Model):
+    """How a base model is made from scratch, once, when no pretrained one is named."""
+
+    root: Path | None = Field(None, description="COCO-format set to pre-train on; empty: the study's training split")
+    epochs: int = Field(24, ge=1, le=10_000)
+    batch_size: int = Field(64, ge=2)
+    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    temperature: float = Field(0.07, gt=0, le=1, description="start of the learned temperature")
+    mlm_epochs: int = Field(8, ge=1, description="epochs of the tiny masked language model for text attacks")
+    seed: int = 0
+
+
+class TinyConfig(Model):
+    """Size of the CLIP that is built when no base is named."""
+
+    width: int = Field(64, ge=8, le=4096)
+    layers: int = Field(2, ge=1, le=48)
+    heads: int = Field(4, ge=1, le=64)
+    patch_pixels: int = Field(8, ge=2, le=64)
+    embedding: int = Field(64, ge=8, le=4096)
+
+
+class ModelConfig(Model):
+    """Which vision-language model is fine-tuned."""
+
+    base: str | None = Field(None, description="CLIP to start from: hub id or local directory; empty: a tiny one")
+    image_tower: str | None = Field(None, description="image encoder (hub id or directory) of a dual encoder")
+    text_tower: str | None = Field(None, description="its text encoder; empty: mean of learned word embeddings")
+    masked_lm: str | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
+    max_tokens: int = Field(32, ge=4, le=512, description="captions are cut to this many tokens")
+    tiny: TinyConfig = TinyConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+
+    @model_validator(mode="after")
+    def _one_family(self) -> ModelConfig:
+        if self.base and self.image_tower:
+            raise ValueError("give base (a CLIP) or image_tower (a dual encoder), not both")
+        if self.text_tower and not self.image_tower:
+            raise ValueError("text_tower goes with image_tower")
+        return self
+
+
+class TrainingConfig(Model):
+    """How long and how fast a trial fine-tunes."""
+
+    epochs: int = Field(3, ge=1, le=1000, description="each ends in a checkpoint and a small evaluation (a rung)")
+    batch_size: int = Field(32, ge=2, description="global batch: the number of contrastive pairs over all workers")
+    learning_rate: float = Field(3e-4, gt=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0, lt=1)
+    warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    attack_candidates: int = Field(5, ge=1, le=10, description="masked-LM substitutes the training attack tries a word")
+    log_every_steps: int = Field(5, ge=1)
+
+
+class WorkersConfig(Model):
+    """What one trial holds."""
+
+    count: int = Field(1, ge=1, le=1024, description="data-parallel workers of a trial")
+    gpus_per_worker: float | None = Field(None, ge=0, description="empty: one if the cluster has any, else none")
+    cpus_per_worker: float = Field(0.9, gt=0, description="CPUs a worker reserves")
+
+
+class Protocol(Model):
+    """The evaluation: fixed within a study, hashed, never searched. It reads no trial's temperature."""
+
+    epsilon: Epsilon = 2 / 255
+    image_steps: int = Field(10, ge=1, le=1000, description="PGD steps; each moves by 2.5 epsilon / steps")
+    words: int = Field(1, ge=0, le=10, description="words the text attack may change in a caption")
+    candidates: int = Field(10, ge=1, le=10, description="masked-LM substitutes tried per word")
+    gallery_images: int = Field(200, ge=2, description="evaluation images, each with all its captions")
+    rung_gallery_images: int = Field(50, ge=2, description="images of the small evaluation after each epoch")
+    rung_image_steps: int = Field(3, ge=1, le=1000)
+    recall_at: tuple[int, ...] = (1, 5, 10)
+    bootstrap_samples: int = Field(1000, ge=100, le=100_000)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    batch_images: int = Field(50, ge=1, description="images attacked at once; changes no result")
+    seed: int = 0
+
+    @field_validator("recall_at")
+    @classmethod
+    def _recalls(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or list(value) != sorted(set(value)) or value[0] < 1:
+            raise ValueError("recall_at needs rising positive integers, for example [1, 5, 10]")
+        return value
+
+
+class TrialConfig(Model):
+    """Everything one trial depends on. Equal configs give equal results."""
+
+    key: str = Field("trial", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="stable name, also the run name")
+    point: Point = Point()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    protocol: Protocol = Protocol()
+    workers: WorkersConfig = WorkersConfig()
+    seed: int = 0
+    cache_dir: Path = Field(Path("studies/.cache"), description="prepared data and base models, shared by trials")
+    storage_path: str = Field("studies/.runs", description="where Ray Train keeps checkpoints (path or URL)")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrialConfig:
+        if self.training.batch_size % self.workers.count:
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not a multiple of workers.count "
+                f"{self.workers.count}"
+            )
+        return self
+
+
+class Metric(Model):
+    """A measured value with its bootstrap interval over evaluation images."""
+
+    value: float
+    low: float
+    high: float
+
+
+class TrialResult(Model):
+    """What a finished trial measured."""
+
+    metrics: dict[str, Metric]
+    correct: dict[str, str] = Field(description="per `target/direction_rk`: query bits, np.packbits in base64")
+    queries: dict[str, int] = Field(description="number of queries per direction, `tr` and `ir`")
+    device_seconds: float = Field(ge=0, description="workers x seconds held, all attempts up to their checkpoints")
+    seconds: dict[str, float] = Field(description="of the last worker group: load, train, attack, evaluate")
+    steps: int = Field(ge=0)
+    resumed_from_steps: list[int] = Field(description="optimiser step each further attempt went on from")
+    temperature: float = Field(description="at the end of training")
+    hashes: dict[str, str] = Field(description="protocol, data and base the numbers belong to")
+    versions: dict[str, str]

@@ -1,0 +1,197 @@
+"""Image files -> one memory-mapped uint8 array, decoded once and shared by every process of a node."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePath
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from trainables.data.coco import DataError
+
+VERSION = 1
+"""Part of the data hash: raise it when the same file would decode to other pixels."""
+
+MISSING = -1
+
+Resize = Literal["stretch", "crop"]
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file below the image folder; `size` is its length in bytes, or `MISSING`."""
+
+    name: str
+    path: Path
+    size: int
+
+
+def locate(folder: Path, names: Sequence[str]) -> list[ImageFile]:
+    """Where the images of an annotation file are, without opening them.
+
+    Annotation files come from outside: no name may lead out of the folder. The folder itself may be a link.
+
+    Raises:
+        DataError: If there is no such folder, or with every name that leaves it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"the image folder {folder} (data.images below data.root) does not exist")
+    base = os.path.realpath(folder)
+    resolve_directory = cache(os.path.realpath)  # one resolution a directory, one lstat a file
+    problems, files = [], []
+    for name in names:
+        path, size = os.path.join(base, name), MISSING
+        if os.path.isabs(name) or ".." in PurePath(name).parts:
+            problems.append(f"{name}: absolute, or with '..'")
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            path = os.path.join(resolve_directory(os.path.dirname(path)), os.path.basename(path))
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                path = os.path.realpath(path)
+                status = os.lstat(path)
+            size = status.st_size
+        if os.path.commonpath([base, path]) != base:
+            problems.append(f"{name}: leads to {path}")
+            continue
+        files.append(ImageFile(name, Path(path), size))
+    if problems:
+        raise DataError(f"file names that leave the image folder {folder}", problems)
+    return files
+
+
+def load_pixels(files: Sequence[ImageFile], pixels: int, resize: Resize, path: Path) -> np.ndarray:
+    """The images as a read-only memory map, uint8 (files, 3, pixels, pixels).
+
+    The file is built if it is missing or damaged. Any number of processes may call this at once: one builds,
+    the others wait and map its file.
+
+    Args:
+        files: From `locate`.
+        pixels: Height and width of the result.
+        resize: `crop` scales the short side and cuts out the centre, `stretch` scales both sides.
+        path: The cache file; its name must depend on everything that shapes the content.
+
+    Raises:
+        DataError: With every file that cannot be decoded, and why.
+    """
+    shape = (len(files), 3, pixels, pixels)
+    found = _open(path, shape)
+    if found is not None:
+        return found
+    with locked(path):
+        found = _open(path, shape)
+        if found is None:
+            _build(files, resize, path, shape)
+            found = _open(path, shape)
+    if found is None:
+        raise OSError(f"{path} was written but does not read back; is the file system of the cache sound?")
+    return found
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the exclusive lock of `path` (a file beside it), which ends with the process at the latest."""
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def decode(path: Path, pixels: int, resize: Resize) -> np.ndarray:
+    """One image as uint8 (3, pixels, pixels): upright, RGB, transparency on white, bicubic.
+
+    Raises:
+        Exception: Whatever Pillow finds wrong with the file; its plugins raise nearly anything.
+    """
+    with Image.open(path) as image:
+        upright = _rgb(ImageOps.exif_transpose(image))
+    if resize == "crop":
+        square = ImageOps.fit(upright, (pixels, pixels), Image.Resampling.BICUBIC)
+    else:
+        square = upright.resize((pixels, pixels), Image.Resampling.BICUBIC)
+    return np.asarray(square).transpose(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown; convert it to 8 bits")
+    if image.mode.startswith("I"):
+        # Pillow would clip 16 bits at 255; the upper byte is what it takes of 16-bit colours.
+        levels = np.asarray(image).clip(0, 65535) >> 8
+        image = Image.fromarray(levels.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _open(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The cached array, or None if there is none or it is not what was asked for."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):
+        return None
+    return found if found.shape == shape and found.dtype == np.uint8 else None
+
+
+def _build(files: Sequence[ImageFile], resize: Resize, path: Path, shape: tuple[int, ...]) -> None:
+    """Decode every file into `path`; needs its lock."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(temporary)
+
+        def fill(position: int) -> str | None:
+            file = files[position]
+            try:
+                array[position] = decode(file.path, shape[-1], resize)
+            except Exception as error:
+                return f"{file.name}: {_reason(file, error)}"
+            return None
+
+        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            # Pillow only warns of a decompression bomb up to twice its limit.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            problems = [problem for problem in pool.map(fill, range(len(files))) if problem]
+        if problems:
+            raise DataError(f"{len(problems)} of {len(files)} image files cannot be used", problems)
+        array.flush()
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reserve(path: Path) -> None:
+    """Take the disk space now: on a full disk, a write through the memory map would kill the process."""
+    size = path.stat().st_size
+    try:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"decoded images need {size / 1e6:.0f} MB; free space, or choose another cache_dir"
+            raise OSError(error.errno, message, str(path)) from None
+    except AttributeError:
+        return  # not on macOS
+
+
+def _reason(file: ImageFile, error: Exception) -> str:
+    if file.size == MISSING:
+        return "no such file"
+    if file.size == 0:
+        return "empty file"
+    if isinstance(error, UnidentifiedImageError):
+        return "no image Pillow knows"
+    return f"{type(error).__name__}: {error}"

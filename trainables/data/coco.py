@@ -1,0 +1,384 @@
+"""Captions and split files -> the pictures to train on and to evaluate on.
+
+Three shapes are read. Each is first rewritten as a COCO captions document, so that one checker and one index
+(pycocotools) serve them all:
+
+* COCO captions: `{images: [{id, file_name}], annotations: [{id, image_id, caption}]}`;
+* Karpathy's `dataset_coco.json`: `{images: [{filename, filepath, cocoid, split, sentences: [...]}]}`,
+  sentences being `{raw, sentid}`, with `imgid` where there is no `cocoid`;
+* the lists of ALBEF and BLIP: `[{image, caption}]`; `caption` is a text (training) or a list of texts (test).
+
+Splits come from the captions path if it has `{split}` in it (one file per split), else from the split file if
+there is one, else from the `split` of each image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+
+from trainables.config import DataConfig
+
+LISTED_PROBLEMS = 20
+
+OPTIONAL_SPLITS = frozenset({"restval"})
+"""Only Karpathy's COCO has it, and some files fold it into `train`: naming it must not fail elsewhere."""
+
+COCO_NAME = re.compile(r"(?:^|[_/])(\d{12})\.\w+$")
+"""The image id in `COCO_val2014_000000391895.jpg` and `000000391895.jpg`."""
+
+SPLIT_FILE = '{"train": [image id, ...], "test": [image id, ...]}'
+
+CAPTIONS_FILE = (
+    "COCO captions {images, annotations}, Karpathy {images: [{filename, split, sentences}]} "
+    "or a list of {image, caption}"
+)
+
+
+class DataError(ValueError):
+    """Data that cannot be used. The message says what is wrong, then lists all problems.
+
+    Args:
+        message: What is wrong, and what is accepted.
+        problems: One line each; after `LISTED_PROBLEMS` the message only tells how many there are.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        lines = list(problems[:LISTED_PROBLEMS])
+        if len(problems) > len(lines):
+            lines.append(f"... and {len(problems) - len(lines)} more ({len(problems)} in all)")
+        super().__init__("\n  ".join([message, *lines]))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of the captions file and its captions, in file order.
+
+    `file_name` is relative to the image folder; `captions` are (caption id, text); `split` is what the
+    captions file itself says.
+    """
+
+    id: int
+    file_name: str
+    captions: tuple[tuple[int, str], ...]
+    split: str | None
+
+
+def read_pictures(config: DataConfig, root: Path) -> tuple[list[Picture], list[Picture]]:
+    """The training and the evaluation pictures of a data set, in the order of the captions file.
+
+    Raises:
+        DataError: If files are missing, malformed or contradict each other, or if nothing is left.
+    """
+    document = _load_captions(config, root)
+    pictures = index_pictures(to_coco(document, config.captions), config.captions)
+    split_file = root / config.split
+    if "{split}" not in config.captions and split_file.exists():
+        splits = _checked_splits(_load_json(split_file, "data.split"), config.split)
+    else:
+        splits = _carried_splits(pictures)
+        if not splits:
+            raise DataError(
+                f"{split_file} (data.split) does not exist and {config.captions} carries no splits; give a "
+                f"split file {SPLIT_FILE}, Karpathy JSON, "
+                "or one captions file per split with {split} in its name"
+            )
+    return select(pictures, splits, config)
+
+
+def select(
+    pictures: Sequence[Picture], splits: dict[str, list[int]], config: DataConfig
+) -> tuple[list[Picture], list[Picture]]:
+    """The pictures of the training splits, and those of the evaluation split with enough captions.
+
+    Raises:
+        DataError: If a split is unknown, an image of a used split has no captions, an image is both trained
+            on and evaluated, or a side is empty.
+    """
+    unknown = [
+        f"{field} {name!r}"
+        for field, names in (
+            ("data.train_splits", config.train_splits),
+            ("data.eval_split", (config.eval_split,)),
+        )
+        for name in names
+        if name not in splits and name not in OPTIONAL_SPLITS
+    ]
+    if unknown:
+        raise DataError(f"unknown splits; there are: {', '.join(splits)}", unknown)
+    by_id = {picture.id: picture for picture in pictures}
+    train_ids = {image_id for name in config.train_splits for image_id in splits.get(name, [])}
+    test_ids = set(splits.get(config.eval_split, []))
+    bare = [
+        f"image {image_id}: " + ("no captions" if image_id in by_id else "unknown to the captions file")
+        for image_id in sorted(train_ids | test_ids)
+        if image_id not in by_id or not by_id[image_id].captions
+    ]
+    if bare:
+        raise DataError(f"images of the splits without captions in {config.captions}", bare)
+    train = [picture for picture in pictures if picture.id in train_ids]
+    candidates = [picture for picture in pictures if picture.id in test_ids]
+    _refuse_leaks(train, candidates, config)
+    test = [picture for picture in candidates if len(picture.captions) >= config.eval_min_captions]
+    if not train:
+        raise DataError(f"no training images: data.train_splits {list(config.train_splits)} are empty")
+    if not test:
+        most = max((len(picture.captions) for picture in candidates), default=0)
+        raise DataError(
+            f"no evaluation images: data.eval_split {config.eval_split!r} has {len(candidates)} images, none "
+            f"with data.eval_min_captions {config.eval_min_captions} captions or more (the most is {most})"
+        )
+    return train[: config.max_train_images], test
+
+
+def _refuse_leaks(train: Sequence[Picture], test: Sequence[Picture], config: DataConfig) -> None:
+    """No image is both trained on and evaluated: neither its id nor its file."""
+    ids = {picture.id for picture in train}
+    files = {os.path.normpath(picture.file_name): picture.id for picture in train}
+    leaks = []
+    for picture in test:
+        file_name = os.path.normpath(picture.file_name)
+        if picture.id in ids:
+            leaks.append(f"image {picture.id} ({file_name})")
+        elif file_name in files:
+            leaks.append(f"image {picture.id}: {file_name} is also training image {files[file_name]}")
+    if leaks:
+        raise DataError(
+            f"{len(leaks)} images are both in data.train_splits {list(config.train_splits)} and in "
+            f"data.eval_split {config.eval_split!r}; take them out of one",
+            leaks,
+        )
+
+
+def index_pictures(document: dict[str, list[Any]], source: str) -> list[Picture]:
+    """Check a COCO captions document as a whole and index it by image.
+
+    Args:
+        document: `images` and `annotations`.
+        source: Name of the file, for messages.
+
+    Raises:
+        DataError: With every missing or wrong field, repeated id and unknown `image_id`.
+    """
+    images, annotations = document["images"], document["annotations"]
+    problems = [*_image_problems(images), *_repeated("image", images)]
+    image_ids = {image["id"] for image in images if isinstance(image, dict) and _is_id(image.get("id"))}
+    problems += [*_annotation_problems(annotations, image_ids), *_repeated("annotation", annotations)]
+    if problems:
+        raise DataError(f"{source} has {len(problems)} unusable entries", problems)
+    coco = COCO()
+    coco.dataset = {"images": images, "annotations": annotations}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return [
+        Picture(
+            id=image_id,
+            file_name=image["file_name"],
+            captions=tuple((item["id"], item["caption"]) for item in coco.imgToAnns.get(image_id, ())),
+            split=image.get("split"),
+        )
+        for image_id, image in coco.imgs.items()
+    ]
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _image_problems(images: Sequence[Any]) -> list[str]:
+    problems = []
+    for position, image in enumerate(images):
+        if not isinstance(image, dict):
+            problems.append(f"images[{position}]: {image!r} is no object")
+            continue
+        if not _is_id(image.get("id")):
+            problems.append(f"images[{position}]: id {image.get('id')!r} is no integer")
+        if not _is_text(image.get("file_name")):
+            problems.append(f"image {image.get('id')}: file_name {image.get('file_name')!r} is no text")
+        if not isinstance(image.get("split"), str | None):
+            problems.append(f"image {image.get('id')}: split {image['split']!r} is no text")
+    return problems
+
+
+def _annotation_problems(annotations: Sequence[Any], image_ids: set[int]) -> list[str]:
+    problems = []
+    for position, item in enumerate(annotations):
+        if not isinstance(item, dict):
+            problems.append(f"annotations[{position}]: {item!r} is no object")
+            continue
+        if not _is_id(item.get("id")):
+            problems.append(f"annotations[{position}]: id {item.get('id')!r} is no integer")
+        if not _is_id(item.get("image_id")) or item["image_id"] not in image_ids:
+            problems.append(f"annotation {item.get('id')}: image_id {item.get('image_id')!r} is no image of the file")
+        if not _is_text(item.get("caption")):
+            problems.append(f"annotation {item.get('id')}: caption {item.get('caption')!r} is no text")
+    return problems
+
+
+def _repeated(kind: str, items: Sequence[Any]) -> list[str]:
+    splits = defaultdict(list)
+    for item in items:
+        if isinstance(item, dict) and _is_id(item.get("id")):
+            splits[item["id"]].append(str(item.get("split")))
+    return [
+        f"{kind} {item_id}: id used {len(names)} times"
+        + (f", in splits {', '.join(names)}" if len(set(names)) > 1 else "")
+        for item_id, names in splits.items()
+        if len(names) > 1
+    ]
+
+
+def to_coco(document: Any, source: str) -> dict[str, list[Any]]:
+    """Rewrite any of the accepted shapes as a COCO captions document; its entries are not checked yet.
+
+    Raises:
+        DataError: If it is none of the shapes.
+    """
+    if isinstance(document, list):
+        return _rows_to_coco(document, source)
+    images = document.get("images") if isinstance(document, dict) else None
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if isinstance(images, list) and isinstance(annotations, list):
+        return {"images": images, "annotations": annotations}
+    if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
+        return _karpathy_to_coco(images, source)
+    keys = f" with keys {list(document)!r:.200}" if isinstance(document, dict) else ""
+    raise DataError(f"{source} is no captions file: expected {CAPTIONS_FILE}, found {type(document).__name__}{keys}")
+
+
+def _karpathy_to_coco(images: list[Any], source: str) -> dict[str, list[Any]]:
+    """Karpathy's `dataset_coco.json` (Karpathy and Fei-Fei 2015); captions are the raw sentences."""
+    problems = [
+        f"images[{position}]: expected {{filename, cocoid or imgid, split, sentences: [{{raw, sentid}}]}}"
+        for position, image in enumerate(images)
+        if not isinstance(image, dict)
+        or not isinstance(image.get("filename"), str)
+        or not isinstance(image.get("filepath"), str | None)
+        or not isinstance(image.get("sentences"), list)
+        or not all(isinstance(sentence, dict) for sentence in image["sentences"])
+    ]
+    if problems:
+        raise DataError(f"{source} has {len(problems)} unusable entries", problems)
+    coco: dict[str, list[Any]] = {"images": [], "annotations": []}
+    for image in images:
+        image_id = image.get("cocoid", image.get("imgid"))
+        file_name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
+        coco["images"].append({"id": image_id, "file_name": file_name, "split": image.get("split")})
+        coco["annotations"] += [
+            {"id": sentence.get("sentid"), "image_id": image_id, "caption": sentence.get("raw")}
+            for sentence in image["sentences"]
+        ]
+    return coco
+
+
+def _rows_to_coco(rows: list[Any], source: str) -> dict[str, list[Any]]:
+    """The lists of ALBEF (Li et al. 2021) and BLIP (Li et al. 2022); rows of one image are gathered."""
+    problems = [
+        f"[{position}]: expected {{image: file name, caption: text or list of texts}}"
+        for position, row in enumerate(rows)
+        if not isinstance(row, dict)
+        or not isinstance(row.get("image"), str)
+        or not isinstance(row.get("caption"), str | list)
+    ]
+    if problems:
+        raise DataError(f"{source} has {len(problems)} unusable entries", problems)
+    ids = _number_files(list(dict.fromkeys(row["image"] for row in rows)))
+    # An image in two split files stays there twice, so that the checker sees its id repeated.
+    images = dict.fromkeys((row["image"], row.get("split")) for row in rows)
+    captions = [
+        (ids[row["image"]], caption)
+        for row in rows
+        for caption in (row["caption"] if isinstance(row["caption"], list) else [row["caption"]])
+    ]
+    return {
+        "images": [{"id": ids[name], "file_name": name, "split": split} for name, split in images],
+        "annotations": [
+            {"id": position, "image_id": image_id, "caption": caption}
+            for position, (image_id, caption) in enumerate(captions, 1)
+        ],
+    }
+
+
+def _number_files(names: Sequence[str]) -> dict[str, int]:
+    """The COCO id of every file if all names carry one and no two the same, else the running index from 1."""
+    matches = [COCO_NAME.search(name) for name in names]
+    ids = {int(match[1]) for match in matches if match}
+    if len(ids) == len(names):
+        return {name: int(match[1]) for name, match in zip(names, matches, strict=True) if match}
+    return {name: position for position, name in enumerate(names, 1)}
+
+
+def _load_captions(config: DataConfig, root: Path) -> Any:
+    """The captions file as it is, or those of the used splits joined, each image tagged with its split."""
+    if "{split}" not in config.captions:
+        return _load_json(root / config.captions, "data.captions")
+    paths = {
+        split: root / config.captions.replace("{split}", split)
+        for split in dict.fromkeys([*config.train_splits, config.eval_split])
+    }
+    parts = {
+        split: _load_json(path, "data.captions")
+        for split, path in paths.items()
+        if path.exists() or split not in OPTIONAL_SPLITS
+    }
+    if all(isinstance(part, list) for part in parts.values()):
+        return [entry for split, part in parts.items() for entry in _tagged(part, split)]
+    joined: dict[str, list[Any]] = {}
+    for split, part in parts.items():
+        document = to_coco(part, paths[split].name)
+        joined.setdefault("images", []).extend(_tagged(document["images"], split))
+        joined.setdefault("annotations", []).extend(document["annotations"])
+    return joined
+
+
+def _tagged(entries: Sequence[Any], split: str) -> list[Any]:
+    return [{**entry, "split": split} if isinstance(entry, dict) else entry for entry in entries]
+
+
+def _carried_splits(pictures: Sequence[Picture]) -> dict[str, list[int]]:
+    splits: dict[str, list[int]] = {}
+    for picture in pictures:
+        if picture.split is not None:
+            splits.setdefault(picture.split, []).append(picture.id)
+    return splits
+
+
+def _checked_splits(value: Any, source: str) -> dict[str, list[int]]:
+    if not isinstance(value, dict):
+        raise DataError(f"{source} (data.split) is no split file: expected {SPLIT_FILE}")
+    problems = [f"{name}: {ids!r:.60} is no list" for name, ids in value.items() if not isinstance(ids, list)]
+    problems += [
+        f"{name}: {image_id!r} is no integer"
+        for name, ids in value.items()
+        if isinstance(ids, list)
+        for image_id in ids
+        if not _is_id(image_id)
+    ]
+    if problems:
+        raise DataError(f"{source} (data.split) is no split file: expected {SPLIT_FILE}", problems)
+    return value
+
+
+def _load_json(path: Path, field: str) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path} ({field}) does not exist") from None
+    except OSError as error:
+        raise DataError(f"{path} ({field}) cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path} ({field}) is no valid JSON: {error}") from None

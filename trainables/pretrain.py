@@ -1,0 +1,189 @@
+"""Small models made from the data itself: tokenizer, masked language model, base model.
+
+`python -m trainables.pretrain config.yaml` makes everything a trial of that config needs, ahead of time.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import WordPiece
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from trainables.attacks.text import split_words
+from trainables.config import PretrainConfig, TrialConfig
+from trainables.data import Split
+from trainables.losses import contrastive_loss, positive_pairs
+from trainables.models import RetrievalModel, tokenize
+from trainables.models.clip import Clip
+from trainables.models.dual import Dual
+
+Log = Callable[[str], None]
+
+VOCABULARY = 8000
+MASKED_LM = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+MASKED_LM_LENGTH = 64
+
+
+def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
+    """Lower-case WordPiece over the captions' words."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]", "bos": "[BOS]", "eos": "[EOS]"}
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[BOS]", "[EOS]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=ends)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{name}_token": token for name, token in special.items()}
+    )
+
+
+def make_language(folder: Path, captions: Sequence[str], config: PretrainConfig, log: Log) -> None:
+    """Write a tokenizer and a small BERT trained on the captions (Devlin et al. 2019: 15 %, 80/10/10)."""
+    texts = [" ".join(split_words(caption)) for caption in captions]
+    tokenizer = train_tokenizer(texts)
+    torch.manual_seed(config.seed)
+    masked_lm = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=MASKED_LM_LENGTH,
+            pad_token_id=tokenizer.pad_token_id,
+            **MASKED_LM,
+        )
+    )
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=MASKED_LM_LENGTH, return_tensors="pt")
+    tokens, mask = batch["input_ids"], batch["attention_mask"]
+    special = torch.tensor(sorted(set(tokenizer.all_special_ids)))
+    steps = config.mlm_epochs * math.ceil(len(tokens) / 64)
+    optimiser, schedule = _optimiser(masked_lm.parameters(), 2e-3, steps)
+    log(f"masked language model: {len(texts)} captions, vocabulary {len(tokenizer)}, {steps} steps")
+    for _ in range(config.mlm_epochs):
+        for rows in torch.randperm(len(tokens)).split(64):
+            longest = int(mask[rows].sum(1).max())
+            truth = tokens[rows, :longest]
+            chosen = (torch.rand(truth.shape) < 0.15) & ~torch.isin(truth, special)
+            draw = torch.rand(truth.shape)
+            given = truth.masked_fill(chosen & (draw < 0.8), tokenizer.mask_token_id)
+            anything = torch.randint(len(special), len(tokenizer), truth.shape)
+            given = torch.where(chosen & (draw >= 0.9), anything, given)
+            hidden = masked_lm.bert(given, attention_mask=mask[rows, :longest]).last_hidden_state[chosen]
+            loss = F.cross_entropy(masked_lm.cls(hidden), truth[chosen])
+            _step(loss, masked_lm, optimiser, schedule)
+    tokenizer.save_pretrained(folder)
+    masked_lm.save_pretrained(folder)
+
+
+def load_tiny_masked_lm(folder: Path) -> tuple[BertForMaskedLM, PreTrainedTokenizerBase]:
+    """What `make_language` wrote, in eval mode."""
+    return BertForMaskedLM.from_pretrained(folder, use_safetensors=True).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def make_base(folder: Path, pairs: Split, config: TrialConfig, language: Path, log: Log) -> None:
+    """Write a model trained on clean pairs: a tiny CLIP from scratch, or a dual encoder on its frozen image tower."""
+    model_config, pretrain = config.model, config.model.pretrain
+    tokenizer = AutoTokenizer.from_pretrained(language)
+    torch.manual_seed(pretrain.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if model_config.image_tower is None:
+        model: RetrievalModel = Clip.tiny(
+            model_config.tiny, config.data.image_pixels, model_config.max_tokens, tokenizer
+        )
+        trained: nn.Module = model  # type: ignore[assignment]
+        encode: Callable[[np.ndarray], Tensor] = lambda rows: model.encode_image(_pixels(pairs, rows, device))  # noqa: E731
+    else:
+        dual = Dual.from_towers(model_config.image_tower, model_config.text_tower, tokenizer)
+        model, trained = dual, nn.ModuleList([dual.image_head, dual.text_tower, dual.text_head])
+        pooled = _pooled_features(dual.to(device), pairs, device, log)
+        encode = lambda rows: dual.image_head(pooled[rows])  # noqa: E731
+    _train_pairs(model, trained, encode, pairs, config, device, log)
+    model.save(folder)
+
+
+def _train_pairs(
+    model: RetrievalModel,
+    trained: nn.Module,
+    encode_image: Callable[[np.ndarray], Tensor],
+    pairs: Split,
+    config: TrialConfig,
+    device: torch.device,
+    log: Log,
+) -> None:
+    pretrain = config.model.pretrain
+    trained.to(device).train()
+    texts = [" ".join(split_words(caption)) for caption in pairs.captions]
+    groups = torch.from_numpy(np.unique(texts, return_inverse=True)[1])
+    tokens, mask = tokenize(model, texts, config.model.max_tokens)
+    captions_of = np.split(np.arange(len(texts)), np.flatnonzero(np.diff(pairs.caption_image)) + 1)
+    log_temperature = nn.Parameter(torch.tensor(math.log(pretrain.temperature), device=device))
+    images = len(pairs.image_ids)
+    size = min(pretrain.batch_size, images)
+    steps = pretrain.epochs * (images // size)
+    optimiser, schedule = _optimiser([*trained.parameters(), log_temperature], pretrain.learning_rate, steps)
+    rng = np.random.default_rng(pretrain.seed)
+    log(f"base model: {images} images, {steps} steps of {size} pairs")
+    for epoch in range(pretrain.epochs):
+        losses = []
+        order = rng.permutation(images)[: images // size * size]
+        for rows in order.reshape(-1, size):
+            captions = np.array([rng.choice(captions_of[row]) for row in rows])
+            longest = int(mask[captions].sum(1).max())
+            text = model.encode_text(tokens[captions, :longest].to(device), mask[captions, :longest].to(device))
+            positives = positive_pairs(torch.from_numpy(rows), groups[captions]).to(device)
+            loss = contrastive_loss(encode_image(rows), text, positives, log_temperature.exp())
+            _step(loss, trained, optimiser, schedule)
+            losses.append(loss.detach())
+        log(f"base model: epoch {epoch + 1}/{pretrain.epochs}, loss {torch.stack(losses).mean():.3f}")
+
+
+def _optimiser(parameters, rate: float, steps: int):  # type: ignore[no-untyped-def]
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
+    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(steps, 2), pct_start=0.1)
+
+
+def _step(loss: Tensor, module: nn.Module, optimiser, schedule) -> None:  # type: ignore[no-untyped-def]
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimiser.step()
+    schedule.step()
+
+
+def _pixels(pairs: Split, rows: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(pairs.pixels[rows]).to(device) / 255
+
+
+@torch.no_grad()
+def _pooled_features(dual: Dual, pairs: Split, device: torch.device, log: Log) -> Tensor:
+    """The frozen tower's features of all images, (images, width)."""
+    log(f"image tower: features of {len(pairs.image_ids)} images")
+    parts = [
+        dual.pooled(_pixels(pairs, rows, device))
+        for rows in np.array_split(np.arange(len(pairs.image_ids)), 1 + len(pairs.image_ids) // 64)
+    ]
+    return torch.cat(parts)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    from trainables.prepare import prepare
+    from trainables.trial import read_config, report_errors
+
+    with report_errors():
+        prepare(read_config(arguments, "python -m trainables.pretrain"), log=print)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
