@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from search_spaces.space import Knob
+from search_spaces.joint import JOINT
+from search_spaces.recipes import Recipe
+from search_spaces.space import Knob, check_space
+from study.mlflow_store import redacted
+from study.records import StudyPaths, write_atomically
+from trainables.command import InputError, all_mistakes, read_yaml
 from trainables.config import (
     DataConfig,
     Model,
@@ -25,10 +31,9 @@ from trainables.config import (
 )
 
 PRESETS = Path(__file__).parent / "presets"
+COST = "cost/device_seconds"
 
-
-class ConfigError(Exception):
-    """Input that cannot be used; its text is the whole message for the user. Exit code 2."""
+ConfigError = InputError
 
 
 class Objective(Model):
@@ -88,19 +93,178 @@ def _name(value: str) -> str:
 class StudyConfig(Model):
     """A named, resumable exploration."""
 
-    name: Annotated[str, AfterValidator(_name)] = Field("quickstart", description="also the folder's name")
+    name: Annotated[str, AfterValidator(_name)] = Field("quickstart", description="of the study and its folder")
     studies_dir: Path = Field(Path("studies"), description="root of all studies")
-    space: dict[str, Knob] = Field(description="knobs by name; see search_spaces")
-    recipes: tuple[Literal["finetune", "tecoa_itr", "fare", "mat"], ...] = Field(
-        ("finetune", "tecoa_itr", "fare", "mat"), description="published defences run first"
+    space: dict[str, Knob] = Field(JOINT, description="knobs by name, in the order they are drawn")
+    recipes: tuple[Recipe, ...] = Field(
+        ("finetune", "tecoa_itr", "fare", "mat"), description="published defences that run first"
     )
-    objectives: tuple[Objective, ...] = Field(min_length=1, max_length=4)
+    recipe_temperature: float = Field(0.05, gt=0, le=1, description="of the recipes: that of the base model")
+    objectives: tuple[Objective, ...] = Field(
+        (Objective(metric="clean/mr_r1"), Objective(metric="both/mr_r1")), min_length=1, max_length=4
+    )
     budget: Budget = Budget()
-    sampler: Literal["tpe", "random"] = "tpe"
-    seed: int = Field(0, ge=0)
+    sampler: Literal["tpe", "random"] = Field("tpe", description="how searched points are proposed")
+    seed: int = Field(0, ge=0, description="of the sampler and of every trial")
     data: DataConfig = DataConfig()
     trial: TrialTemplate = TrialTemplate()
     protocol: Protocol = Protocol()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: str | None = Field(None, description="Optuna storage URL; empty: SQLite in the study's folder")
+
+    @field_validator("space")
+    @classmethod
+    def _space_can_be_used(cls, space: dict[str, Knob]) -> dict[str, Knob]:
+        problems = check_space(space)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return space
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> StudyConfig:
+        known = [*metric_names(self.protocol.recall_at), COST]
+        unknown = [objective.metric for objective in self.objectives if objective.metric not in known]
+        if unknown:
+            raise ValueError(f"objectives: no metric {', '.join(unknown)}; metrics are {', '.join(known)}")
+        if self.trial.training.batch_size % self.trial.workers.count:
+            raise ValueError(
+                f"trial.training.batch_size {self.trial.training.batch_size} is no multiple of trial.workers.count "
+                f"{self.trial.workers.count}"
+            )
+        return self
+
+    @property
+    def paths(self) -> StudyPaths:
+        """Where everything of the study is."""
+        return StudyPaths(self.studies_dir / self.name)
+
+
+class Arguments(StudyConfig, BaseSettings):
+    """Explore how contrastive weight, temperature and training attack decide robustness; run again to go on.
+
+    Later wins: preset, config file, PARETOVL_... variables (PARETOVL_BUDGET__TRIALS), flags.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="PARETOVL_",
+        env_nested_delimiter="__",
+        cli_prog_name="python -m study.run",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="forbid",
+    )
+
+    preset: str = Field("quickstart", description="a ready study, see study/presets")
+    config: Path | None = Field(None, description="YAML file with any of these fields")
+    accept_changes: bool = Field(False, description="go on with a study whose fingerprint differs, and record it")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Variables over what the files say; the command line is put on top by `parse`."""
+        return sources["env_settings"], sources["init_settings"]
+
+
+def parse(arguments: Sequence[str] | None = None) -> Arguments:
+    """The study that the command line, the environment, a file and a preset describe together.
+
+    Raises:
+        InputError: with all mistakes at once.
+        SystemExit: after --help, or for a flag that does not exist (code 2).
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default=os.environ.get("PARETOVL_PRESET", "quickstart"))
+    early.add_argument("--config", type=Path, default=os.environ.get("PARETOVL_CONFIG"))
+    files, _ = early.parse_known_args(given)
+    preset = PRESETS / f"{files.preset}.yaml"
+    if not preset.is_file():
+        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+        raise InputError(f"preset {files.preset!r}: there is none of that name; presets are {known}")
+    values = {"name": files.preset, **read_yaml(preset)}
+    if files.config is not None:
+        values = _merged(values, read_yaml(Path(files.config)))
+    try:
+        return Arguments(_cli_parse_args=given, **values)  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise all_mistakes(error, "the study's configuration") from None
+    except SettingsError as error:
+        raise InputError(str(error)) from None
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Mappings merge, anything else is replaced; a space is replaced whole."""
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict) and name != "space"
+        merged[name] = _merged(merged[name], value) if both else value
+    return merged
+
+
+def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict[str, Any]:
+    """What makes results comparable: the fields of the config that decide them, and hashes of data and code."""
+    deciding = ("space", "recipes", "recipe_temperature", "objectives", "protocol", "data", "trial", "seed")
+    fields = config.model_dump(mode="json", include=set(deciding))
+    fields["data"].pop("root")  # the digest says what is there; where it lies does not matter
+    fields["trial"]["workers"].pop("cpus_per_worker")
+    return {**fields, "data_digest": data_digest, "code_digest": code_digest}
+
+
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """Lines `field: before -> after` for every leaf that differs."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after})
+        return [
+            line for key in keys for line in differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if before == after else [f"{path}: {before} -> {after}"]
+
+
+def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> str:
+    """Write `study.yaml`, or hold the config against the one that is there. Returns the fingerprint's hash.
+
+    Budget, tracking, cluster, storage and sampler may change freely.
+
+    Raises:
+        InputError: the fingerprint differs and the change is not accepted; with the differences.
+    """
+    paths = config.paths
+    accepted: list[Any] = []
+    if paths.config.exists():
+        frozen = read_yaml(paths.config)
+        accepted = frozen.get("accepted", [])
+        changes = differences(frozen.get("fingerprint"), mark)
+        if changes and not accept_changes:
+            raise InputError(
+                f"study {config.name!r} was begun with other settings, so its trials cannot be compared:\n  "
+                + "\n  ".join(changes)
+                + "\nuse the old settings, another --name, or --accept-changes to go on all the same (it is recorded)"
+            )
+        if changes:
+            accepted.append({"trials_before": frozen["hash"], "changes": changes})
+    digest = content_hash(mark)
+    content = {
+        "config": config.model_dump(mode="json", include=set(StudyConfig.model_fields)),
+        "hash": digest,
+        "fingerprint": mark,
+        "accepted": accepted,
+    }
+    content["config"]["storage"] = None if config.storage is None else redacted(config.storage)
+    write_atomically(paths.config, yaml.safe_dump(content, sort_keys=False))
+    return digest
+
+
+def load_frozen(paths: StudyPaths) -> StudyConfig:
+    """The configuration of an existing study.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return StudyConfig.model_validate(read_yaml(paths.config).get("config", {}))
+    except ValidationError as error:
+        raise all_mistakes(error, str(paths.config)) from None

@@ -150,8 +150,9 @@ def read_manifest(path: Path) -> Manifest | None:
 def append_event(path: Path, event: Event) -> None:
     """Add one line to a trial's log."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(event.model_dump_json() + "\n")
+    with path.open("a+b") as file:
+        torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write(b"\n" * torn + event.model_dump_json().encode() + b"\n")
 
 
 def read_events(path: Path) -> Iterator[Event]:

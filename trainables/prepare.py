@@ -1,4 +1,4 @@
-"""What all trials of a study share, made once and found again by its content: data, candidates, base model."""
+"""What all trials of a study share, made once and found again by its content: data, substitutes, base model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import transformers
 
 from trainables.attacks.text import Substitutes, masked_lm_substitutes
+from trainables.command import InputError
 from trainables.config import TrialConfig, content_hash
 from trainables.data import Dataset, load_dataset
 from trainables.data.cache import locked
@@ -19,28 +22,26 @@ from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
 from trainables.models.clip import Clip
 from trainables.models.dual import Dual
-from trainables.pretrain import load_tiny_masked_lm, make_base, make_language
+from trainables.pretrain import Log, make_base, make_masked_lm, make_tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 SUBSTITUTES = 10
-"""Candidates kept per word; attacks may use fewer."""
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded; says which and what is accepted."""
+"""Kept per word; attacks may use fewer."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Attributes:
-    dataset: training and evaluation pairs.
-    train: candidates for the training captions.
-    gallery: what is evaluated on.
-    base: the model before fine-tuning, on the CPU.
-    caption_groups: (training captions,) int64, equal for equal texts.
-    hashes: of data and base.
+    """Everything a trial starts from.
+
+    Attributes:
+        dataset: training and evaluation pairs.
+        train: substitutes for the training captions.
+        gallery: what is evaluated on.
+        base: the model before fine-tuning, on the CPU.
+        caption_groups: (training captions,) int64, equal for equal texts.
+        hashes: of data, base and protocol.
     """
 
     dataset: Dataset
@@ -51,52 +52,99 @@ class Prepared:
     hashes: dict[str, str]
 
 
-def prepare(config: TrialConfig, log: Callable[[str], None] = lambda line: None) -> Prepared:
-    """Load what the trial needs; make what does not exist yet, which takes from seconds to minutes.
+class Workshop:
+    """Makes the parts that do not exist yet. Many processes may try at once: one makes, the others wait."""
 
-    Safe to call from many processes at once: one makes, the others wait.
+    def __init__(self, config: TrialConfig, log: Log) -> None:
+        self.config, self.log, self.cache = config, log, config.cache_dir
+        self.dataset = load_dataset(config.data, self.cache)
+
+    @cached_property
+    def pretraining(self) -> Dataset:
+        """What small models are trained on."""
+        root = self.config.model.pretrain.root
+        if root is None:
+            return self.dataset
+        return load_dataset(self.config.data.model_copy(update={"root": root, "max_train_images": None}), self.cache)
+
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer trained on the captions."""
+        captions = self.pretraining.train.captions
+        return self._once("tokenizer", {"data": self.pretraining.digest}, lambda part: make_tokenizer(part, captions))
+
+    def substitutes(self) -> tuple[Substitutes, Substitutes]:
+        """For the training and the evaluation captions."""
+        model, pretrain = self.config.model, self.config.model.pretrain
+        own = {"data": self.pretraining.digest, "epochs": pretrain.mlm_epochs, "seed": pretrain.seed}
+        found = []
+        for name, split in (("train", self.dataset.train), ("test", self.dataset.test)):
+            identity = {"data": self.dataset.digest, "split": name, "masked_lm": model.masked_lm or own}
+            path = self.cache / f"substitutes-{content_hash(identity)}.npz"
+            with locked(path):
+                if not path.exists():
+                    masked_lm, tokenizer = self._masked_lm(own)
+                    self.log(f"substitutes for {len(split.captions)} captions")
+                    masked_lm_substitutes(split.captions, masked_lm, tokenizer, SUBSTITUTES).save(path)
+            found.append(Substitutes.load(path))
+        return found[0], found[1]
+
+    def base(self) -> tuple[RetrievalModel, str]:
+        """The model before fine-tuning, and its hash."""
+        model = self.config.model
+        if model.base is not None:
+            return _named(model.base, Clip.load), content_hash({"base": model.base})
+        identity = {
+            "data": self.pretraining.digest,
+            "pixels": self.config.data.image_pixels,
+            "model": model.model_dump(mode="json", exclude={"masked_lm": True, "pretrain": {"root", "mlm_epochs"}}),
+        }
+        tokenizer = self.tokenizer()
+        folder = self._once(
+            "base", identity, lambda part: make_base(part, self.pretraining.train, self.config, tokenizer, self.log)
+        )
+        family = Clip if model.image_tower is None else Dual
+        return family.load(str(folder)), content_hash(identity)
+
+    def _masked_lm(self, own: dict[str, Any]) -> tuple[Any, Any]:
+        name = self.config.model.masked_lm
+        load, load_tokenizer = (
+            transformers.AutoModelForMaskedLM.from_pretrained,
+            transformers.AutoTokenizer.from_pretrained,
+        )
+        if name is not None:
+            return _named(name, load).eval(), _named(name, load_tokenizer)
+        tokenizer, pretrain = self.tokenizer(), self.config.model.pretrain
+        captions = self.pretraining.train.captions
+        folder = self._once(
+            "masked-lm", own, lambda part: make_masked_lm(part, captions, tokenizer, pretrain, self.log)
+        )
+        return load(folder).eval(), load_tokenizer(tokenizer)
+
+    def _once(self, name: str, identity: dict[str, Any], make: Callable[[Path], None]) -> Path:
+        """A folder that appears whole or not at all."""
+        folder = self.cache / f"{name}-{content_hash(identity)}"
+        if not folder.is_dir():
+            with locked(folder):
+                if not folder.is_dir():
+                    part = folder.with_name(f"{folder.name}.part")
+                    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+                    part.mkdir(parents=True)
+                    make(part)
+                    os.replace(part, folder)
+        return folder
+
+
+def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
+    """Load what the trial starts from; make what does not exist yet, which takes from seconds to minutes.
 
     Raises:
         DataError: the data set cannot be used.
-        ModelError: a named model cannot be loaded.
+        InputError: a named model cannot be loaded.
     """
-    cache = config.cache_dir
-    dataset = load_dataset(config.data, cache)
-    model = config.model
-    pretraining = dataset
-    if model.pretrain.root is not None:
-        pretraining = load_dataset(
-            config.data.model_copy(update={"root": model.pretrain.root, "max_train_images": None}), cache
-        )
-    language_hash = content_hash(
-        {"data": pretraining.digest, "epochs": model.pretrain.mlm_epochs, "seed": model.pretrain.seed}
-    )
-    language = cache / f"language-{language_hash}"
-    captions = pretraining.train.captions
-    _once(language, lambda folder: make_language(folder, captions, model.pretrain, log))
-
-    substitutes = []
-    for name, split in (("train", dataset.train), ("test", dataset.test)):
-        lm = model.masked_lm or language_hash
-        path = cache / f"substitutes-{content_hash({'data': dataset.digest, 'split': name, 'lm': lm})}.npz"
-        if not path.exists():
-            with locked(path):
-                if not path.exists():
-                    log(f"substitutes for {len(split.captions)} captions")
-                    masked_lm, tokenizer = _masked_lm(model.masked_lm, language)
-                    masked_lm_substitutes(split.captions, masked_lm, tokenizer, SUBSTITUTES).save(path)
-        substitutes.append(Substitutes.load(path))
-    train, test = substitutes
-
-    if model.base is not None:
-        base_hash = content_hash({"base": model.base})
-        base: RetrievalModel = _named(model.base, Clip.load)
-    else:
-        spec = model.model_dump(mode="json", exclude={"masked_lm", "base"})
-        base_hash = content_hash({"data": pretraining.digest, "language": language_hash, "model": spec})
-        folder = cache / f"base-{base_hash}"
-        _once(folder, lambda part: make_base(part, pretraining.train, config, language, log))
-        base = Clip.load(str(folder)) if model.image_tower is None else Dual.load(folder)
+    workshop = Workshop(config, log)
+    train, test = workshop.substitutes()
+    base, base_hash = workshop.base()
+    dataset = workshop.dataset
     gallery = Gallery(dataset.test.pixels, dataset.test.caption_image, _groups(test), test)
     return Prepared(
         dataset,
@@ -112,36 +160,11 @@ def _groups(substitutes: Substitutes) -> np.ndarray:
     return np.unique(substitutes.texts(), return_inverse=True)[1]
 
 
-def _once(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have `make` fill a folder that appears whole or not at all."""
-    if folder.is_dir():
-        return
-    with locked(folder):
-        if not folder.is_dir():
-            part = folder.with_name(f"{folder.name}.part")
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            make(part)
-            os.replace(part, folder)
-
-
-def _masked_lm(name: str | None, language: Path):  # type: ignore[no-untyped-def]
-    if name is None:
-        return load_tiny_masked_lm(language)
-    return _named(
-        name,
-        lambda where: (
-            transformers.AutoModelForMaskedLM.from_pretrained(where, use_safetensors=True).eval(),
-            transformers.AutoTokenizer.from_pretrained(where),
-        ),
-    )
-
-
-def _named(name: str, load):  # type: ignore[no-untyped-def]
+def _named(name: str, load: Callable[..., Any]) -> Any:
     try:
         return load(name)
     except (OSError, ValueError) as error:
-        raise ModelError(
+        raise InputError(
             f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}\n"
             "  give a hub id or a directory with config.json, model.safetensors and a tokenizer"
         ) from error

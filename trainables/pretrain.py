@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trainables.attacks.text import split_words
+from trainables.command import read_config, told_errors
 from trainables.config import PretrainConfig, TrialConfig
 from trainables.data import Split
 from trainables.losses import contrastive_loss, positive_pairs
@@ -50,10 +51,17 @@ def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
     )
 
 
-def make_language(folder: Path, captions: Sequence[str], config: PretrainConfig, log: Log) -> None:
-    """Write a tokenizer and a small BERT trained on the captions (Devlin et al. 2019: 15 %, 80/10/10)."""
+def make_tokenizer(folder: Path, captions: Sequence[str]) -> None:
+    """Write a tokenizer trained on the captions."""
+    train_tokenizer([" ".join(split_words(caption)) for caption in captions]).save_pretrained(folder)
+
+
+def make_masked_lm(
+    folder: Path, captions: Sequence[str], tokenizer_folder: Path, config: PretrainConfig, log: Log
+) -> None:
+    """Write a small BERT trained on the captions (Devlin et al. 2019: 15 %, 80/10/10)."""
     texts = [" ".join(split_words(caption)) for caption in captions]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(config.seed)
     masked_lm = BertForMaskedLM(
         BertConfig(
@@ -81,19 +89,13 @@ def make_language(folder: Path, captions: Sequence[str], config: PretrainConfig,
             hidden = masked_lm.bert(given, attention_mask=mask[rows, :longest]).last_hidden_state[chosen]
             loss = F.cross_entropy(masked_lm.cls(hidden), truth[chosen])
             _step(loss, masked_lm, optimiser, schedule)
-    tokenizer.save_pretrained(folder)
     masked_lm.save_pretrained(folder)
 
 
-def load_tiny_masked_lm(folder: Path) -> tuple[BertForMaskedLM, PreTrainedTokenizerBase]:
-    """What `make_language` wrote, in eval mode."""
-    return BertForMaskedLM.from_pretrained(folder, use_safetensors=True).eval(), AutoTokenizer.from_pretrained(folder)
-
-
-def make_base(folder: Path, pairs: Split, config: TrialConfig, language: Path, log: Log) -> None:
+def make_base(folder: Path, pairs: Split, config: TrialConfig, tokenizer_folder: Path, log: Log) -> None:
     """Write a model trained on clean pairs: a tiny CLIP from scratch, or a dual encoder on its frozen image tower."""
     model_config, pretrain = config.model, config.model.pretrain
-    tokenizer = AutoTokenizer.from_pretrained(language)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(pretrain.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if model_config.image_tower is None:
@@ -178,9 +180,8 @@ def _pooled_features(dual: Dual, pairs: Split, device: torch.device, log: Log) -
 def main(arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     from trainables.prepare import prepare
-    from trainables.trial import read_config, report_errors
 
-    with report_errors():
+    with told_errors():
         prepare(read_config(arguments, "python -m trainables.pretrain"), log=print)
     return 0
 

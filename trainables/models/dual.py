@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -110,8 +109,9 @@ class Dual(nn.Module):
         save_model(self, str(folder / "model.safetensors"))
 
     @classmethod
-    def load(cls, folder: Path) -> Dual:
+    def load(cls, name: str) -> Dual:
         """Read what `save` wrote."""
+        folder = Path(name)
         text_config = folder / "text_tower"
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = cls(

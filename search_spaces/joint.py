@@ -1,0 +1,18 @@
+"""The joint space of the question: contrastive weight x temperature x strength of the training attack."""
+
+from __future__ import annotations
+
+from search_spaces.space import Knob
+
+JOINT: dict[str, Knob] = {
+    "contrastive_weight": Knob(kind="float", low=0, high=1),
+    # CLIP trains at 0.01, ALBEF and BLIP start at 0.07; softmax temperatures above 0.2 flatten every ranking.
+    "temperature": Knob(kind="float", low=0.01, high=0.2, log=True),
+    "temperature_learned": Knob(kind="choice", choices=(False, True)),
+    # Published defences train at 1/255 to 4/255; 8/255 is the far end of the literature.
+    "epsilon": Knob(kind="float", low=0, high="8/255"),
+    # MAT and TeCoA use 2 steps, FARE 10.
+    "attack_steps": Knob(kind="choice", choices=(1, 2, 3, 5, 10), above_zero="epsilon"),
+    # The literature changes one word; nobody varies it in training.
+    "words": Knob(kind="choice", choices=(0, 1, 2)),
+}

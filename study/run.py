@@ -1,0 +1,152 @@
+"""`python -m study.run`: begin a study, or go on with it. The same command does both."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from study.config import Arguments, StudyConfig, fingerprint, freeze, parse
+from study.mlflow_store import redacted
+from study.records import StudyPaths
+from trainables.command import InputError, told_errors
+from trainables.config import TrialConfig
+
+if TYPE_CHECKING:
+    from study.ledger import Ledger
+
+FREE_BYTES = 500_000_000
+"""Needed in the study's folder to begin."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    with told_errors():
+        config = parse(arguments)
+        prepare_folder(config.paths)
+        with driver_lock(config):
+            return run(config)
+
+
+def prepare_folder(paths: StudyPaths) -> None:
+    """Make the study's folder.
+
+    Raises:
+        InputError: it cannot be written, or the disk is full.
+    """
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        probe = paths.root / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"studies_dir: {paths.root} cannot be written ({error.strerror}); give another --studies-dir"
+        ) from None
+    free = shutil.disk_usage(paths.root).free
+    if free < FREE_BYTES:
+        raise InputError(
+            f"studies_dir: {paths.root} has {free / 1e6:.0f} MB free, a study needs {FREE_BYTES / 1e6:.0f} MB"
+        )
+
+
+@contextmanager
+def driver_lock(config: StudyConfig) -> Iterator[None]:
+    """Hold the study against a second driver; the lock dies with the process, however it dies.
+
+    Raises:
+        InputError: another driver has it.
+    """
+    with config.paths.lock.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"study {config.name!r} is running in another process; wait for it, or use another --name"
+            ) from None
+        yield
+
+
+def run(config: Arguments) -> int:
+    """Look at what exists, do what is left, say what came out. Returns the exit code."""
+    from study.ledger import Ledger
+    from study.session import Session
+    from trainables.data import load_dataset
+
+    template = trial_template(config)
+    dataset = load_dataset(template.data, template.cache_dir)
+    mark = freeze(config, fingerprint(config, dataset.digest, code_digest()), config.accept_changes)
+    with told_storage(config):
+        ledger = Ledger(config, config.paths, mark)
+    todo = left_to_do(ledger)
+    session = Session(config, ledger, template)
+    if todo:
+        session.explore(todo)
+    return session.close()
+
+
+def left_to_do(ledger: Ledger) -> int:
+    """Trials that have not ended."""
+    plan = ledger.plan()
+    return len(plan.go_on) + plan.fresh + sum(record.state == "waiting" for record in ledger.records())
+
+
+@contextmanager
+def told_storage(config: StudyConfig) -> Iterator[None]:
+    """Turn a database that cannot be used into one message."""
+    import sqlalchemy.exc
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ValueError, ImportError) as error:
+        where = redacted(config.storage) if config.storage else config.paths.database
+        reason = redacted(str(error.__cause__ or error)).splitlines()[0]
+        raise InputError(f"storage: the study's database {where} cannot be used: {reason}") from None
+
+
+def code_digest() -> str:
+    """Hash of the code that decides results: everything of `trainables` and `search_spaces`."""
+    import search_spaces
+    import trainables
+
+    digest = hashlib.sha256()
+    for package in (search_spaces, trainables):
+        root = Path(package.__file__ or "").parent
+        for path in sorted(root.rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def trial_template(config: StudyConfig) -> TrialConfig:
+    """What all trials of the study share, with absolute paths, because workers stand in other folders."""
+    model = config.trial.model
+    local = {
+        name: str(Path(value).resolve())
+        for name in ("base", "image_tower", "text_tower", "masked_lm")
+        if (value := getattr(model, name)) is not None and Path(value).exists()
+    }
+    pretrain = model.pretrain.model_copy(update={"root": _resolved(model.pretrain.root)})
+    return TrialConfig(
+        data=config.data.model_copy(update={"root": _resolved(config.data.root)}),
+        model=model.model_copy(update={**local, "pretrain": pretrain}),
+        training=config.trial.training,
+        protocol=config.protocol,
+        workers=config.trial.workers,
+        seed=config.seed,
+        cache_dir=(config.studies_dir / ".cache").resolve(),
+        storage_path=str(config.paths.runs.resolve()),
+    )
+
+
+def _resolved(path: Path | None) -> Path | None:
+    return None if path is None else path.resolve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

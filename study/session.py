@@ -1,0 +1,234 @@
+"""One session of a study: a Ray cluster, a Tune run over the ledger, a display and the MLflow projection.
+
+Everything here can be thrown away; what counts is in the ledger, the manifests and the checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+import warnings
+from typing import Any
+
+from study.config import StudyConfig
+from study.display import Display, front_table
+from study.ledger import Ledger
+from study.mlflow_store import TrackingError
+from study.pareto import FrontEntry, hypervolume_history
+from study.records import Event, Manifest, TrialRecord
+from study.tracking import BackgroundProjection, Projection, ui_command
+from trainables.command import InputError
+from trainables.config import TrialConfig
+from trainables.data import DataError
+from trainables.trial import ENVIRONMENT, tune_trial
+
+DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
+"""Exit codes: done; done without one complete trial; run the same command again; Ctrl-C. (2: unusable input.)"""
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if nothing had happened
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots are not used
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+TRIAL_CPUS = 0.1
+"""Reserved by a trial's own process, which only waits for its workers."""
+
+
+class Session:
+    """Args:
+    config: of the study.
+    ledger: opened and reconciled.
+    template: what all trials share.
+
+    Raises:
+        InputError: the tracking server cannot be used.
+    """
+
+    def __init__(self, config: StudyConfig, ledger: Ledger, template: TrialConfig) -> None:
+        self._config, self._ledger, self._template, self._paths = config, ledger, template, config.paths
+        try:
+            projection = Projection(self._paths, config.tracking.uri, config.name, config.objectives)
+        except TrackingError as error:
+            raise InputError(f"tracking.uri: {error}") from None
+        self._tracking = BackgroundProjection(projection)
+        records = ledger.records()
+        total = config.budget.trials + sum(record.recipe is not None for record in records)
+        self._display = Display(f"study {config.name}", config.objectives, total)
+        manifests = ledger.manifests()
+        for record in records:
+            self._display.seen(record, manifests)
+        self._stopped_by: int | None = None
+
+    def explore(self, trials: int) -> None:
+        """Run so many trials, or until a signal. Ray is started and stopped."""
+        import ray
+
+        os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT})
+        warnings.filterwarnings("ignore", module="ray")
+        say = self._display.say
+        try:
+            cpus, gpus = self._connect()
+            signal.signal(signal.SIGTERM, self._stop)
+            signal.signal(signal.SIGINT, self._stop)
+            self._prepare(gpus > 0)
+            template = self._sized(cpus, gpus)
+            concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
+            say(f"{trials} trials to do, {concurrency} at once")
+            self._tracking.request(self._ledger.records())
+            with self._display:
+                self._tune(template, trials, concurrency)
+        except KeyboardInterrupt:
+            say("stopping")
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the closing short
+            ray.shutdown()
+
+    def close(self) -> int:
+        """Bring MLflow up to date, print the front, and say how the study stands. Returns the exit code."""
+        entries = self._write_front()
+        records, manifests = self._ledger.records(), self._ledger.manifests()
+        unfinished = [record for record in records if record.state in ("waiting", "running")]
+        searched = sum(record.recipe is None for record in records)
+        complete = not unfinished and searched >= self._config.budget.trials
+        self._tracking.finish(records, "finished" if complete else "interrupted")
+        say = self._display.say
+        if entries:
+            self._display.print(front_table(entries, manifests, self._config.objectives))
+        for manifest in manifests:
+            if manifest.state != "complete":
+                say(f"{manifest.key} {manifest.state}: {manifest.reason}")
+        if self._tracking.last_error:
+            say(f"MLflow is behind: {self._tracking.last_error}")
+        paths = self._paths
+        say(f"files: {paths.front}  {paths.pareto_page}  {paths.root / 'trials'}")
+        say(f"to look at it: {ui_command(self._config.tracking.uri, paths)}")
+        if complete:
+            say(f"study {self._config.name} is done: {len(manifests)} trials, {len(entries)} on the front")
+            return DONE if entries else FAILED
+        left = self._config.budget.trials - searched + len(unfinished)
+        say(f"study {self._config.name} is not done, {left} trials are left: run the same command again to go on")
+        return INTERRUPTED if self._stopped_by == signal.SIGINT else RESUMABLE
+
+    def _connect(self) -> tuple[float, float]:
+        """Start Ray, or join the cluster; returns its CPUs and GPUs."""
+        import ray
+
+        address = self._config.cluster.address
+        options: dict[str, Any] = {"address": "local", "include_dashboard": False}
+        if address is not None:
+            options = {"address": address, "runtime_env": {"env_vars": ENVIRONMENT}}
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"cluster.address: Ray at {address or 'this machine'} cannot be used: {reason}\\n"
+                "  leave cluster.address empty for this machine, or give host:port of a running head, or auto"
+            ) from None
+        resources = ray.cluster_resources()
+        return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+
+    def _prepare(self, use_gpu: bool) -> None:
+        """Make data, substitutes and base model on the cluster, side by side; seconds if they exist."""
+        import ray
+
+        started = time.time()
+        options = {"num_cpus": 0.9, "num_gpus": 1 if use_gpu else 0, "max_retries": 1}
+        config = self._template.model_dump(mode="json")
+        self._display.say("preparing data, substitutes and base model")
+        parts = {ray.remote(**options)(_prepare_part).remote(config, part): part for part in ("base", "substitutes")}
+        waiting = list(parts)
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting)
+                ray.get(ready)
+                self._display.say(f"{parts[ready[0]]} ready after {time.time() - started:.0f} s")
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if hasattr(error, "cause") else error
+            if isinstance(cause, InputError | DataError):
+                raise InputError(str(cause)) from None
+            raise
+
+    def _sized(self, cpus: float, gpus: float) -> TrialConfig:
+        """The template with GPUs per worker decided.
+
+        Raises:
+            InputError: this machine can never run one trial.
+        """
+        workers = self._template.workers
+        per_worker = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(gpus > 0)
+        need_cpus, need_gpus = TRIAL_CPUS + workers.count * workers.cpus_per_worker, workers.count * per_worker
+        if self._config.cluster.address is None and (need_cpus > cpus or need_gpus > gpus):
+            raise InputError(
+                f"trial.workers: a trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs, this machine has {cpus:g} and "
+                f"{gpus:g}; lower trial.workers.count, cpus_per_worker or gpus_per_worker, or give cluster.address"
+            )
+        return self._template.model_copy(update={"workers": workers.model_copy(update={"gpus_per_worker": per_worker})})
+
+    def _fitting(self, template: TrialConfig, cpus: float, gpus: float) -> int:
+        workers = template.workers
+        fit = cpus / (TRIAL_CPUS + workers.count * workers.cpus_per_worker)
+        if workers.gpus_per_worker:
+            fit = min(fit, gpus / (workers.count * workers.gpus_per_worker))
+        return max(1, int(fit + 1e-9))
+
+    def _tune(self, template: TrialConfig, trials: int, concurrency: int) -> None:
+        import ray
+        from ray import tune
+
+        from study.searcher import LedgerSearcher
+
+        def make(record: TrialRecord) -> TrialConfig:
+            return template.model_copy(update={"key": record.key, "point": self._ledger.point(record)})
+
+        retries = self._config.budget.max_failures
+        searcher = LedgerSearcher(self._ledger, self._paths, make, retries, self._changed)
+        resources = {"CPU": TRIAL_CPUS}
+        if "trial_driver" in ray.cluster_resources():
+            resources["trial_driver"] = 0.01  # keeps trial processes off nodes that may be taken away
+        tuner = tune.Tuner(
+            tune.with_resources(tune_trial, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher, num_samples=trials, max_concurrent_trials=concurrency, metric=None
+            ),
+            run_config=tune.RunConfig(
+                name=f"session-{time.time_ns()}",
+                storage_path=str((self._paths.root / ".tune").resolve()),
+                failure_config=tune.FailureConfig(max_failures=retries),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+    def _changed(self, record: TrialRecord, what: Event | Manifest) -> None:
+        self._display.changed(record, what)
+        if isinstance(what, Manifest):
+            self._write_front()
+        self._tracking.request(self._ledger.records())
+
+    def _write_front(self) -> list[FrontEntry]:
+        from dashboards.pareto_page import write_front_files
+
+        manifests, objectives = self._ledger.manifests(), self._config.objectives
+        entries = write_front_files(self._paths, manifests, objectives, f"Pareto front of {self._config.name}")
+        history = hypervolume_history(manifests, objectives)
+        self._display.front(entries, history[-1][-1] if history else 0.0)
+        return entries
+
+    def _stop(self, number: int, _: object) -> None:
+        self._stopped_by = number
+        raise KeyboardInterrupt
+
+
+def _prepare_part(config: dict[str, Any], part: str) -> None:
+    """A Ray task: make one of the shared parts."""
+    import torch
+
+    from trainables.prepare import Workshop
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    getattr(Workshop(TrialConfig.model_validate(config), print), part)()

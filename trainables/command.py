@@ -1,0 +1,81 @@
+"""What the commands have in common: YAML in, one clear message out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from trainables.config import TrialConfig
+
+
+class InputError(ValueError):
+    """Input that cannot be used; its text is the whole message for the user. Exit code 2."""
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """Turn unusable input into one message and exit code 2, without a traceback."""
+    from trainables.data import DataError
+
+    try:
+        yield
+    except (InputError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        InputError: no such file, no YAML, or no mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds a {type(value).__name__}, not fields with values")
+    return value
+
+
+def all_mistakes(error: ValidationError, source: str) -> InputError:
+    """Every mistake of a configuration in one message: field, what was given, what is accepted."""
+    lines = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-")) or "(whole)"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"  {field}: no such field")
+        elif item["type"] == "missing":
+            lines.append(f"  {field}: is required")
+        else:
+            given = item["input"] if not isinstance(item["input"], dict) else "..."
+            lines.append(f"  {field}: {item['msg'].removeprefix('Value error, ')} (given: {given!r})")
+    count = f"{len(lines)} mistakes" if len(lines) > 1 else "a mistake"
+    return InputError(f"{count} in {source}:\n" + "\n".join(lines) + "\nsee --help for every field")
+
+
+def read_config(arguments: Sequence[str], program: str) -> TrialConfig:
+    """The trial configuration named on the command line.
+
+    Raises:
+        InputError: with all its mistakes.
+    """
+    parser = argparse.ArgumentParser(prog=program)
+    parser.add_argument("config", type=Path, help="YAML file with the fields of TrialConfig; an empty file is a trial")
+    path = parser.parse_args(arguments).config
+    try:
+        return TrialConfig.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise all_mistakes(error, str(path)) from None

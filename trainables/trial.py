@@ -1,0 +1,168 @@
+"""One trial: as a function for Ray Tune that launches a Ray Train job, and alone on one YAML file.
+
+`python -m trainables.trial config.yaml` prints the measurements as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from trainables.command import read_config, told_errors
+from trainables.config import Model, TrialConfig, TrialResult
+
+ENVIRONMENT = {
+    # How often Ray looks whether workers are done; its default of 2 s costs seconds a trial.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # `uv run` as the driver must not make every worker resolve the environment again.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Set in the driver before Ray starts, and in every process of a trial."""
+
+
+class Outcome(Model):
+    """How a trial ended."""
+
+    state: Literal["complete", "infeasible", "failed"]
+    reason: str | None = None
+    result: TrialResult | None = None
+
+
+def worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from trainables.finetune import finetune
+    from trainables.prepare import prepare
+
+    trial = TrialConfig.model_validate(config)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, int(trial.workers.cpus_per_worker)))
+
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
+
+    checkpoint = ray.train.get_checkpoint()
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+        finetune(trial, prepare(trial), get_device(), folder, Path(scratch), report)
+
+
+def run_trial(config: TrialConfig, retries: int = 0, callbacks: Sequence[Any] = ()) -> Outcome:
+    """Run the trial as a Ray Train job, going on from its last checkpoint if it has run before.
+
+    What the trial itself does wrong ends it at once, with the reason. A lost worker or node is tried again from the
+    last checkpoint.
+
+    Args:
+        config: `storage_path` and `key` name the run: the same pair finds the same checkpoints.
+        retries: how often a lost worker or node is made up for.
+        callbacks: for Ray Train's run configuration.
+    """
+    from ray.train import (
+        CheckpointConfig,
+        FailureConfig,
+        RunConfig,
+        ScalingConfig,
+        TrainingFailedError,
+        WorkerGroupError,
+    )
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    workers = config.workers
+    gpus = workers.gpus_per_worker or 0
+    storage = config.storage_path if "://" in config.storage_path else str(Path(config.storage_path).resolve())
+    for attempt in range(retries + 1):
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config=config.model_dump(mode="json"),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=workers.count,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+            ),
+            run_config=RunConfig(
+                name=config.key,
+                storage_path=storage,
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
+                callbacks=list(callbacks),
+            ),
+        )
+        try:
+            checkpoint = trainer.fit().checkpoint
+        except WorkerGroupError as error:
+            outcome = _own_fault(error.worker_failures)
+            if outcome is None and attempt < retries:
+                continue
+            return outcome or Outcome(state="failed", reason=f"workers lost {attempt + 1} times: {_last_line(error)}")
+        except TrainingFailedError as error:
+            if attempt < retries:
+                continue
+            return Outcome(state="failed", reason=_last_line(error))
+        with checkpoint.as_directory() as folder:
+            text = (Path(folder) / "result.json").read_text()
+        return Outcome(state="complete", result=TrialResult.model_validate_json(text))
+    raise AssertionError("unreachable")
+
+
+def _own_fault(failures: dict[int, Exception]) -> Outcome | None:
+    """The outcome if a worker raised by itself; None if workers were lost."""
+    from ray.exceptions import RayError
+
+    for failure in failures.values():
+        cause = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
+        if isinstance(cause, RayError):
+            continue
+        name = type(cause).__name__
+        infeasible = name in ("Diverged", "OutOfMemoryError")
+        return Outcome(state="infeasible" if infeasible else "failed", reason=f"{name}: {cause}")
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+
+
+def tune_trial(config: dict[str, Any]) -> None:
+    """The Ray Tune trainable: reports what the workers report, and the `Outcome` last."""
+    from ray import tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    trial = TrialConfig.model_validate(config["trial"])
+    outcome = run_trial(trial, config["retries"], [TuneReportCallback()])
+    tune.report({"outcome": outcome.model_dump_json()})
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point; returns the exit code."""
+    with told_errors():
+        config = read_config(arguments, "python -m trainables.trial")
+        os.environ.update(ENVIRONMENT)
+        import ray
+
+        from trainables.prepare import prepare
+
+        prepare(config, log=lambda line: print(line, file=sys.stderr))
+        ray.init(address="local", log_to_driver=False, logging_level="ERROR")
+        if config.workers.gpus_per_worker is None:
+            gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
+            config = config.model_copy(update={"workers": config.workers.model_copy(update={"gpus_per_worker": gpus})})
+        outcome = run_trial(config)
+        print(outcome.model_dump_json(indent=1))
+        return 0 if outcome.state == "complete" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
