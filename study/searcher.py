@@ -83,6 +83,10 @@ class LedgerSearcher(Searcher):
         append_event(self._paths.events(record.key), ended)
         self._on_change(record, self._ledger.finish(record, outcome, trial))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher into a session's folder; nothing of ours belongs there."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: the ledger is the state."""
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 import time
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 from study.config import StudyConfig
@@ -19,10 +21,11 @@ from study.mlflow_store import TrackingError
 from study.pareto import FrontEntry, hypervolume_history
 from study.records import Event, Manifest, TrialRecord
 from study.tracking import BackgroundProjection, Projection, ui_command
+from study.warm_start import WarmStart, command
 from trainables.command import InputError
 from trainables.config import TrialConfig
 from trainables.data import DataError
-from trainables.trial import ENVIRONMENT, tune_trial
+from trainables.trial import ENVIRONMENT, RESERVED_SHARE, tune_trial
 
 DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
 """Exit codes: done; done without one complete trial; run the same command again; Ctrl-C. (2: unusable input.)"""
@@ -33,7 +36,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots are not used
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-TRIAL_CPUS = 0.1
+TRIAL_CPUS = 0.01
 """Reserved by a trial's own process, which only waits for its workers."""
 
 
@@ -69,8 +72,9 @@ class Session:
         os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT})
         warnings.filterwarnings("ignore", module="ray")
         say = self._display.say
+        stack = ExitStack()
         try:
-            cpus, gpus = self._connect()
+            cpus, gpus = self._connect(stack)
             signal.signal(signal.SIGTERM, self._stop)
             signal.signal(signal.SIGINT, self._stop)
             self._prepare(gpus > 0)
@@ -85,6 +89,7 @@ class Session:
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the closing short
             ray.shutdown()
+            stack.close()
 
     def close(self) -> int:
         """Bring MLflow up to date, print the front, and say how the study stands. Returns the exit code."""
@@ -112,13 +117,16 @@ class Session:
         say(f"study {self._config.name} is not done, {left} trials are left: run the same command again to go on")
         return INTERRUPTED if self._stopped_by == signal.SIGINT else RESUMABLE
 
-    def _connect(self) -> tuple[float, float]:
+    def _connect(self, stack: ExitStack) -> tuple[float, float]:
         """Start Ray, or join the cluster; returns its CPUs and GPUs."""
         import ray
 
         address = self._config.cluster.address
-        options: dict[str, Any] = {"address": "local", "include_dashboard": False}
-        if address is not None:
+        if address is None:
+            warm = stack.enter_context(WarmStart(stack.enter_context(tempfile.TemporaryDirectory())))
+            environment = {"py_executable": command(warm.path)}
+            options: dict[str, Any] = {"address": "local", "include_dashboard": False, "runtime_env": environment}
+        else:
             options = {"address": address, "runtime_env": {"env_vars": ENVIRONMENT}}
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -136,7 +144,7 @@ class Session:
         import ray
 
         started = time.time()
-        options = {"num_cpus": 0.9, "num_gpus": 1 if use_gpu else 0, "max_retries": 1}
+        options = {"num_cpus": RESERVED_SHARE, "num_gpus": 1 if use_gpu else 0, "max_retries": 1}
         config = self._template.model_dump(mode="json")
         self._display.say("preparing data, substitutes and base model")
         parts = {ray.remote(**options)(_prepare_part).remote(config, part): part for part in ("base", "substitutes")}
@@ -160,7 +168,7 @@ class Session:
         """
         workers = self._template.workers
         per_worker = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(gpus > 0)
-        need_cpus, need_gpus = TRIAL_CPUS + workers.count * workers.cpus_per_worker, workers.count * per_worker
+        need_cpus, need_gpus = workers.count * workers.cpus_per_worker, workers.count * per_worker
         if self._config.cluster.address is None and (need_cpus > cpus or need_gpus > gpus):
             raise InputError(
                 f"trial.workers: a trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs, this machine has {cpus:g} and "
@@ -170,7 +178,7 @@ class Session:
 
     def _fitting(self, template: TrialConfig, cpus: float, gpus: float) -> int:
         workers = template.workers
-        fit = cpus / (TRIAL_CPUS + workers.count * workers.cpus_per_worker)
+        fit = cpus / (workers.count * workers.cpus_per_worker)
         if workers.gpus_per_worker:
             fit = min(fit, gpus / (workers.count * workers.gpus_per_worker))
         return max(1, int(fit + 1e-9))

@@ -169,7 +169,7 @@ class WorkersConfig(Model):
 
     count: int = Field(1, ge=1, le=1024, description="data-parallel workers of a trial")
     gpus_per_worker: float | None = Field(None, ge=0, description="empty: one if the cluster has any, else none")
-    cpus_per_worker: float = Field(0.9, gt=0, description="CPUs a worker reserves")
+    cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores a worker computes on, one thread each")
 
 
 class Protocol(Model):

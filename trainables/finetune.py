@@ -354,7 +354,7 @@ def finetune(
         message = {
             "step": step + 1,
             "epoch": (step + 1) // per_epoch,
-            "done": last,
+            "last": last,
             "device_seconds": device_seconds,
             "resumed_from_step": float(state["resumed_from_steps"][-1]) if state["resumed_from_steps"] else -1.0,
             "history": json.dumps(entries),

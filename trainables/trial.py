@@ -27,6 +27,10 @@ ENVIRONMENT = {
 """Set in the driver before Ray starts, and in every process of a trial."""
 
 
+RESERVED_SHARE = 0.8
+"""Of a worker's cores that Ray books. The rest is for the trial's own process and Ray's helpers, which only wait."""
+
+
 class Outcome(Model):
     """How a trial ended."""
 
@@ -89,7 +93,10 @@ def run_trial(config: TrialConfig, retries: int = 0, callbacks: Sequence[Any] = 
             scaling_config=ScalingConfig(
                 num_workers=workers.count,
                 use_gpu=gpus > 0,
-                resources_per_worker={"CPU": workers.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+                resources_per_worker={
+                    "CPU": RESERVED_SHARE * workers.cpus_per_worker,
+                    **({"GPU": gpus} if gpus else {}),
+                },
             ),
             run_config=RunConfig(
                 name=config.key,

@@ -1,0 +1,193 @@
+"""Worker processes forked from one that has the libraries imported already.
+
+A trial needs half a dozen processes, and each would spend seconds of processor time importing torch, transformers and
+Ray again. On the driver's own machine a server process imports them once; Ray then starts its workers through
+`command()`, a small client that asks the server for a fork and waits for its end. Where the server cannot be reached,
+the client becomes the worker itself, so the worst case is what Ray does anyway.
+
+The server initialises no CUDA and starts no threads, so forks may use GPUs. It ends with the driver, however that ends.
+
+As a script, with the standard library only:
+    warm_start.py serve DESCRIPTOR MODULE...   the server; ends when its standard input closes
+    warm_start.py start SOCKET ARGUMENT...     stands for the Python executable in a worker's command line
+"""
+
+from __future__ import annotations
+
+import array
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+MODULES = ("torch", "trainables.finetune", "trainables.trial", "pandas", "pyarrow.fs", "aiohttp", "ray")
+"""What a trial's processes import and forks may share. Not `ray.tune` or `ray.train`: they draw from Ray's generator of
+ids while they are imported, and forks of a generator in use would all draw the same ids."""
+
+LARGEST = 1 << 20
+"""Bytes of one request: arguments and environment as JSON."""
+
+
+def command(path: str) -> str:
+    """The `py_executable` of Ray's runtime environment that starts workers through the server at `path`."""
+    return f"{sys.executable} -I -S {os.path.abspath(__file__)} start {path}"
+
+
+class WarmStart:
+    """The server as a context: started on entry, gone on exit. `path` is its socket."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = os.path.join(folder, "warm.sock")
+
+    def __enter__(self) -> WarmStart:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(self.path)  # here, so that requests can wait for the server
+            os.chmod(self.path, 0o600)
+            listener.listen(128)
+            self._server = subprocess.Popen(
+                [sys.executable, os.path.abspath(__file__), "serve", str(listener.fileno()), *MODULES],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # Ctrl-C is the driver's to handle
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+
+
+def serve(descriptor: int, modules: Sequence[str]) -> None:
+    """Import `modules` when the first request comes, then fork a worker for every request, until stdin closes.
+
+    Ray's C++ side takes its settings (job, node, authentication) from the environment while it is imported. They are
+    the same for all workers of a driver on a node, and the first request brings them.
+    """
+    listener = socket.socket(fileno=descriptor)
+    _end_with_input()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended workers are reaped by the system
+    warm = False
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            request, descriptors = _receive(connection)
+            if request is not None and not warm:
+                os.environ.update({**request["environment"], "OPENBLAS_NUM_THREADS": "1"})  # a fork keeps no threads
+                sys.path[0] = os.getcwd()
+                for module in modules:
+                    importlib.import_module(module)
+                if not _forks_draw_differently():
+                    sys.exit("forks would draw equal ids")  # the waiting clients become workers themselves
+                warm = True
+            if request is not None and os.fork() == 0:
+                listener.close()
+                connection.sendall(b"+")
+                _become(request, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _forks_draw_differently() -> bool:
+    """Whether two forks get different ids from Ray's generator, as they must."""
+    drawn = []
+    for _ in range(2):
+        out, into = os.pipe()
+        if os.fork() == 0:
+            from ray._raylet import UniqueID
+
+            os.write(into, UniqueID.from_random().binary())
+            os._exit(0)
+        os.close(into)
+        drawn.append(os.read(out, 64))
+        os.close(out)
+    return drawn[0] != drawn[1] and len(drawn[0]) > 0
+
+
+def _end_with_input() -> None:
+    """Fork a watcher that ends this process once its input is closed: a thread would not survive into the forks."""
+    server = os.getpid()
+    if os.fork() == 0:
+        os.read(0, 1)
+        os.kill(server, signal.SIGKILL)
+        os._exit(0)
+
+
+def _receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """One request with its three standard streams; None if the client went away."""
+    data, ancillary, _, _ = connection.recvmsg(LARGEST, socket.CMSG_SPACE(3 * 4))
+    descriptors: list[int] = []
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(content[: len(content) - len(content) % numbers.itemsize])
+            descriptors += numbers
+    while data and not data.endswith(b"\n"):
+        more = connection.recv(LARGEST)
+        if not more:
+            return None, descriptors
+        data += more
+    return (json.loads(data) if data else None), descriptors
+
+
+def _become(request: dict[str, Any], descriptors: list[int]) -> None:
+    """Turn this fork into the worker. The connection stays open until it ends, which is how the client knows."""
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        sys.modules["numpy"].random.seed()
+        sys.argv = list(request["arguments"])
+        sys.path[0] = os.path.dirname(sys.argv[0])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def start(path: str, arguments: list[str]) -> None:
+    """Have the server fork a worker, and stay until it ends; without a server, become the worker."""
+    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+        streams = socket.SCM_RIGHTS, array.array("i", [0, 1, 2])
+        data = json.dumps(request).encode() + b"\n"
+        sent = connection.sendmsg([data], [(socket.SOL_SOCKET, *streams)])
+        connection.sendall(data[sent:])
+        forked = connection.recv(1)
+    except OSError:
+        forked = b""
+    if not forked:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    connection.recv(1)
+
+
+if __name__ == "__main__":
+    mode, where, *rest = sys.argv[1:]
+    if mode == "serve":
+        serve(int(where), rest)
+    else:
+        start(where, rest)
