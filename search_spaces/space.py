@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -48,12 +48,10 @@ class Knob(Model):
     def suggest(self, name: str, trial: optuna.Trial) -> Value:
         """Draw a value, or take the one the trial was enqueued with."""
         if self.kind == "choice":
-            value: Value = trial.suggest_categorical(name, self.choices or ())
-        elif self.kind == "int":
-            value = trial.suggest_int(name, int(self.low or 0), int(self.high or 0), log=self.log)
-        else:
-            value = trial.suggest_float(name, self.low or 0.0, self.high or 0.0, log=self.log)
-        return value
+            return cast(Value, trial.suggest_categorical(name, self.choices or ()))
+        if self.kind == "int":
+            return trial.suggest_int(name, int(self.low or 0), int(self.high or 0), log=self.log)
+        return trial.suggest_float(name, self.low or 0.0, self.high or 0.0, log=self.log)
 
     def contains(self, value: Value) -> bool:
         """Whether the knob can take this value."""
@@ -82,7 +80,7 @@ def check_space(space: Space) -> list[str]:
         if knob.above_zero is not None and knob.above_zero not in earlier:
             problems.append(f"{where}.above_zero: {knob.above_zero!r} is no earlier knob; those are {sorted(earlier)}")
         earlier.add(name)
-        corners = knob.choices if knob.choices is not None else (knob.low, knob.high)
+        corners: Sequence[Value | None] = knob.choices if knob.choices is not None else (knob.low, knob.high)
         for value in corners:
             try:
                 Point.__pydantic_validator__.validate_assignment(Point.model_construct(), name, value)

@@ -163,10 +163,15 @@ class Arguments(StudyConfig, BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], **sources: PydanticBaseSettingsSource
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Variables over what the files say; the command line is put on top by `parse`."""
-        return sources["env_settings"], sources["init_settings"]
+        return env_settings, init_settings
 
 
 def parse(arguments: Sequence[str] | None = None) -> Arguments:
@@ -189,7 +194,7 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     if files.config is not None:
         values = _merged(values, read_yaml(Path(files.config)))
     try:
-        return Arguments(_cli_parse_args=given, **values)  # type: ignore[call-arg]
+        return Arguments(_cli_parse_args=given, **values)
     except ValidationError as error:
         raise all_mistakes(error, "the study's configuration") from None
     except SettingsError as error:
@@ -247,7 +252,7 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> s
         if changes:
             accepted.append({"trials_before": frozen["hash"], "changes": changes})
     digest = content_hash(mark)
-    content = {
+    content: dict[str, Any] = {
         "config": config.model_dump(mode="json", include=set(StudyConfig.model_fields)),
         "hash": digest,
         "fingerprint": mark,

@@ -48,7 +48,7 @@ class LedgerSearcher(Searcher):
         elif any(other.state == "waiting" for other in self._ledger.records()) or self._ledger.plan().fresh:
             record = self._ledger.take()
         else:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         trial = self._make_trial(record)
         self._taken[trial_id] = record, trial
         self._write(record, Event(time=time.time(), event="start", message=_describe(trial)))

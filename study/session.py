@@ -171,8 +171,8 @@ class Session:
         need_cpus, need_gpus = workers.count * workers.cpus_per_worker, workers.count * per_worker
         if self._config.cluster.address is None and (need_cpus > cpus or need_gpus > gpus):
             raise InputError(
-                f"trial.workers: a trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs, this machine has {cpus:g} and "
-                f"{gpus:g}; lower trial.workers.count, cpus_per_worker or gpus_per_worker, or give cluster.address"
+                f"trial.workers: a trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs, this machine has {cpus:g} "
+                f"and {gpus:g}; lower trial.workers.count, cpus_per_worker or gpus_per_worker, or give cluster.address"
             )
         return self._template.model_copy(update={"workers": workers.model_copy(update={"gpus_per_worker": per_worker})})
 

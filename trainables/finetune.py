@@ -303,14 +303,14 @@ def finetune(
     steps = training.epochs * per_epoch
     trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
-    state = {"step": 0, "device_seconds": 0.0, "resumed_from_steps": []}
+    state: dict[str, Any] = {"step": 0, "device_seconds": 0.0, "resumed_from_steps": []}
     if checkpoint is not None:
         state = _restore(checkpoint, trainee, optimiser)
         if (checkpoint / "result.json").exists():
             report({**state["report"], "device_seconds": state["device_seconds"]}, checkpoint if leader else None)
             return
         state["resumed_from_steps"].append(state["step"])
-    ddp = trainee
+    ddp: nn.Module = trainee
     if world > 1:
         ddp = DistributedDataParallel(trainee, device_ids=[device] if device.type == "cuda" else None)
     history: list[dict[str, Tensor | float]] = []

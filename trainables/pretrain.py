@@ -102,7 +102,7 @@ def make_base(folder: Path, pairs: Split, config: TrialConfig, tokenizer_folder:
         model: RetrievalModel = Clip.tiny(
             model_config.tiny, config.data.image_pixels, model_config.max_tokens, tokenizer
         )
-        trained: nn.Module = model  # type: ignore[assignment]
+        trained: nn.Module = model
         encode: Callable[[np.ndarray], Tensor] = lambda rows: model.encode_image(_pixels(pairs, rows, device))  # noqa: E731
     else:
         dual = Dual.from_towers(model_config.image_tower, model_config.text_tower, tokenizer)

@@ -190,7 +190,7 @@ class Substitutes:
 
     def words_of(self, caption: int) -> list[str]:
         """The caption's words."""
-        return self.vocabulary[self.words[self.starts[caption] : self.starts[caption + 1]]].tolist()
+        return [str(word) for word in self.vocabulary[self.words[self.starts[caption] : self.starts[caption + 1]]]]
 
     def texts(self) -> list[str]:
         """All captions, as their words."""
@@ -290,7 +290,7 @@ def encode_captions(model: RetrievalModel, captions: Sequence[str], max_tokens: 
 
 def attack_captions(
     model: RetrievalModel,
-    captions: Sequence[int],
+    captions: Sequence[int] | np.ndarray,
     substitutes: Substitutes,
     image_features: Tensor,
     *,

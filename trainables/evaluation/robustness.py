@@ -217,7 +217,7 @@ def result_metrics(ranks: dict[str, Ranks], protocol: Protocol) -> dict[str, Met
 def correct_bits(ranks: dict[str, Ranks], protocol: Protocol) -> dict[str, str]:
     """Which queries were answered, by `target/direction_rk`: bits packed by `np.packbits`, in base64."""
     return {
-        f"{target}/{direction}_r{k}": base64.b64encode(np.packbits(values <= k)).decode()
+        f"{target}/{direction}_r{k}": base64.b64encode(np.packbits(values <= k).tobytes()).decode()
         for target, target_ranks in ranks.items()
         for direction, values in (("tr", target_ranks.tr), ("ir", target_ranks.ir))
         for k in protocol.recall_at

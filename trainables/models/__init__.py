@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 
-class RetrievalModel(Protocol):
+class RetrievalModel(nn.Module):
     """An image encoder and a text encoder into one space.
 
     Contract: pixels are float in [0, 1] and un-normalised (the model normalises inside, so that attack radii mean the
@@ -22,15 +21,19 @@ class RetrievalModel(Protocol):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) -> (batch, dim)."""
+        raise NotImplementedError
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) token ids and attention mask -> (batch, dim)."""
+        raise NotImplementedError
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the image side only."""
+        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer."""
+        raise NotImplementedError
 
 
 def tokenize(model: RetrievalModel, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

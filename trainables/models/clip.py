@@ -12,15 +12,19 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokeniz
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from trainables.config import TinyConfig
+from trainables.models import RetrievalModel
 
 
-class Clip(nn.Module):
-    """Implements `RetrievalModel`."""
+class Clip(RetrievalModel):
+    """A `transformers` CLIP; the trial owns the temperature, so CLIP's own is not used."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.clip = clip
-        self.clip.logit_scale.requires_grad_(False)  # the trial owns the temperature
+        self.clip.logit_scale.requires_grad_(False)
         self.tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from trainables.models import RetrievalModel
 
 WIDTH = 256
 """Of the common space."""
@@ -32,9 +35,9 @@ class BagOfWords(nn.Module):
 class TextTransformer(nn.Module):
     """The masked mean of a `transformers` text model's last hidden states."""
 
-    def __init__(self, tower: nn.Module) -> None:
+    def __init__(self, tower: Any) -> None:
         super().__init__()
-        self.tower = tower
+        self.tower: Any = tower
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, hidden)."""
@@ -59,14 +62,17 @@ class ImageHead(nn.Module):
         return projected + self.hidden(projected)
 
 
-class Dual(nn.Module):
-    """Implements `RetrievalModel`."""
+class Dual(RetrievalModel):
+    """Two towers and their projections."""
+
+    pixel_stats: Tensor
 
     def __init__(
-        self, image_tower: nn.Module, text_tower: nn.Module, tokenizer: PreTrainedTokenizerBase, pixel_stats: Tensor
+        self, image_tower: Any, text_tower: nn.Module, tokenizer: PreTrainedTokenizerBase, pixel_stats: Tensor
     ) -> None:
         super().__init__()
-        self.image_tower, self.text_tower, self.tokenizer = image_tower, text_tower, tokenizer
+        self.image_tower: Any = image_tower
+        self.text_tower, self.tokenizer = text_tower, tokenizer
         self.register_buffer("pixel_stats", pixel_stats.view(2, 3, 1, 1))
         with torch.no_grad():
             image_width = self.pooled(torch.zeros(1, 3, 96, 96)).shape[1]
@@ -76,7 +82,7 @@ class Dual(nn.Module):
 
     def pooled(self, pixels: Tensor) -> Tensor:
         """The image tower's own features, (batch, tower width)."""
-        mean, std = self.pixel_stats
+        mean, std = self.pixel_stats[0], self.pixel_stats[1]
         return self.image_tower((pixels - mean) / std).pooler_output.flatten(1)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
