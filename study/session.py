@@ -30,6 +30,9 @@ from trainables.trial import ENVIRONMENT, RESERVED_SHARE, tune_trial
 DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
 """Exit codes: done; done without one complete trial; run the same command again; Ctrl-C. (2: unusable input.)"""
 
+LOCAL_ENVIRONMENT = {
+    "RAY_maximum_startup_concurrency": "16",  # forks are cheap; Ray's default is one start per core
+}
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if nothing had happened
@@ -69,7 +72,7 @@ class Session:
         """Run so many trials, or until a signal. Ray is started and stopped."""
         import ray
 
-        os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT})
+        os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT, **LOCAL_ENVIRONMENT})
         warnings.filterwarnings("ignore", module="ray")
         say = self._display.say
         stack = ExitStack()

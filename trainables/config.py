@@ -155,6 +155,7 @@ class TrainingConfig(Model):
     """How long and how fast a trial fine-tunes."""
 
     epochs: int = Field(3, ge=1, le=1000, description="each ends in a checkpoint and a small evaluation (a rung)")
+    epoch_images: int | None = Field(None, ge=2, description="images an epoch draws at random; empty: all of them")
     batch_size: int = Field(32, ge=2, description="global batch: the number of contrastive pairs over all workers")
     learning_rate: float = Field(3e-4, gt=0, lt=1)
     weight_decay: float = Field(1e-4, ge=0, lt=1)

@@ -122,11 +122,17 @@ class Clock:
         self._marks.clear()
 
 
+def epoch_shape(config: TrialConfig, images: int) -> tuple[int, int]:
+    """Global batch size and steps of an epoch over so many training images."""
+    drawn = min(images, config.training.epoch_images or images)
+    size = min(config.training.batch_size, drawn)
+    return size, drawn // size
+
+
 def batch_rows(config: TrialConfig, prepared: Prepared, step: int) -> tuple[int, np.ndarray, np.ndarray]:
     """Epoch, image rows and caption rows of the global batch at `step`: a function of seed and step alone."""
     images = len(prepared.dataset.train.image_ids)
-    size = min(config.training.batch_size, images)
-    per_epoch = images // size
+    size, per_epoch = epoch_shape(config, images)
     epoch, place = divmod(step, per_epoch)
     rng = np.random.default_rng([config.seed, epoch])
     rows = rng.permutation(images)[place * size : (place + 1) * size]
@@ -298,8 +304,7 @@ def finetune(
     prepared.base.to(device)
     originals = original_embeddings(prepared, device)
     trainee = Trainee(prepared.base, config.point).to(device)
-    images = len(prepared.dataset.train.image_ids)
-    per_epoch = images // min(training.batch_size, images)
+    _, per_epoch = epoch_shape(config, len(prepared.dataset.train.image_ids))
     steps = training.epochs * per_epoch
     trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
