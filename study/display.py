@@ -36,7 +36,7 @@ class Display:
     """Rows of the live table: the running trials and the last ended ones."""
 
     def __init__(self, title: str, objectives: Sequence[Objective], total: int, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stdout, highlight=False)
+        self._console = console or Console(highlight=False, width=None if sys.stdout.isatty() else 180)
         self._title, self._objectives, self._total = title, objectives, total
         self._rows: dict[int, Row] = {}
         self._front: set[str] = set()
@@ -62,8 +62,7 @@ class Display:
 
     def print(self, table: Table) -> None:
         """A table that stays."""
-        width = None if self._console.is_terminal else 200
-        self._console.print(table, width=width)
+        self._console.print(table)
 
     def seen(self, record: TrialRecord, manifests: Sequence[Manifest]) -> None:
         """A trial of an earlier session."""

@@ -212,7 +212,8 @@ def make_sampler(config: StudyConfig, trials: int) -> optuna.samplers.BaseSample
     seed = config.seed * 1_000_003 + trials
     if config.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed)
+    startup = min(10, 2 + config.budget.trials // 4)  # a small budget cannot spend ten trials on random points
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
 
 
 def trial_key(study: str, number: int) -> str:

@@ -1,0 +1,47 @@
+"""What tests share: a trial that takes seconds, and the real data where it lies beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainables.config import (
+    DataConfig,
+    ModelConfig,
+    PretrainConfig,
+    Protocol,
+    ShapesConfig,
+    TinyConfig,
+    TrainingConfig,
+    TrialConfig,
+)
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """`shared/data` beside the checkout, or where PARETOVL_TEST_DATA says."""
+    default = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+    folder = Path(os.environ.get("PARETOVL_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"the real data is not at {folder}; set PARETOVL_TEST_DATA")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def tiny_trial(tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
+    """A trial on 64 small images with a model of a few thousand parameters."""
+    return TrialConfig(
+        data=DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=64, test_images=16)),
+        model=ModelConfig(
+            tiny=TinyConfig(width=32, layers=1, heads=2, patch_pixels=8, embedding=32),
+            pretrain=PretrainConfig(epochs=1, batch_size=16, mlm_epochs=1),
+        ),
+        training=TrainingConfig(epochs=2, batch_size=8, learning_rate=1e-3, log_every_steps=1),
+        protocol=Protocol(gallery_images=12, rung_gallery_images=6, image_steps=2, bootstrap_samples=100),
+        cache_dir=tmp_path_factory.mktemp("cache"),
+    )

@@ -1,0 +1,122 @@
+"""The worker loop: resumed equals uninterrupted, what fails says so, what is frozen stays."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from trainables.config import Point, TrialConfig, TrialResult
+from trainables.finetune import CheckpointError, Diverged, batch_rows, epoch_shape, finetune, rate_factor
+from trainables.prepare import prepare
+
+POINT = Point(temperature=0.1, temperature_learned=True, epsilon=2 / 255, attack_steps=1, words=1)
+CPU = torch.device("cpu")
+
+
+class Stop(Exception):
+    """Ends a run after a report, as a lost worker does."""
+
+
+def run(config: TrialConfig, scratch: Path, checkpoint: Path | None = None, stop_after: int = 99) -> list[Any]:
+    reports: list[Any] = []
+
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        reports.append((metrics, folder))
+        if len(reports) == stop_after:
+            raise Stop
+
+    try:
+        finetune(config, prepare(config), CPU, checkpoint, scratch, report)
+    except Stop:
+        pass
+    return reports
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    config = tiny_trial.model_copy(update={"point": POINT})
+    whole = run(config, tmp_path / "whole")
+    first = run(config, tmp_path / "first", stop_after=1)
+    rest = run(config, tmp_path / "rest", checkpoint=first[-1][1])
+    one, two = weights(whole[-1][1]), weights(rest[-1][1])
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    results = [TrialResult.model_validate_json((r[-1][1] / "result.json").read_text()) for r in (whole, rest)]
+    assert results[0].metrics == results[1].metrics
+    assert results[0].correct == results[1].correct
+    assert results[0].resumed_from_steps == []
+    assert results[1].resumed_from_steps == [8]
+    assert results[1].device_seconds > first[-1][0]["device_seconds"]
+
+
+def test_finished_run_is_reported_again_and_nothing_redone(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    whole = run(tiny_trial, tmp_path / "whole")
+    again = run(tiny_trial, tmp_path / "again", checkpoint=whole[-1][1])
+    assert len(again) == 1
+    assert again[0][0]["step"] == whole[-1][0]["step"]
+    assert not (tmp_path / "again").exists()
+
+
+def test_damaged_checkpoint_is_named(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    folder = run(tiny_trial, tmp_path / "a", stop_after=1)[-1][1]
+    (folder / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match=str(folder)):
+        run(tiny_trial, tmp_path / "b", checkpoint=folder)
+
+
+def test_divergence_is_told(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    prepared = prepare(tiny_trial)
+    next(iter(prepared.base.image_parameters())).data.fill_(float("nan"))
+    with pytest.raises(Diverged, match="nan by step"):
+        finetune(tiny_trial, prepared, CPU, None, tmp_path, lambda metrics, folder: None)
+
+
+def test_fare_trains_the_image_side_only(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    fare = Point(
+        contrastive_weight=0.0, epsilon=2 / 255, attack_steps=1, trainable="image", attack_objective="deviation"
+    )
+    config = tiny_trial.model_copy(update={"point": fare})
+    prepared = prepare(config)
+    before = copy.deepcopy(prepared.base.state_dict())
+    finetune(config, prepared, CPU, None, tmp_path, lambda metrics, folder: None)
+    changed = {name for name, value in prepared.base.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("vision" in name or "visual" in name for name in changed)
+
+
+def test_temperature_moves_only_when_learned(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    for learned in (False, True):
+        point = Point(temperature=0.1, temperature_learned=learned)
+        reports = run(tiny_trial.model_copy(update={"point": point}), tmp_path / str(learned))
+        result = TrialResult.model_validate_json((reports[-1][1] / "result.json").read_text())
+        assert (abs(result.temperature - 0.1) > 1e-6) == learned
+
+
+def test_batches_cover_an_epoch_and_depend_on_seed_and_step_only(tiny_trial: TrialConfig) -> None:
+    prepared = prepare(tiny_trial)
+    size, steps = epoch_shape(tiny_trial, 64)
+    drawn = [batch_rows(tiny_trial, prepared, step) for step in range(steps)]
+    rows = np.concatenate([rows for _, rows, _ in drawn])
+    assert sorted(rows) == list(range(64))
+    assert size * steps == 64
+    for _, images, captions in drawn:
+        np.testing.assert_array_equal(prepared.dataset.train.caption_image[captions], images)
+    np.testing.assert_array_equal(batch_rows(tiny_trial, prepared, 5)[2], drawn[5][2])
+    other = tiny_trial.model_copy(update={"seed": 1})
+    assert (batch_rows(other, prepared, 5)[1] != drawn[5][1]).any()
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[11:] == sorted(factors[11:], reverse=True)
+    assert max(factors) == pytest.approx(1, abs=0.01)
+    assert factors[-1] < 0.001
