@@ -29,8 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with told_errors():
         config = parse(arguments)
         prepare_folder(config.paths)
-        with driver_lock(config):
-            return run(config)
+        try:
+            with driver_lock(config):
+                return run(config)
+        except KeyboardInterrupt:  # before or after the trials, which have their own handling
+            print("stopped: run the same command again to go on", file=sys.stderr)
+            return 130
 
 
 def prepare_folder(paths: StudyPaths) -> None:

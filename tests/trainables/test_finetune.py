@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,8 @@ def run(config: TrialConfig, scratch: Path, checkpoint: Path | None = None, stop
         if len(reports) == stop_after:
             raise Stop
 
-    try:
+    with contextlib.suppress(Stop):
         finetune(config, prepare(config), CPU, checkpoint, scratch, report)
-    except Stop:
-        pass
     return reports
 
 

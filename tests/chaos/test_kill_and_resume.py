@@ -1,0 +1,134 @@
+"""A whole tiny study: killed three times, resumed, extended, projected; nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+CONFIG = {
+    "recipes": ["finetune", "mat"],
+    "objectives": [{"metric": "clean/mr_r5"}, {"metric": "both/mr_r5"}],
+    "budget": {"trials": 2},
+    "data": {"image_pixels": 32, "shapes": {"train_images": 64, "test_images": 16}},
+    "trial": {
+        "model": {
+            "tiny": {"width": 32, "layers": 1, "heads": 2, "patch_pixels": 8, "embedding": 32},
+            "pretrain": {"epochs": 2, "batch_size": 16, "mlm_epochs": 1},
+        },
+        "training": {"epochs": 12, "batch_size": 8},
+    },
+    "protocol": {"gallery_images": 12, "rung_gallery_images": 6, "image_steps": 2, "bootstrap_samples": 100},
+}
+WAIT_SECONDS = 150
+
+
+class Driver:
+    """`python -m study.run` of one study, as a process of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.study = folder, folder / "studies" / "chaos"
+        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+
+    def start(self, *flags: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "study.run", "--config", str(self.folder / "config.yaml"), "--name", "chaos"]
+        return subprocess.Popen(
+            [*command, "--studies-dir", str(self.study.parent), *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+
+    def until(self, happened: Callable[[], bool], number: int) -> int:
+        """Start, wait until something happened, send a signal; returns the exit code."""
+        process = self.start()
+        end = time.time() + WAIT_SECONDS
+        while not happened():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.time() < end, "waited too long"
+            time.sleep(0.05)
+        process.send_signal(number)
+        self.output, _ = process.communicate(timeout=60)
+        return process.returncode
+
+    def finish(self, *flags: str) -> int:
+        process = self.start(*flags)
+        self.output, _ = process.communicate(timeout=WAIT_SECONDS * 2)
+        return process.returncode
+
+    def events(self, kind: str) -> list[dict[str, object]]:
+        lines = [line for path in self.study.glob("trials/*/events.jsonl") for line in path.read_text().splitlines()]
+        found = []
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if event["event"] == kind:
+                found.append(event)
+        return found
+
+    def manifests(self) -> dict[str, dict[str, object]]:
+        return {path.parent.name: json.loads(path.read_text()) for path in self.study.glob("trials/*/manifest.json")}
+
+    def optuna_states(self) -> list[str]:
+        study = optuna.load_study(study_name="chaos", storage=f"sqlite:///{self.study / 'study.db'}")
+        return [trial.state.name for trial in study.trials]
+
+    def mlflow_runs(self) -> list[object]:
+        from study.mlflow_store import import_mlflow
+
+        client = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{self.study / 'mlflow.db'}")
+        (experiment,) = [e for e in client.search_experiments() if e.name == "paretovl/chaos"]
+        return list(client.search_runs([experiment.experiment_id], max_results=100))
+
+
+@pytest.mark.timeout(900)
+def test_killed_three_times_and_resumed(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    assert driver.until(lambda: (driver.study / "study.db").exists(), signal.SIGKILL) == -signal.SIGKILL
+    assert driver.until(lambda: bool(driver.events("rung")), signal.SIGKILL) == -signal.SIGKILL
+    assert driver.until(lambda: bool(driver.manifests()), signal.SIGKILL) == -signal.SIGKILL
+    started = len(driver.events("start"))
+    assert driver.until(lambda: len(driver.events("start")) > started, signal.SIGINT) == 130
+    assert "run the same command again to go on" in driver.output
+    assert driver.finish() == 0, driver.output
+
+    manifests = driver.manifests()
+    assert len(manifests) == 4
+    assert {m["state"] for m in manifests.values()} == {"complete"}
+    assert driver.optuna_states() == ["COMPLETE"] * 4
+    resumed = [event for event in driver.events("resume") if event["step"]]
+    assert resumed, "no trial went on from a checkpoint"
+    assert any(manifest["cost"]["resumed_from_steps"] for manifest in manifests.values())  # type: ignore[index]
+
+    runs = driver.mlflow_runs()
+    trials = [run.data.tags["paretovl.trial"] for run in runs if "paretovl.trial" in run.data.tags]  # type: ignore[attr-defined]
+    assert sorted(trials) == sorted(manifests)
+    assert {run.info.status for run in runs} == {"FINISHED"}  # type: ignore[attr-defined]
+    front = {entry["key"] for entry in json.loads((driver.study / "front.json").read_text())}
+    assert front
+    assert front == {
+        run.data.tags["paretovl.trial"]  # type: ignore[attr-defined]
+        for run in runs
+        if run.data.tags.get("pareto") == "true"  # type: ignore[attr-defined]
+    }
+
+    began = time.time()
+    assert driver.finish() == 0
+    assert time.time() - began < 30, "a finished study must not start anything"
+    assert driver.manifests() == manifests
+    assert driver.finish("--budget.trials", "3") == 0
+    assert len(driver.manifests()) == 5
+    assert driver.finish("--budget.trials", "3", "--protocol.words", "0") == 2
+    assert "protocol.words: 1 -> 0" in driver.output
