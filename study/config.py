@@ -81,7 +81,7 @@ class ClusterConfig(Model):
 
     address: str | None = Field(None, description="Ray cluster (host:port, or auto); empty: this machine")
     concurrency: int | None = Field(None, ge=1, description="trials at once; empty: as many as fit")
-    launch_timeout_seconds: float = Field(300, gt=0, description="how long to wait for the cluster")
+    connect_timeout_seconds: float = Field(10, gt=0, description="how long to wait for the cluster's head")
 
 
 def _name(value: str) -> str:

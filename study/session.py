@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import tempfile
 import time
 import warnings
@@ -130,6 +131,11 @@ class Session:
             environment = {"py_executable": command(warm.path)}
             options: dict[str, Any] = {"address": "local", "include_dashboard": False, "runtime_env": environment}
         else:
+            if address != "auto" and not speaks_grpc(address, self._config.cluster.connect_timeout_seconds):
+                raise InputError(
+                    f"cluster.address: no Ray head answers at {address}; give host:port of a running head, or auto, or "
+                    "leave it empty for this machine"
+                )
             options = {"address": address, "runtime_env": {"env_vars": ENVIRONMENT}}
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -232,6 +238,24 @@ class Session:
     def _stop(self, number: int, _: object) -> None:
         self._stopped_by = number
         raise KeyboardInterrupt
+
+
+def speaks_grpc(address: str, timeout_seconds: float) -> bool:
+    """Whether a gRPC server answers there. Ray itself would wait for minutes to find out.
+
+    Args:
+        address: host:port.
+        timeout_seconds: for connecting and for the answer.
+    """
+    host, _, port = address.rpartition(":")
+    hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # HTTP/2 preface, empty SETTINGS
+    try:
+        with socket.create_connection((host, int(port)), timeout_seconds) as connection:
+            connection.sendall(hello)
+            answer = connection.recv(9)
+    except (OSError, ValueError):
+        return False
+    return len(answer) >= 4 and answer[3] == 4  # a server begins with SETTINGS
 
 
 def _prepare_part(config: dict[str, Any], part: str) -> None:

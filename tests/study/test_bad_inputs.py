@@ -1,0 +1,170 @@
+"""Input that cannot be used: one clear message, exit code 2, no traceback, nothing lost."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from study.run import main
+from trainables.config import Point
+
+Prepare = Callable[[Path], list[str]]
+
+
+def dataset(folder: Path) -> Path:
+    """A small COCO-format set: four training images and three for evaluation, five captions each."""
+    root = folder / "data"
+    (root / "images").mkdir(parents=True)
+    ids = range(1, 8)
+    for i in ids:
+        Image.fromarray(np.full((20, 20, 3), 30 * i, dtype=np.uint8)).save(root / "images" / f"{i}.png")
+    images = [{"id": i, "file_name": f"{i}.png"} for i in ids]
+    captions = [{"id": 10 * i + k, "image_id": i, "caption": f"grey {i} form {k}"} for i in ids for k in range(5)]
+    (root / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    (root / "split.json").write_text(json.dumps({"train": [1, 2, 3, 4], "test": [5, 6, 7]}))
+    return root
+
+
+def edited(folder: Path, change: Callable[[dict[str, list[dict[str, object]]]], object]) -> list[str]:
+    root = dataset(folder)
+    content = json.loads((root / "captions.json").read_text())
+    change(content)
+    (root / "captions.json").write_text(json.dumps(content))
+    return ["--data.root", str(root)]
+
+
+def with_file(folder: Path, content: object) -> list[str]:
+    path = folder / "config.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return ["--config", str(path)]
+
+
+def damaged(folder: Path, name: str, content: bytes) -> list[str]:
+    root = dataset(folder)
+    (root / name).write_bytes(content)
+    return ["--data.root", str(root)]
+
+
+def file_in_place_of_folder(folder: Path) -> list[str]:
+    (folder / "file").write_text("")
+    return ["--studies-dir", str(folder / "file")]
+
+
+def locked(folder: Path) -> list[str]:
+    study = folder / "studies" / "quickstart"
+    study.mkdir(parents=True)
+    lock = (study / ".lock").open("a")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    HELD.append(lock)
+    return []
+
+
+def foreign_port(folder: Path) -> list[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    HELD.append(listener)
+    return ["--cluster.address", f"127.0.0.1:{listener.getsockname()[1]}"]
+
+
+HELD: list[object] = []
+FLOAT_KNOB = {"kind": "float", "low": 0, "high": 2}
+
+BAD: dict[str, tuple[Prepare, str]] = {
+    "unknown field": (lambda f: with_file(f, {"budgett": {"trials": 3}}), "budgett: no such field"),
+    "several mistakes": (lambda f: ["--budget.trials", "-1", "--seed", "x"], "2 mistakes"),
+    "wrong type": (lambda f: ["--protocol.epsilon", "much"], "protocol.epsilon"),
+    "radius by zero": (lambda f: ["--protocol.epsilon", "2/0"], "write a radius"),
+    "broken YAML": (lambda f: with_file(f, "a: [1"), "is no YAML"),
+    "no mapping": (lambda f: with_file(f, "- 1"), "not fields with values"),
+    "missing file": (lambda f: ["--config", str(f / "none.yaml")], "none.yaml: cannot be read"),
+    "unknown preset": (lambda f: ["--preset", "slowstart"], "presets are"),
+    "study name": (lambda f: ["--name", "../elsewhere"], "use letters, digits"),
+    "knob out of range": (lambda f: with_file(f, {"space": {"contrastive_weight": FLOAT_KNOB}}), "out of range"),
+    "unknown knob": (lambda f: with_file(f, {"space": {"tempo": FLOAT_KNOB}}), "space.tempo: no such knob"),
+    "unknown metric": (lambda f: with_file(f, {"objectives": [{"metric": "clean/r1"}]}), "no metric clean/r1"),
+    "batch and workers": (lambda f: ["--trial.workers.count", "3"], "no multiple of"),
+    "two families": (
+        lambda f: ["--trial.model.base", "a", "--trial.model.image-tower", "b"],
+        "not both",
+    ),
+    "text tower alone": (lambda f: ["--trial.model.text-tower", "a"], "goes with image_tower"),
+    "missing data root": (lambda f: ["--data.root", str(f / "nowhere")], "nowhere"),
+    "broken annotations": (lambda f: damaged(f, "captions.json", b"{"), "captions.json"),
+    "annotation without image": (
+        lambda f: edited(f, lambda c: c["annotations"].append({"id": 999, "image_id": 77, "caption": "a"})),
+        "77",
+    ),
+    "file name leaves the folder": (
+        lambda f: edited(f, lambda c: c["images"][0].update(file_name="../../secret.png")),
+        "../../secret.png",
+    ),
+    "zero-byte image": (lambda f: damaged(f, "images/2.png", b""), "2.png"),
+    "missing split": (lambda f: damaged(f, "split.json", b'{"train": [1]}'), "test"),
+    "leak": (lambda f: damaged(f, "split.json", b'{"train": [1, 2, 5], "test": [5, 6]}'), "5"),
+    "file in place of the studies": (file_in_place_of_folder, "cannot be written"),
+    "second driver": (locked, "running in another process"),
+    "unusable storage": (
+        lambda f: ["--storage", "sqlite:////nowhere/at/all/study.db"],
+        "storage: the study's database",
+    ),
+    "unknown storage": (lambda f: ["--storage", "carrier-pigeon://me:secret@home/db"], "storage: the study's database"),
+    "tracking unreachable": (lambda f: ["--tracking.uri", "http://127.0.0.1:9"], "tracking.uri"),
+    "port of something else": (foreign_port, "cluster.address"),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_message(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    prepare, expected = BAD[name]
+    small = ["--data.image-pixels", "16", "--data.shapes.train-images", "16", "--data.shapes.test-images", "8"]
+    flags = ["--studies-dir", str(tmp_path / "studies"), *small, *prepare(tmp_path)]
+    try:
+        with pytest.raises(SystemExit) as end:
+            main(flags)
+    finally:
+        while HELD:
+            HELD.pop().close()  # type: ignore[attr-defined]
+    told = capfd.readouterr()
+    assert end.value.code == 2, told
+    assert told.err.count("error:") == 1, told.err
+    assert expected in told.err
+    assert "Traceback" not in told.err
+    assert "secret@" not in told.err
+    assert not list(tmp_path.glob("studies/*/trials/*"))
+
+
+def test_unknown_flag(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--studies-dir", str(tmp_path), "--bugdet.trials", "3"])
+    assert end.value.code == 2
+    assert "--bugdet.trials" in capfd.readouterr().err
+
+
+def test_what_fails_inside_a_trial_has_a_state_and_a_reason() -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    from trainables.finetune import CheckpointError, Diverged
+    from trainables.trial import _own_fault
+
+    def fault(error: Exception) -> object:
+        return _own_fault({0: UserExceptionWithTraceback(error, "trace")})
+
+    diverged, damaged_checkpoint = fault(Diverged("the loss became nan")), fault(CheckpointError("checkpoint x"))
+    assert (diverged.state, diverged.reason) == ("infeasible", "Diverged: the loss became nan")  # type: ignore[attr-defined]
+    assert (damaged_checkpoint.state, damaged_checkpoint.reason) == ("failed", "CheckpointError: checkpoint x")  # type: ignore[attr-defined]
+    assert _own_fault({0: ActorDiedError()}) is None  # lost, and tried again
+
+
+def test_points_that_contradict_themselves() -> None:
+    for fields in ({"epsilon": 0.1}, {"attack_steps": 2}, {"epsilon": "3/2", "attack_steps": 1}):
+        with pytest.raises(ValueError, match=r"attack_steps|less than"):
+            Point.model_validate(fields)
