@@ -122,6 +122,8 @@ def open_experiment(
         TrackingError: the experiment belongs to another study.
     """
     _check_database(uri)
+    if movable:
+        _create_database(Path(uri.removeprefix("sqlite:///")))
     client = import_mlflow().MlflowClient(tracking_uri=uri)
     location = None if uri.startswith(("http://", "https://")) else artifacts.resolve().as_uri()
     found = client.get_experiment_by_name(name)
@@ -140,6 +142,16 @@ def open_experiment(
     note = "The front: filter for `tags.pareto = 'true'`. Its page is an artifact of the run of the study."
     tags = {STUDY_TAG: study_id, "mlflow.note.content": note}
     return ExperimentStore(client, client.create_experiment(name, artifact_location=location, tags=tags))
+
+
+def _create_database(path: Path) -> None:
+    """Make the SQLite store under another name first: MLflow cannot use one whose creation was cut short."""
+    if path.exists():
+        return
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+    part.replace(path)
 
 
 def _check_database(uri: str) -> None:

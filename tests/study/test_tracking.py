@@ -16,7 +16,7 @@ import pytest
 from dashboards.pareto_page import write_front_files
 from study import track
 from study.config import Objective
-from study.mlflow_store import TrackingError, import_mlflow, metric_name, redacted
+from study.mlflow_store import TrackingError, _create_database, import_mlflow, metric_name, redacted
 from study.records import (
     Event,
     Manifest,
@@ -622,3 +622,14 @@ def test_a_study_is_finished_when_its_budget_is_spent_and_nothing_is_left(known_
     assert track.study_end(known_study.records[:-1], config) == "interrupted"
     known_study.state(0, "waiting")
     assert track.study_end(known_study.records, config) == "interrupted"
+
+
+def test_store_whose_creation_was_cut_short(tmp_path: Path) -> None:
+    part = tmp_path / "mlflow.db.part"
+    part.write_bytes(b"half a database")
+    _create_database(tmp_path / "mlflow.db")
+    assert not part.exists()
+    made = (tmp_path / "mlflow.db").read_bytes()
+    assert made.startswith(b"SQLite format 3")
+    _create_database(tmp_path / "mlflow.db")
+    assert (tmp_path / "mlflow.db").read_bytes() == made

@@ -87,16 +87,7 @@ def test_batched_text_attack_equals_the_plain_one(tiny_trial: TrialConfig, words
 
 
 def test_words_and_substitutes(tmp_path: object) -> None:
-    assert split_words("A man, half-asleep/tired: it's 2 o'clock!") == [
-        "a",
-        "man",
-        "half",
-        "asleep",
-        "tired",
-        "it's",
-        "2",
-        "o'clock",
-    ]
+    assert split_words("A man, half-asleep/sad: it's 2!") == ["a", "man", "half", "asleep", "sad", "it's", "2"]
     words, options = [["a", "red", "cat"], [], ["dog"]], [[[], ["blue", "green"], ["cow"]], [], [["bird"]]]
     table = Substitutes.build(words, options, 3)
     assert [table.words_of(i) for i in range(3)] == words
