@@ -1,0 +1,52 @@
+"""Workers forked from a warm process are ordinary workers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+    import os, sys
+    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+    import ray
+    from study.warm_start import WarmStart, command
+
+    class Absent(WarmStart):
+        def __enter__(self): return self
+        def __exit__(self, *_): pass
+
+    with {server}(sys.argv[1]) as warm:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False,
+                 runtime_env={{"py_executable": command(warm.path)}})
+
+        @ray.remote(num_cpus=0)
+        class Worker:
+            def look(self):
+                loaded = "trainables.finetune" in sys.modules
+                from ray._raylet import UniqueID
+                return loaded, UniqueID.from_random().hex(), os.getpid()
+
+        workers = [Worker.remote() for _ in range(3)]
+        for loaded, drawn, process in ray.get([worker.look.remote() for worker in workers], timeout=100):
+            print(loaded, drawn, process)
+        ray.shutdown()
+"""
+
+
+@pytest.mark.parametrize(("server", "loaded"), [("WarmStart", "True"), ("Absent", "False")])
+def test_forks_are_warm_and_draw_different_ids(server: str, loaded: str, tmp_path: Path) -> None:
+    script = textwrap.dedent(SCRIPT.format(server=server))
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=150, check=True
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == [loaded] * 3
+    assert len({line[1] for line in lines}) == 3, "equal ids would make trials swap their workers"
+    for _, _, process in lines:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(process), 0)
