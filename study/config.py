@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,7 +183,7 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
 
     Raises:
         InputError: with all mistakes at once.
-        SystemExit: after --help, or for a flag that does not exist (code 2).
+        SystemExit: after --help.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -193,12 +197,30 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     values = {"name": files.preset, **read_yaml(preset)}
     if files.config is not None:
         values = _merged(values, read_yaml(Path(files.config)))
+    usage = io.StringIO()
     try:
-        return Arguments(_cli_parse_args=given, **values)
+        with contextlib.redirect_stderr(usage):
+            return Arguments(_cli_parse_args=given, **values)
+    except SystemExit as stop:
+        if stop.code:
+            raise _flag_mistake(usage.getvalue()) from None
+        raise
     except ValidationError as error:
         raise all_mistakes(error, "the study's configuration") from None
     except SettingsError as error:
         raise InputError(str(error)) from None
+
+
+def _flag_mistake(told: str) -> InputError:
+    """What argparse told, without the usage of two screens, and with the flags that may have been meant."""
+    usage, _, reason = told.rstrip().rpartition(" error: ")
+    known = set(re.findall(r"--[\w.-]+", usage))
+    lines = [f"command line: {reason}"]
+    for flag in re.findall(r"(?<!\S)--[\w.-]+", reason):
+        close = difflib.get_close_matches(flag.replace("_", "-"), known, n=3)
+        if close and flag not in known:
+            lines.append(f"  {flag}: did you mean {' or '.join(close)}?")
+    return InputError("\n".join([*lines, "  --help lists every flag"]))
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

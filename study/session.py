@@ -71,9 +71,9 @@ class Session:
 
     def explore(self, trials: int) -> None:
         """Run so many trials, or until a signal. Ray is started and stopped."""
-        import ray
-
         os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT, **LOCAL_ENVIRONMENT})
+        import ray  # reads its environment while it is imported
+
         warnings.filterwarnings("ignore", module="ray")
         say = self._display.say
         stack = ExitStack()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import yaml
 
@@ -35,9 +36,9 @@ WAIT_SECONDS = 150
 class Driver:
     """`python -m study.run` of one study, as a process of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes: object) -> None:
         self.folder, self.study = folder, folder / "studies" / "chaos"
-        (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+        (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
 
     def start(self, *flags: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "study.run", "--config", str(self.folder / "config.yaml"), "--name", "chaos"]
@@ -49,14 +50,16 @@ class Driver:
             env={**os.environ, "COLUMNS": "200"},
         )
 
-    def until(self, happened: Callable[[], bool], number: int) -> int:
+    def until(self, happened: Callable[[], bool], number: int, *flags: str) -> int:
         """Start, wait until something happened, send a signal; returns the exit code."""
-        process = self.start()
+        process = self.start(*flags)
         end = time.time() + WAIT_SECONDS
         while not happened():
             assert process.poll() is None, process.communicate()[0]
             assert time.time() < end, "waited too long"
             time.sleep(0.05)
+        started = [line for child in psutil.Process(process.pid).children(recursive=True) for line in child.cmdline()[:1]]
+        assert not [line for line in started if Path(line).name == "uv"], "workers resolve the environment again"
         process.send_signal(number)
         self.output, _ = process.communicate(timeout=60)
         return process.returncode
@@ -132,3 +135,29 @@ def test_killed_three_times_and_resumed(tmp_path: Path) -> None:
     assert len(driver.manifests()) == 5
     assert driver.finish("--budget.trials", "3", "--protocol.words", "0") == 2
     assert "protocol.words: 1 -> 0" in driver.output
+
+
+@pytest.mark.timeout(600)
+def test_a_trial_that_fails_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
+    # A temperature that is zero in single precision: the contrastive loss is not a number from the first step.
+    driver = Driver(tmp_path, recipes=["mat"], recipe_temperature=1e-320, budget={"trials": 2})
+    one_at_a_time = ("--cluster.concurrency", "1")
+    assert driver.until(lambda: len(driver.events("rung")) > 1, signal.SIGINT, *one_at_a_time) == 130, driver.output
+    diverged = driver.manifests()["chaos-t00000-s0"]
+    assert diverged["state"] == "infeasible"
+    assert "Diverged: the loss became nan by step" in str(diverged["reason"])
+    for weights in driver.study.glob("runs/chaos-t00001-s0/**/model.safetensors"):
+        weights.write_bytes(b"damaged")
+
+    assert driver.finish(*one_at_a_time) == 0, driver.output
+    damaged = driver.manifests()["chaos-t00001-s0"]
+    assert damaged["state"] == "failed"
+    assert "CheckpointError: checkpoint" in str(damaged["reason"])
+    assert str(damaged["reason"]) in driver.output.replace("\n", " ")
+    assert "Traceback" not in driver.output
+    assert driver.optuna_states() == ["PRUNED", "FAIL", "COMPLETE"]
+    assert [entry["key"] for entry in json.loads((driver.study / "front.json").read_text())] == ["chaos-t00002-s0"]
+    statuses = {run.data.tags.get("paretovl.trial"): run.info.status for run in driver.mlflow_runs()}  # type: ignore[attr-defined]
+    assert statuses["chaos-t00001-s0"] == "FAILED"
+    assert driver.finish("--budget.trials", "3") == 0, "the study can be used afterwards"
+    assert driver.optuna_states() == ["PRUNED", "FAIL", "COMPLETE", "COMPLETE"]

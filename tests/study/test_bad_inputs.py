@@ -78,6 +78,8 @@ FLOAT_KNOB = {"kind": "float", "low": 0, "high": 2}
 
 BAD: dict[str, tuple[Prepare, str]] = {
     "unknown field": (lambda f: with_file(f, {"budgett": {"trials": 3}}), "budgett: no such field"),
+    "unknown flag": (lambda f: ["--budget.trial", "4"], "did you mean --budget.trials"),
+    "flag without value": (lambda f: ["--budget.trials"], "expected one argument"),
     "several mistakes": (lambda f: ["--budget.trials", "-1", "--seed", "x"], "2 mistakes"),
     "wrong type": (lambda f: ["--protocol.epsilon", "much"], "protocol.epsilon"),
     "radius by zero": (lambda f: ["--protocol.epsilon", "2/0"], "write a radius"),

@@ -71,7 +71,8 @@ class Dual(RetrievalModel):
         self, image_tower: Any, text_tower: nn.Module, tokenizer: PreTrainedTokenizerBase, pixel_stats: Tensor
     ) -> None:
         super().__init__()
-        self.image_tower: Any = image_tower
+        # Convolutions are up to 1.6 times as fast in this layout on CPUs, and made for it on GPUs.
+        self.image_tower: Any = image_tower.to(memory_format=torch.channels_last)
         self.text_tower, self.tokenizer = text_tower, tokenizer
         self.register_buffer("pixel_stats", pixel_stats.view(2, 3, 1, 1))
         with torch.no_grad():
@@ -83,7 +84,8 @@ class Dual(RetrievalModel):
     def pooled(self, pixels: Tensor) -> Tensor:
         """The image tower's own features, (batch, tower width)."""
         mean, std = self.pixel_stats[0], self.pixel_stats[1]
-        return self.image_tower((pixels - mean) / std).pooler_output.flatten(1)
+        normalised = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+        return self.image_tower(normalised).pooler_output.flatten(1)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, WIDTH)."""

@@ -1,0 +1,100 @@
+"""Where a study's settings come from, and what makes its trials comparable."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from study.config import PRESETS, Arguments, differences, fingerprint, freeze, load_frozen, parse
+from trainables.command import InputError
+
+HEAVY = ("torch", "ray", "transformers", "mlflow", "optuna", "numpy", "pandas")
+
+
+def test_later_sources_win(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = yaml.safe_load((PRESETS / "quickstart.yaml").read_text())
+    assert parse([]).budget.trials == preset["budget"]["trials"] != 3
+    file = tmp_path / "study.yaml"
+    file.write_text("budget: {trials: 3}\nprotocol: {epsilon: 1/255}\ntrial: {workers: {count: 2}}\n")
+    of_file = parse(["--config", str(file)])
+    assert (of_file.budget.trials, of_file.protocol.epsilon, of_file.trial.workers.count) == (3, 1 / 255, 2)
+    assert of_file.trial.training.epochs == preset["trial"]["training"]["epochs"], "fields beside are kept"
+    monkeypatch.setenv("PARETOVL_BUDGET__TRIALS", "4")
+    assert parse(["--config", str(file)]).budget.trials == 4
+    assert parse(["--config", str(file), "--budget.trials", "5"]).budget.trials == 5
+
+
+def test_a_space_is_replaced_whole(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text("space: {temperature: {kind: float, low: 0.01, high: 0.1}}\n")
+    assert list(parse(["--config", str(file)]).space) == ["temperature"]
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_are_valid_and_name_their_study(preset: str) -> None:
+    assert parse(["--preset", preset]).name == preset
+
+
+def test_help_comes_at_once() -> None:
+    script = f"import sys, study.run; print([name for name in {HEAVY} if name in sys.modules])\nstudy.run.main(['--help'])"
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert done.stdout.startswith("[]\n"), "the help must not wait for libraries it does not need"
+    assert "--trial.training.epochs" in done.stdout
+    assert min(seconds) < 1
+
+
+def frozen(folder: Path, *flags: str, data: str = "d", code: str = "c") -> tuple[Arguments, dict[str, Any]]:
+    config = parse(["--studies-dir", str(folder), *flags])
+    config.paths.root.mkdir(parents=True, exist_ok=True)
+    return config, fingerprint(config, data, code)
+
+
+def test_settings_that_decide_results_are_guarded(tmp_path: Path) -> None:
+    config, mark = frozen(tmp_path)
+    first = freeze(config, mark, accept_changes=False)
+    assert freeze(*frozen(tmp_path, "--budget.trials", "99", "--cluster.concurrency", "3"), False) == first
+    for flags, line in (
+        (("--protocol.words", "2"), "protocol.words: 1 -> 2"),
+        (("--trial.training.learning-rate", "0.5"), "trial.training.learning_rate: 0.001 -> 0.5"),
+        (("--seed", "7"), "seed: 0 -> 7"),
+    ):
+        with pytest.raises(InputError, match=line):
+            freeze(*frozen(tmp_path, *flags), False)
+    with pytest.raises(InputError, match="data_digest: d -> other"):
+        freeze(*frozen(tmp_path, data="other"), False)
+    with pytest.raises(InputError, match="code_digest: c -> newer"):
+        freeze(*frozen(tmp_path, code="newer"), False)
+
+    second = freeze(*frozen(tmp_path, code="newer"), True)
+    assert second != first
+    accepted = yaml.safe_load(config.paths.config.read_text())["accepted"]
+    assert accepted == [{"trials_before": first, "changes": ["code_digest: c -> newer"]}]
+    assert freeze(*frozen(tmp_path, code="newer"), False) == second, "accepted once, it stays accepted"
+
+
+def test_differences_name_every_leaf() -> None:
+    assert differences({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}) == [
+        "a.c: 2 -> 5",
+        "d: 3 -> None",
+        "e: None -> 4",
+    ]
+
+
+def test_the_frozen_study_is_read_back_without_its_password(tmp_path: Path) -> None:
+    config, mark = frozen(tmp_path, "--storage", "postgresql://me:verysecret@db/optuna")
+    freeze(config, mark, accept_changes=False)
+    assert "verysecret" not in config.paths.config.read_text()
+    again = load_frozen(config.paths)
+    assert again.model_copy(update={"storage": None}) == type(again).model_validate(
+        config.model_dump(exclude={"preset", "config", "accept_changes"}) | {"storage": None}
+    )
