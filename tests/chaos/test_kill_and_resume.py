@@ -58,8 +58,8 @@ class Driver:
             assert process.poll() is None, process.communicate()[0]
             assert time.time() < end, "waited too long"
             time.sleep(0.05)
-        started = [line for child in psutil.Process(process.pid).children(recursive=True) for line in child.cmdline()[:1]]
-        assert not [line for line in started if Path(line).name == "uv"], "workers resolve the environment again"
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert "uv" not in {Path(name).name for child in children for name in child.cmdline()[:1]}, "slow workers"
         process.send_signal(number)
         self.output, _ = process.communicate(timeout=60)
         return process.returncode
