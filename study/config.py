@@ -31,7 +31,6 @@ from trainables.config import (
     TrainingConfig,
     WorkersConfig,
     content_hash,
-    metric_names,
 )
 
 PRESETS = Path(__file__).parent / "presets"
@@ -127,7 +126,7 @@ class StudyConfig(Model):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> StudyConfig:
-        known = [*metric_names(self.protocol.recall_at), COST]
+        known = [*self.protocol.metric_names, COST]
         unknown = [objective.metric for objective in self.objectives if objective.metric not in known]
         if unknown:
             raise ValueError(f"objectives: no metric {', '.join(unknown)}; metrics are {', '.join(known)}")

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 
 from study.ledger import Ledger
 from study.records import Event, Manifest, StudyPaths, TrialRecord, append_event
-from trainables.config import TARGETS, TrialConfig
+from trainables.config import TrialConfig
 from trainables.trial import Outcome
 
 
@@ -58,14 +58,14 @@ class LedgerSearcher(Searcher):
         """Log a rung."""
         if trial_id not in self._taken or "history" not in result:
             return
-        record, _ = self._taken[trial_id]
+        record, trial = self._taken[trial_id]
         step, resumed = int(result["step"]), int(result["resumed_from_step"])
         if trial_id not in self._seen_step and resumed >= 0:
             self._write(record, Event(time=time.time(), event="resume", step=resumed, message=f"from step {resumed}"))
         if self._seen_step.get(trial_id, -1) >= step:
             return
         self._seen_step[trial_id] = step
-        metrics = {name: float(value) for name, value in result.items() if name.split("/")[0] in TARGETS}
+        metrics = {name: float(result[name]) for name in trial.protocol.metric_names if name in result}
         metrics["device_seconds"] = float(result["device_seconds"])
         history = json.loads(result["history"])
         self._write(record, Event(time=time.time(), event="rung", step=step, metrics=metrics, history=history))

@@ -33,6 +33,7 @@ DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
 
 LOCAL_ENVIRONMENT = {
     "RAY_maximum_startup_concurrency": "16",  # forks are cheap; Ray's default is one start per core
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",  # a trial needs a few that only wait
 }
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

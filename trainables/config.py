@@ -11,18 +11,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-TARGETS = ("clean", "image", "text", "both")
-"""What is attacked when retrieval is measured: nothing, the images, the captions, or both (Sep-Attack)."""
+CLEAN, FLOAT = "clean", ".float"
+"""The target that is not attacked, and what a target's name ends with if its images are not rounded to 8 bits."""
 
 DIRECTIONS = ("tr", "ir", "mr")
 """Text retrieval (image to caption), image retrieval (caption to image), and the mean of the two."""
-
-
-def metric_names(recall_at: tuple[int, ...]) -> list[str]:
-    """Every metric a trial reports, for example `both/mr_r5`: target, direction, recall at k (all in [0, 1])."""
-    return [f"{target}/{direction}_r{k}" for target in TARGETS for direction in DIRECTIONS for k in recall_at]
 
 
 def parse_epsilon(value: object) -> object:
@@ -173,9 +168,44 @@ class WorkersConfig(Model):
     cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores a worker computes on, one thread each")
 
 
+class AttackConfig(Model):
+    """One attack of the evaluation. A plain string is short for the attack under its own name.
+
+    Example:
+        >>> AttackConfig.model_validate("torchattacks:APGD").name
+        'apgd'
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="what its metrics begin with, such as sga/mr_r1")
+    attack: str = Field(description="image, text, both, co, sga, ..., torchattacks:NAME or FILE.py:CLASS")
+    options: dict[str, JsonValue] = Field(
+        {}, description="fields of the attack; its budget is the protocol's otherwise"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_itself(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"name": value.rpartition(":")[2].lower(), "attack": value}
+        return {"attack": value["name"], **value} if isinstance(value, dict) and "name" in value else value
+
+    @field_validator("name")
+    @classmethod
+    def _not_clean(cls, name: str) -> str:
+        if name == CLEAN:
+            raise ValueError("the name clean belongs to what is not attacked")
+        return name
+
+
+SEARCHED_ATTACKS = tuple(AttackConfig(name=name, attack=name) for name in ("image", "text", "both"))
+
+
 class Protocol(Model):
     """The evaluation: fixed within a study, hashed, never searched. It reads no trial's temperature."""
 
+    attacks: tuple[AttackConfig, ...] = Field(
+        SEARCHED_ATTACKS, description="measured beside clean retrieval: images, captions and both (Sep-Attack)"
+    )
     epsilon: Epsilon = 2 / 255
     image_steps: int = Field(10, ge=1, le=1000, description="PGD steps; each moves by 2.5 epsilon / steps")
     words: int = Field(1, ge=0, le=10, description="words the text attack may change in a caption")
@@ -187,7 +217,16 @@ class Protocol(Model):
     bootstrap_samples: int = Field(1000, ge=100, le=100_000)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     batch_images: int = Field(50, ge=1, description="images attacked at once; changes no result")
+    eight_bit: bool = Field(False, description="score attacked images rounded to 8 bits, and beside it as they are")
     seed: int = 0
+
+    @field_validator("attacks")
+    @classmethod
+    def _names_differ(cls, value: tuple[AttackConfig, ...]) -> tuple[AttackConfig, ...]:
+        names = [attack.name for attack in value]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two attacks have the same name: {', '.join(names)}")
+        return value
 
     @field_validator("recall_at")
     @classmethod
@@ -195,6 +234,30 @@ class Protocol(Model):
         if not value or list(value) != sorted(set(value)) or value[0] < 1:
             raise ValueError("recall_at needs rising positive integers, for example [1, 5, 10]")
         return value
+
+    @model_validator(mode="after")
+    def _rounding_keeps_the_radius(self) -> Protocol:
+        if self.eight_bit and self.epsilon < 1 / 255:
+            raise ValueError(f"eight_bit: nothing of epsilon {self.epsilon} is left after rounding to 1/255")
+        return self
+
+    @property
+    def rung(self) -> Protocol:
+        """The small evaluation after each epoch; its gallery is smaller too."""
+        return self.model_copy(update={"image_steps": self.rung_image_steps})
+
+    @property
+    def targets(self) -> list[str]:
+        """What is measured: `clean` and every attack; `<attack>.float` where images are rounded otherwise."""
+        beside = [f"{attack.name}{FLOAT}" for attack in self.attacks] if self.eight_bit else []
+        return [CLEAN, *(attack.name for attack in self.attacks), *beside]
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Every metric, for example `both/mr_r5`: target, direction, recall at k (all in [0, 1])."""
+        return [
+            f"{target}/{direction}_r{k}" for target in self.targets for direction in DIRECTIONS for k in self.recall_at
+        ]
 
 
 class TrialConfig(Model):

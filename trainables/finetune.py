@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables.attacks.image import pgd, sample_keys
-from trainables.attacks.text import attack_captions, encode_captions
+from trainables.attacks.image import pgd
+from trainables.attacks.noise import sample_keys
+from trainables.attacks.text import CaptionEncoder, attack_words, away_from
 from trainables.config import Point, TrialConfig, TrialResult
 from trainables.evaluation.robustness import correct_bits, evaluate, result_metrics
 from trainables.losses import (
@@ -170,20 +171,21 @@ def attack_pairs(
     """
     point, device, max_tokens = config.point, pixels.device, config.model.max_tokens
     own = captions[share]
+    encode = CaptionEncoder(model, max_tokens, device)
+    words = [prepared.train.words_of(row) for row in own]
     if point.words:
         with torch.no_grad():
             clean = F.normalize(model.encode_image(pixels).float(), dim=-1)
-        texts = attack_captions(
-            model,
-            own,
-            prepared.train,
-            clean,
+        texts = attack_words(
+            encode,
+            words,
+            [prepared.train.options_of(row) for row in own],
+            away_from(clean),
             words=point.words,
-            count=config.training.attack_candidates,
-            max_tokens=max_tokens,
+            candidates=config.training.attack_candidates,
         )
     else:
-        texts = [" ".join(prepared.train.words_of(row)) for row in own]
+        texts = [" ".join(caption) for caption in words]
     if point.epsilon == 0:
         return pixels, texts
     keys = sample_keys(config.seed, epoch, torch.from_numpy(prepared.dataset.train.image_ids[rows[share]]))
@@ -191,7 +193,7 @@ def attack_pairs(
         objective = lambda adversarial: embedding_deviation(model.encode_image(adversarial).float(), original)  # noqa: E731
     else:
         with torch.no_grad():
-            against = gather_with_gradient(encode_captions(model, texts, max_tokens, device))
+            against = gather_with_gradient(encode(texts))
         targets = _positives(prepared, rows, captions).to(device)[share].float()
         targets = targets / targets.sum(1, keepdim=True)
 
@@ -343,12 +345,10 @@ def finetune(
         last = step + 1 == steps
         protocol = config.protocol
         gallery = prepared.gallery if last else prepared.gallery.first(protocol.rung_gallery_images)
-        image_steps = protocol.image_steps if last else protocol.rung_image_steps
         ranks = evaluate(
             trainee.model,
             gallery,
-            protocol,
-            image_steps=image_steps,
+            protocol if last else protocol.rung,
             max_tokens=config.model.max_tokens,
             device=device,
         )

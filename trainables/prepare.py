@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import transformers
 
-from trainables.attacks.text import Substitutes, masked_lm_substitutes
+from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
 from trainables.command import InputError
 from trainables.config import TrialConfig, content_hash
 from trainables.data import Dataset, load_dataset
@@ -74,19 +74,31 @@ class Workshop:
 
     def substitutes(self) -> tuple[Substitutes, Substitutes]:
         """For the training and the evaluation captions."""
+        return self._substitutes("train"), self._substitutes("test")
+
+    def _substitutes(self, name: str, compat: bool = False) -> Substitutes:
         model, pretrain = self.config.model, self.config.model.pretrain
         own = {"data": self.pretraining.digest, "epochs": pretrain.mlm_epochs, "seed": pretrain.seed}
-        found = []
-        for name, split in (("train", self.dataset.train), ("test", self.dataset.test)):
-            identity = {"data": self.dataset.digest, "split": name, "masked_lm": model.masked_lm or own}
-            path = self.cache / f"substitutes-{content_hash(identity)}.npz"
-            with locked(path):
-                if not path.exists():
-                    masked_lm, tokenizer = self._masked_lm(own)
-                    self.log(f"substitutes for {len(split.captions)} captions")
-                    masked_lm_substitutes(split.captions, masked_lm, tokenizer, SUBSTITUTES).save(path)
-            found.append(Substitutes.load(path))
-        return found[0], found[1]
+        identity = {"data": self.dataset.digest, "split": name, "masked_lm": model.masked_lm or own, "compat": compat}
+        path = self.cache / f"substitutes-{content_hash(identity)}.npz"
+        with locked(path):
+            if not path.exists():
+                captions = getattr(self.dataset, name).captions
+                masked_lm, tokenizer = self._masked_lm(own)
+                self.log(f"substitutes for {len(captions)} captions")
+                masked_lm_substitutes(captions, masked_lm, tokenizer, SUBSTITUTES, compat=compat).save(path)
+        return Substitutes.load(path)
+
+    def gallery(self) -> Gallery:
+        """What is evaluated on, whole."""
+        test = self._substitutes("test")
+        return Gallery(
+            self.dataset.test.pixels,
+            self.dataset.test.caption_image,
+            _groups(test),
+            test,
+            lambda: self._substitutes("test", compat=True),
+        )
 
     def base(self) -> tuple[RetrievalModel, str]:
         """The model before fine-tuning, and its hash."""
@@ -142,14 +154,13 @@ def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
         InputError: a named model cannot be loaded.
     """
     workshop = Workshop(config, log)
-    train, test = workshop.substitutes()
+    train, _ = workshop.substitutes()
     base, base_hash = workshop.base()
     dataset = workshop.dataset
-    gallery = Gallery(dataset.test.pixels, dataset.test.caption_image, _groups(test), test)
     return Prepared(
         dataset,
         train,
-        gallery.first(config.protocol.gallery_images),
+        workshop.gallery().first(config.protocol.gallery_images),
         base,
         _groups(train),
         {"data": dataset.digest, "base": base_hash, "protocol": content_hash(config.protocol)},

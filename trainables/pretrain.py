@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from trainables.attacks.text import split_words
+from trainables.attacks.substitutes import split_words
 from trainables.command import read_config, told_errors
 from trainables.config import PretrainConfig, TrialConfig
 from trainables.data import Split

@@ -1,277 +1,30 @@
-"""Word substitution in captions: masked-LM candidates made once per corpus, chosen against the model in batches."""
+"""Attacks on captions: words replaced (BERT-Attack) or characters changed (LEAF), many captions at a time."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trainables.attacks.contract import Attack, Attacked, Batch, Victim
+from trainables.attacks.noise import step_keys, uniform
 from trainables.models import RetrievalModel, tokenize
 
 ENCODE_BATCH = 512
 """Captions encoded at once; bounds memory, changes no result."""
 
-STOP_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "above",
-        "across",
-        "after",
-        "against",
-        "all",
-        "along",
-        "also",
-        "am",
-        "an",
-        "and",
-        "any",
-        "are",
-        "around",
-        "as",
-        "at",
-        "be",
-        "because",
-        "been",
-        "before",
-        "behind",
-        "being",
-        "below",
-        "beneath",
-        "beside",
-        "between",
-        "beyond",
-        "both",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "doing",
-        "down",
-        "during",
-        "each",
-        "few",
-        "for",
-        "from",
-        "further",
-        "had",
-        "has",
-        "have",
-        "having",
-        "he",
-        "her",
-        "here",
-        "hers",
-        "him",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "inside",
-        "into",
-        "is",
-        "it",
-        "its",
-        "itself",
-        "just",
-        "me",
-        "more",
-        "most",
-        "my",
-        "near",
-        "no",
-        "nor",
-        "not",
-        "now",
-        "of",
-        "off",
-        "on",
-        "once",
-        "one",
-        "only",
-        "onto",
-        "or",
-        "other",
-        "our",
-        "out",
-        "outside",
-        "over",
-        "own",
-        "per",
-        "same",
-        "she",
-        "should",
-        "so",
-        "some",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "those",
-        "through",
-        "to",
-        "too",
-        "toward",
-        "towards",
-        "under",
-        "until",
-        "up",
-        "upon",
-        "us",
-        "very",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whom",
-        "why",
-        "will",
-        "with",
-        "within",
-        "without",
-        "would",
-        "you",
-        "your",
-    ]
-)
-"""Function words are never replaced, and never put in (as in BERT-Attack, Li et al. 2020)."""
+Encode = Callable[[Sequence[str]], Tensor]
+"""Captions -> L2-normalised float32 features, (captions, dim)."""
 
+Misfit = Callable[[Tensor, Tensor], Tensor]
+"""(features (tries, dim), which caption each is a version of (tries,)) -> (tries,); the attack raises it."""
 
-def split_words(caption: str) -> list[str]:
-    """Lower-case words; punctuation dropped, hyphens and slashes split.
-
-    Example:
-        >>> split_words("A man, half-asleep!")
-        ['a', 'man', 'half', 'asleep']
-    """
-    return re.sub(r"[^\w\s']", "", re.sub(r"[-/]", " ", caption.lower())).split()
-
-
-@dataclass(frozen=True)
-class Substitutes:
-    """For each caption its words, and for each word what a masked language model would put there, best first.
-
-    Depends on captions and language model only, so all trials of a study share it.
-
-    Attributes:
-        vocabulary: (entries,) every word used.
-        words: (words of all captions,) int32 entries.
-        options: (words of all captions, count) int32 entries, -1 where there are no more.
-        starts: (captions + 1,) int64, where each caption's words begin.
-    """
-
-    vocabulary: np.ndarray
-    words: np.ndarray
-    options: np.ndarray
-    starts: np.ndarray
-
-    def words_of(self, caption: int) -> list[str]:
-        """The caption's words."""
-        return [str(word) for word in self.vocabulary[self.words[self.starts[caption] : self.starts[caption + 1]]]]
-
-    def texts(self) -> list[str]:
-        """All captions, as their words."""
-        return [" ".join(self.words_of(caption)) for caption in range(len(self.starts) - 1)]
-
-    def options_of(self, caption: int) -> list[list[str]]:
-        """For each of its words the substitutes; none for stop words."""
-        rows = self.options[self.starts[caption] : self.starts[caption + 1]]
-        return [self.vocabulary[row[row >= 0]].tolist() for row in rows]
-
-    def take(self, captions: np.ndarray) -> Substitutes:
-        """Those of some captions, in the given order."""
-        lengths = np.diff(self.starts)[captions]
-        places = np.concatenate([np.arange(self.starts[c], self.starts[c + 1]) for c in captions])
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        return Substitutes(self.vocabulary, self.words[places], self.options[places], starts)
-
-    def save(self, path: Path) -> None:
-        """Write as .npz without pickles, all or nothing."""
-        part = path.with_suffix(".part.npz")
-        np.savez(part, vocabulary=self.vocabulary, words=self.words, options=self.options, starts=self.starts)
-        part.replace(path)
-
-    @classmethod
-    def load(cls, path: Path) -> Substitutes:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**arrays)
-
-    @classmethod
-    def build(
-        cls, words: Sequence[Sequence[str]], options: Sequence[Sequence[Sequence[str]]], count: int
-    ) -> Substitutes:
-        """From plain lists: words by caption, and substitutes by caption and word."""
-        vocabulary, entry = np.unique(
-            [""] + [w for caption in words for w in caption] + [o for c in options for w in c for o in w],
-            return_inverse=True,
-        )
-        total = sum(map(len, words))
-        table = np.full((total, count), -1, dtype=np.int32)
-        lengths = np.array([len(w) for c in options for w in c], dtype=np.int64)
-        table[np.arange(count) < lengths.reshape(-1, 1)] = entry[1 + total :]
-        starts = np.concatenate([[0], np.cumsum([len(caption) for caption in words])]).astype(np.int64)
-        return cls(vocabulary, entry[1 : 1 + total].astype(np.int32), table, starts)
-
-
-@torch.no_grad()
-def masked_lm_substitutes(
-    captions: Sequence[str], masked_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int
-) -> Substitutes:
-    """BERT-Attack's candidates (Li et al. 2020): one forward pass a caption, nothing masked.
-
-    A word's candidates are the `count` best predictions at its own first token; kept are whole alphabetic words that
-    are neither the word itself nor a stop word. Stop words get none.
-    """
-    device = next(masked_lm.parameters()).device
-    vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    usable = torch.tensor([t.isalpha() and t not in STOP_WORDS for t in vocabulary], device=device)
-    words = [split_words(caption) for caption in captions]
-    options: list[list[list[str]]] = []
-    longest = masked_lm.config.max_position_embeddings
-    for start in range(0, len(words), ENCODE_BATCH):
-        chunk = words[start : start + ENCODE_BATCH]
-        batch = tokenizer(
-            chunk,
-            is_split_into_words=True,
-            padding=True,
-            truncation=True,
-            max_length=longest,
-            return_tensors="pt",
-        )
-        logits = masked_lm(batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)).logits
-        best = logits.masked_fill(~usable, -torch.inf).topk(min(count + 1, int(usable.sum())), dim=-1).indices.tolist()
-        for row, caption in enumerate(chunk):
-            found: list[list[str]] = [[] for _ in caption]
-            for position, word in reversed(list(enumerate(batch.word_ids(row)))):
-                if word is not None and caption[word] not in STOP_WORDS:
-                    proposals = (vocabulary[i] for i in best[row][position])
-                    found[word] = [p for p in proposals if p != caption[word]][:count]
-            options.append(found)
-    return Substitutes.build(words, options, count)
+Importance = Literal["deletion", "unknown"]
 
 
 @torch.no_grad()
@@ -288,77 +41,236 @@ def encode_captions(model: RetrievalModel, captions: Sequence[str], max_tokens: 
     return torch.cat(parts)[order.argsort().to(device)]
 
 
-def attack_captions(
-    model: RetrievalModel,
-    captions: Sequence[int] | np.ndarray,
-    substitutes: Substitutes,
-    image_features: Tensor,
-    *,
-    words: int,
-    count: int,
-    max_tokens: int,
-) -> list[str]:
-    """Change at most `words` words of each caption so that it fits its image worse.
-
-    Words are visited in falling importance, which is how far the caption's embedding moves when the word is left out
-    (squared L2, as Jin et al. 2020); the substitute with the lowest cosine to the image's embedding is taken if it is
-    lower than before. All captions advance together, so the encoder sees large batches. Deterministic, and each
-    caption's result depends on nothing but itself.
+class CaptionEncoder:
+    """Encodes every caption once: attacks on the same captions share most of their tries.
 
     Args:
         model: in eval mode.
-        captions: rows of `substitutes`.
-        substitutes: candidates for the whole corpus.
-        image_features: (captions, dim) L2-normalised, of the caption's image.
-        words: largest number of changed words.
-        count: substitutes tried per word.
         max_tokens: where captions are cut.
+        device: of the model.
+    """
+
+    def __init__(self, model: RetrievalModel, max_tokens: int, device: torch.device) -> None:
+        self._model, self._max_tokens, self._device = model, max_tokens, device
+        self._place: dict[str, int] = {}
+        self._features: Tensor | None = None
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """See `Encode`."""
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._place]
+        if new:
+            for caption in new:
+                self._place[caption] = len(self._place)
+            encoded = encode_captions(self._model, new, self._max_tokens, self._device)
+            self._features = encoded if self._features is None else torch.cat([self._features, encoded])
+        assert self._features is not None
+        return self._features[torch.tensor([self._place[c] for c in captions], device=self._device)]
+
+
+def away_from(image_features: Tensor) -> Misfit:
+    """Lower the cosine to each caption's image, (captions, dim) L2-normalised: SGA's objective (Lu et al. 2023)."""
+    return lambda features, rows: -(features * image_features[rows]).sum(1)
+
+
+def embedding_divergence(features: Tensor, clean: Tensor) -> Tensor:
+    """KL(softmax(features) || softmax(clean)) of L2-normalised embeddings, (rows,): Co-Attack's distance.
+
+    Unit vectors have nearly uniform softmaxes, so the values are of the order 1e-5, where float32 is too coarse.
+    """
+    logs = F.log_softmax(features.double(), -1)
+    return (logs.exp() * (logs - F.log_softmax(clean.double(), -1))).sum(-1)
+
+
+def attack_words(
+    encode: Encode,
+    captions: Sequence[Sequence[str]],
+    options: Sequence[Sequence[Sequence[str]]],
+    misfit: Misfit,
+    *,
+    words: int,
+    candidates: int,
+    importance: Importance = "deletion",
+) -> list[str]:
+    """Change at most `words` words of each caption so that its misfit rises (Li et al. 2020).
+
+    Words are visited in falling importance; the substitute with the highest misfit is taken if that is more than
+    before. All captions advance together, so the encoder sees large batches. Deterministic, and each caption's result
+    depends on nothing but itself.
+
+    Args:
+        encode: captions to features.
+        captions: their words.
+        options: for each word what may replace it; words without any are neither masked nor changed.
+        misfit: what the attack raises.
+        words: largest number of changed words.
+        candidates: options tried per word.
+        importance: how far the embedding moves, in squared L2, when the word is left out (Jin et al. 2020), or, in
+            Co-Attack's KL, when it is replaced by the literal `[UNK]` as in the published code.
 
     Returns:
         The attacked captions.
     """
-    device = image_features.device
-    current = [substitutes.words_of(caption) for caption in captions]
-    if words == 0:
+    current = [list(caption) for caption in captions]
+    if words == 0 or not current:
         return [" ".join(text) for text in current]
-
-    options = [substitutes.options_of(caption) for caption in captions]
     attackable = [[place for place, found in enumerate(caption) if found] for caption in options]
-    shortened = [
-        " ".join(text[:place] + text[place + 1 :])
+    blank: list[str] = [] if importance == "deletion" else ["[UNK]"]
+    without = [
+        " ".join([*text[:place], *blank, *text[place + 1 :]])
         for text, places in zip(current, attackable, strict=True)
         for place in places
     ]
-    clean = encode_captions(model, [" ".join(text) for text in current], max_tokens, device)
-    score = (clean * image_features).sum(1).tolist()
-    if not shortened:
+    if not without:
         return [" ".join(text) for text in current]
-    owner = torch.tensor([row for row, places in enumerate(attackable) for _ in places], device=device)
-    moved = (encode_captions(model, shortened, max_tokens, device) - clean[owner]).square().sum(1).tolist()
-    queue: list[list[int]] = []
-    taken = 0
+    features = encode([*(" ".join(text) for text in current), *without])
+    clean, masked = features[: len(current)], features[len(current) :]
+    owner = torch.tensor([row for row, places in enumerate(attackable) for _ in places], device=clean.device)
+    if importance == "deletion":
+        moved = (masked - clean[owner]).square().sum(1)
+    else:
+        moved = embedding_divergence(clean[owner], masked)
+    queues: list[list[int]] = []
+    values = iter(moved.tolist())
     for places in attackable:
-        importance = dict(zip(places, moved[taken : taken + len(places)], strict=True))
-        taken += len(places)
-        queue.append(sorted(places, key=lambda place: -importance[place]))
+        weights = {place: next(values) for place in places}
+        queues.append(sorted(places, key=lambda place: -weights[place]))
 
+    reached = misfit(clean, torch.arange(len(current), device=clean.device)).tolist()
     left = [words] * len(current)
-    while True:
-        active = [row for row in range(len(current)) if left[row] and queue[row]]
-        if not active:
-            return [" ".join(text) for text in current]
+    while active := [row for row in range(len(current)) if left[row] and queues[row]]:
         tries: list[tuple[int, int, str]] = []
         for row in active:
-            place = queue[row].pop(0)
-            tries += [(row, place, option) for option in options[row][place][:count]]
+            place = queues[row].pop(0)
+            tries += [(row, place, option) for option in options[row][place][:candidates]]
         texts = [" ".join([*current[row][:place], option, *current[row][place + 1 :]]) for row, place, option in tries]
-        rows = torch.tensor([row for row, _, _ in tries], device=device)
-        fits = (encode_captions(model, texts, max_tokens, device) * image_features[rows]).sum(1).tolist()
+        rows = torch.tensor([row for row, _, _ in tries], device=clean.device)
         best: dict[int, tuple[float, int, str]] = {}
-        for (row, place, option), fit in zip(tries, fits, strict=True):
-            if fit < best.get(row, (score[row],))[0]:
-                best[row] = (fit, place, option)
-        for row, (fit, place, option) in best.items():
-            score[row] = fit
+        for (row, place, option), value in zip(tries, misfit(encode(texts), rows).tolist(), strict=True):
+            if value > best.get(row, (reached[row],))[0]:
+                best[row] = (value, place, option)
+        for row, (value, place, option) in best.items():
+            reached[row] = value
             current[row][place] = option
             left[row] -= 1
+    return [" ".join(text) for text in current]
+
+
+@dataclass(frozen=True)
+class BertAttack(Attack):
+    """Words replaced by a masked language model's proposals (Li et al. 2020), as used on vision-language models.
+
+    Attributes:
+        candidates: proposals tried per word.
+        objective: `cross` lowers the similarity to the caption's image, `deviation` raises the divergence from the
+            clean caption's embedding (Co-Attack's text step).
+        compat: with every quirk of the published code of Co-Attack and SGA: proposals are read one token early,
+            importance is by `[UNK]`, and captions are cut to 30 words first.
+    """
+
+    changes = frozenset({"text"})
+    words: int = 1
+    candidates: int = 10
+    objective: Literal["cross", "deviation"] = "cross"
+    compat: bool = False
+
+    CUT_WORDS = 30
+
+    def run(self, victim: Victim, batch: Batch) -> Attacked:
+        """Against the clean images."""
+        return Attacked(batch.pixels, self.captions(batch, batch.clean_features(victim)))
+
+    def captions(self, batch: Batch, image_features: Tensor) -> list[str]:
+        """The attacked captions of the batch.
+
+        Args:
+            batch: its clean captions are attacked.
+            image_features: (images, dim) L2-normalised, what `cross` leads away from.
+        """
+        table = batch.candidates(self.compat)
+        words = [table.words_of(row) for row in batch.caption_rows]
+        options = [table.options_of(row) for row in batch.caption_rows]
+        if self.compat:
+            options = [
+                [found if place < self.CUT_WORDS else [] for place, found in enumerate(caption)] for caption in options
+            ]
+        if self.objective == "cross":
+            misfit = away_from(image_features[batch.owner])
+        else:
+            clean = batch.encode([" ".join(caption) for caption in words])
+            misfit = lambda features, rows: embedding_divergence(features, clean[rows])  # noqa: E731
+        return attack_words(
+            batch.encode,
+            words,
+            options,
+            misfit,
+            words=self.words,
+            candidates=self.candidates,
+            importance="unknown" if self.compat else "deletion",
+        )
+
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz "
+"""Characters that may be put in; the empty string takes one out."""
+
+
+@dataclass(frozen=True)
+class CharacterAttack(Attack):
+    """Characters inserted, replaced or deleted: the attack of LEAF (Rocamora et al. 2025), guided by the image.
+
+    Of `positions` random places the one where a blank hurts most is chosen, then the best of `replacements` random
+    characters there. The places between characters count too, so that one choice covers insertions.
+
+    Attributes:
+        characters: largest Levenshtein distance.
+        positions: random places tried.
+        replacements: random characters tried at the chosen place.
+    """
+
+    changes = frozenset({"text"})
+    characters: int = 1
+    positions: int = 20
+    replacements: int = 20
+
+    def run(self, victim: Victim, batch: Batch) -> Attacked:
+        """Against the clean images; every step's randomness belongs to the caption."""
+        current = batch.captions()
+        misfit = away_from(batch.clean_features(victim)[batch.owner])
+        everything = torch.arange(len(current), device=batch.pixels.device)
+        reached = misfit(batch.encode(current), everything).tolist()
+        for step in range(self.characters):
+            draws = uniform(step_keys(batch.caption_keys, step), (2, max(self.positions, self.replacements))).tolist()
+            spots = [
+                sorted({int(draw * (2 * len(text) + 1)) for draw in draws[row][0][: self.positions]})
+                for row, text in enumerate(current)
+            ]
+            tries = [(row, _edited(current[row], spot, " "), spot) for row, found in enumerate(spots) for spot in found]
+            chosen = {row: spot for row, (_, _, spot) in _highest(batch.encode, misfit, tries, {}).items()}
+            tries = [
+                (row, _edited(current[row], spot, character), spot)
+                for row, spot in chosen.items()
+                for character in dict.fromkeys(
+                    ["", *(ALPHABET[int(draw * len(ALPHABET))] for draw in draws[row][1][: self.replacements])]
+                )
+            ]
+            bounds = dict(enumerate(reached))
+            for row, (value, text, _) in _highest(batch.encode, misfit, tries, bounds).items():
+                current[row], reached[row] = text, value
+        return Attacked(batch.pixels, current)
+
+
+def _edited(text: str, spot: int, character: str) -> str:
+    """Odd spots are characters, even ones the gaps before them."""
+    place, replace = divmod(spot, 2)
+    return text[:place] + character + text[place + replace :]
+
+
+def _highest(
+    encode: Encode, misfit: Misfit, tries: list[tuple[int, str, int]], above: dict[int, float]
+) -> dict[int, tuple[float, str, int]]:
+    features = encode([text for _, text, _ in tries])
+    values = misfit(features, torch.tensor([row for row, _, _ in tries], device=features.device)).tolist()
+    best: dict[int, tuple[float, str, int]] = {}
+    for (row, text, spot), value in zip(tries, values, strict=True):
+        if value > (best[row][0] if row in best else above.get(row, -np.inf)):
+            best[row] = (value, text, spot)
+    return best

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchattacks
-from torch import Tensor, nn
-from torch.nn import functional as F
+from rapidfuzz.distance import Levenshtein
+from torch import Tensor
 
-from trainables.attacks.text import Substitutes, attack_captions, encode_captions
-from trainables.config import Metric, Protocol
+from trainables.attacks.contract import Attack, Attacked, Batch, Victim
+from trainables.attacks.registry import build_attack
+from trainables.attacks.substitutes import Substitutes
+from trainables.attacks.text import CaptionEncoder, encode_captions
+from trainables.config import CLEAN, FLOAT, Metric, Protocol
 from trainables.evaluation.intervals import recall_metrics
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import RetrievalModel
@@ -33,12 +36,14 @@ class Gallery:
         caption_image: (captions,) index of each caption's image.
         caption_groups: (captions,) equal for equal texts.
         substitutes: the captions' words and what may replace them, in the same order.
+        compat_substitutes: makes those the published code would read.
     """
 
     pixels: np.ndarray
     caption_image: np.ndarray
     caption_groups: np.ndarray
     substitutes: Substitutes
+    compat_substitutes: Callable[[], Substitutes]
 
     @property
     def texts(self) -> list[str]:
@@ -53,31 +58,12 @@ class Gallery:
             self.caption_image[rows],
             self.caption_groups[rows],
             self.substitutes.take(rows),
+            lambda: self.compat_substitutes().take(rows),
         )
 
 
-class RetrievalClassifier(nn.Module):
-    """Image-to-text retrieval as classification, so that classification attacks apply.
-
-    A class is a gallery image, its logit the log-sum-exp over its captions. Similarities are divided by their own
-    standard deviation over the gallery (held constant in the gradient): the loss has no temperature and does not see
-    the scale of the similarities, so no trained temperature can hide its gradient.
-    """
-
-    SHARPNESS = 3.0
-
-    def __init__(self, model: RetrievalModel, text_features: Tensor, caption_image: Tensor, images: int) -> None:
-        super().__init__()
-        self.model, self.text_features = model, text_features
-        self.caption_image, self.images = caption_image, images
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, height, width) in [0, 1] -> logits (batch, images)."""
-        scores = F.normalize(self.model.encode_image(pixels).float(), dim=-1) @ self.text_features.T
-        scores = self.SHARPNESS * scores / scores.std(1, keepdim=True).detach().clamp_min(1e-12)
-        top = scores.amax(1, keepdim=True).detach()
-        sums = torch.zeros(len(scores), self.images, device=scores.device)
-        return sums.index_add(1, self.caption_image, (scores - top).exp()).clamp_min(1e-30).log() + top
+Observe = Callable[[str, np.ndarray, Attacked], None]
+"""Called with an attack's name, the gallery places of a batch's images, and what the attack made of the batch."""
 
 
 def evaluate(
@@ -85,82 +71,100 @@ def evaluate(
     gallery: Gallery,
     protocol: Protocol,
     *,
-    image_steps: int,
     max_tokens: int,
     device: torch.device,
+    observe: Observe = lambda name, images, attacked: None,
 ) -> dict[str, Ranks]:
-    """Ranks for each of `config.TARGETS`, equal for any number of workers.
+    """Ranks for each of the protocol's targets, equal for any number of workers.
 
-    Sep-Attack: images are attacked against the clean captions, captions against the clean images, independently. Both
-    galleries are attacked, so an attacked caption is also everybody's distractor. The trial's temperature is not used.
-    Workers of a process group each attack a share of the images with their captions.
+    Both galleries are attacked, so an attacked caption is also everybody's distractor. The trial's temperature is not
+    used. Workers of a process group each attack a share of the images with their captions. Of the attacked pixels only
+    one batch is held at a time.
+
+    Raises:
+        InputError: the protocol names an attack that does not exist.
+        ThreatModelError: an attack went beyond its budget.
     """
+    attacks = {config.name: build_attack(config, protocol) for config in protocol.attacks}
     images = len(gallery.pixels)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own_images = np.array_split(np.arange(images), world)[rank]
-    own_captions = np.flatnonzero(np.isin(gallery.caption_image, own_images))
-    clean_texts = gallery.texts
-    caption_image = torch.as_tensor(gallery.caption_image, device=device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = model.training
     model.eval()
     for parameter in trained:
         parameter.requires_grad_(False)
-
-    texts = _shared(
-        encode_captions(model, [clean_texts[row] for row in own_captions], max_tokens, device),
-        own_captions,
-        len(clean_texts),
-    )
-    classifier = RetrievalClassifier(model, texts, caption_image, images)
-    clean_parts, attacked_parts = [], []
-    for rows in np.array_split(own_images, max(1, -(-len(own_images) // protocol.batch_images))):
-        pixels = torch.tensor(gallery.pixels[rows], device=device) / 255
-        attacked = _attack_images(classifier, pixels, rows, protocol.epsilon, image_steps)
-        check_images(pixels, attacked, protocol.epsilon)
-        with torch.no_grad():
-            clean_parts.append(F.normalize(model.encode_image(pixels).float(), dim=-1))
-            attacked_parts.append(F.normalize(model.encode_image(attacked).float(), dim=-1))
-    clean = _shared(torch.cat(clean_parts), own_images, images)
-    attacked_images = _shared(torch.cat(attacked_parts), own_images, images)
-    attacked_captions = attack_captions(
-        model,
-        own_captions,
-        gallery.substitutes,
-        clean[caption_image[own_captions]],
-        words=protocol.words,
-        count=protocol.candidates,
-        max_tokens=max_tokens,
-    )
-    check_captions([clean_texts[row] for row in own_captions], attacked_captions, protocol.words)
-    attacked_texts = _shared(
-        encode_captions(model, attacked_captions, max_tokens, device), own_captions, len(clean_texts)
-    )
-
+    found = _Features()
+    with _autocast(device):
+        own_captions = np.flatnonzero(np.isin(gallery.caption_image, own_images))
+        texts = gallery.texts
+        own_texts = encode_captions(model, [texts[row] for row in own_captions], max_tokens, device)
+        clean_texts = _shared(own_texts, own_captions, len(texts))
+        owners = torch.as_tensor(gallery.caption_image, device=device)
+        victim = Victim(model, max_tokens, clean_texts, owners, images)
+        for labels in np.array_split(own_images, max(1, -(-len(own_images) // protocol.batch_images))):
+            batch = _batch(victim, gallery, labels, protocol.seed, device)
+            found.add(CLEAN, batch.clean_features(victim), batch.encode(batch.captions()))
+            for name, attack in attacks.items():
+                attacked = batch.once(attack, victim)
+                check(attack, batch, attacked)
+                observe(name, labels, attacked)
+                text_features = batch.encode(attacked.captions)
+                for target, pixels in scored_pixels(name, attacked.pixels, protocol.eight_bit):
+                    with torch.no_grad():
+                        found.add(target, victim.encode_image(pixels), text_features)
     for parameter in trained:
         parameter.requires_grad_(True)
     model.train(training)
-    pairs = {
-        "clean": (clean, texts),
-        "image": (attacked_images, texts),
-        "text": (clean, attacked_texts),
-        "both": (attacked_images, attacked_texts),
-    }
-    return {
-        target: retrieval_ranks(image, text, gallery.caption_image, gallery.caption_groups)
-        for target, (image, text) in pairs.items()
-    }
+    ranks = {}
+    for target in protocol.targets:
+        image, text = found.of(target)
+        ranks[target] = retrieval_ranks(
+            _shared(image, own_images, images),
+            _shared(text, own_captions, len(texts)),
+            gallery.caption_image,
+            gallery.caption_groups,
+        )
+    return ranks
 
 
-def _attack_images(
-    classifier: RetrievalClassifier, pixels: Tensor, labels: np.ndarray, epsilon: float, steps: int
-) -> Tensor:
-    """PGD by torchattacks without a random start, so that the result does not depend on how images are batched."""
-    if epsilon == 0:
-        return pixels
-    attack = torchattacks.PGD(classifier, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=False)
-    attack.set_device(pixels.device)
-    return attack(pixels, torch.tensor(labels, device=pixels.device)).detach()
+def _autocast(device: torch.device) -> AbstractContextManager[object]:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+class _Features:
+    """Image and text features by target, batch after batch."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def add(self, target: str, image: Tensor, text: Tensor) -> None:
+        self._parts.setdefault(target, []).append((image, text))
+
+    def of(self, target: str) -> tuple[Tensor, Tensor]:
+        images, texts = zip(*self._parts[target], strict=True)
+        return torch.cat(images), torch.cat(texts)
+
+
+def scored_pixels(name: str, pixels: Tensor, eight_bit: bool) -> list[tuple[str, Tensor]]:
+    """Targets and the pixels they are scored on: as they are, or rounded to 8 bits and beside it as they are."""
+    if not eight_bit:
+        return [(name, pixels)]
+    return [(name, (pixels * 255).round() / 255), (name + FLOAT, pixels)]
+
+
+def _batch(victim: Victim, gallery: Gallery, labels: np.ndarray, seed: int, device: torch.device) -> Batch:
+    rows = np.flatnonzero(np.isin(gallery.caption_image, labels))
+    return Batch(
+        pixels=torch.tensor(gallery.pixels[labels], device=device) / 255,
+        labels=torch.as_tensor(labels, device=device),
+        caption_rows=rows,
+        owner=torch.as_tensor(np.searchsorted(labels, gallery.caption_image[rows]), device=device),
+        substitutes=gallery.substitutes,
+        compat_substitutes=gallery.compat_substitutes,
+        encode=CaptionEncoder(victim.model, victim.max_tokens, device),
+        seed=seed,
+    )
 
 
 def _shared(rows: Tensor, places: np.ndarray, total: int) -> Tensor:
@@ -171,6 +175,17 @@ def _shared(rows: Tensor, places: np.ndarray, total: int) -> Tensor:
     everyone[torch.as_tensor(places, device=rows.device)] = rows
     dist.all_reduce(everyone)
     return everyone
+
+
+def check(attack: Attack, batch: Batch, attacked: Attacked) -> None:
+    """Refuse to score what breaks the threat model.
+
+    Raises:
+        ThreatModelError: naming the bound.
+    """
+    check_images(batch.pixels, attacked.pixels, attack.epsilon if "image" in attack.changes else 0.0)
+    text = "text" in attack.changes
+    check_captions(batch.captions(), attacked.captions, attack.words if text else 0, attack.characters if text else 0)
 
 
 def check_images(clean: Tensor, attacked: Tensor, epsilon: float) -> None:
@@ -186,21 +201,33 @@ def check_images(clean: Tensor, attacked: Tensor, epsilon: float) -> None:
         raise ThreatModelError("an attacked pixel lies outside [0, 1]")
 
 
-def check_captions(clean: Sequence[str], attacked: Sequence[str], words: int) -> None:
+def check_captions(clean: Sequence[str], attacked: Sequence[str], words: int, characters: int = 0) -> None:
     """Refuse to score captions that break the threat model.
+
+    Args:
+        clean: before.
+        attacked: after, in the same order.
+        words: that may differ.
+        characters: largest Levenshtein distance; above 0 it counts instead of the words.
 
     Raises:
         ThreatModelError: naming the caption.
     """
     for before, after in zip(clean, attacked, strict=True):
-        old, new = before.split(), after.split()
-        changed = sum(a != b for a, b in zip(old, new, strict=False)) + abs(len(old) - len(new))
-        if changed > words:
-            raise ThreatModelError(f"{changed} words changed, more than {words}: {before!r} -> {after!r}")
+        if before == after:
+            continue
+        if characters:
+            changed, bound, unit = Levenshtein.distance(before, after), characters, "characters"
+        else:
+            old, new = before.split(), after.split()
+            changed = sum(a != b for a, b in zip(old, new, strict=False)) + abs(len(old) - len(new))
+            bound, unit = words, "words"
+        if changed > bound:
+            raise ThreatModelError(f"{changed} {unit} changed, more than {bound}: {before!r} -> {after!r}")
 
 
 def result_metrics(ranks: dict[str, Ranks], protocol: Protocol) -> dict[str, Metric]:
-    """All metrics of `config.metric_names`, with intervals."""
+    """All metrics of the protocol, with intervals."""
     return {
         f"{target}/{name}": metric
         for target, target_ranks in ranks.items()

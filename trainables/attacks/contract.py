@@ -1,0 +1,133 @@
+"""What an attack is: one small contract for ours, torchattacks' and strangers'."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.attacks.noise import sample_keys
+from trainables.attacks.substitutes import Substitutes
+from trainables.models import RetrievalModel
+
+
+@dataclass(frozen=True)
+class Victim:
+    """The model under attack and the gallery it retrieves from. An attack reads the two encoders' embeddings.
+
+    Attributes:
+        model: in eval mode, parameters without gradient.
+        max_tokens: where captions are cut.
+        text_features: (gallery captions, dim) L2-normalised, of the clean captions.
+        caption_image: (gallery captions,) each one's image.
+        images: in the gallery.
+    """
+
+    model: RetrievalModel
+    max_tokens: int
+    text_features: Tensor
+    caption_image: Tensor
+    images: int
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) in [0, 1] -> L2-normalised float32 features (batch, dim), with gradient."""
+        return F.normalize(self.model.encode_image(pixels).float(), dim=-1)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack made of a batch, in the batch's order."""
+
+    pixels: Tensor
+    captions: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some gallery images with all their captions: what is attacked together.
+
+    Attributes:
+        pixels: float (images, 3, height, width) in [0, 1].
+        labels: int64 (images,), each image's place in the gallery.
+        caption_rows: (captions,) rows of `substitutes`.
+        owner: int64 (captions,), each caption's image in this batch.
+        substitutes: captions of the gallery and what may replace their words.
+        compat_substitutes: makes the same as the published code would read them; only called if needed.
+        encode: captions to L2-normalised features, each encoded once however many attacks ask.
+        seed: of the protocol.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    caption_rows: np.ndarray
+    owner: Tensor
+    substitutes: Substitutes
+    compat_substitutes: Callable[[], Substitutes]
+    encode: Callable[[Sequence[str]], Tensor]
+    seed: int = 0
+    _results: dict[Attack, Attacked] = field(default_factory=dict)
+    _features: dict[str, Tensor] = field(default_factory=dict)
+
+    def captions(self) -> list[str]:
+        """The clean captions."""
+        return [" ".join(self.substitutes.words_of(row)) for row in self.caption_rows]
+
+    def last_captions(self) -> Tensor:
+        """int64 (images,), the last caption of each image; captions of an image stand together."""
+        counts = self.owner.bincount(minlength=len(self.pixels))
+        return counts.cumsum(0) - 1
+
+    def candidates(self, compat: bool) -> Substitutes:
+        """What may replace words."""
+        return self.compat_substitutes() if compat else self.substitutes
+
+    def clean_features(self, victim: Victim) -> Tensor:
+        """(images, dim) L2-normalised, without gradient."""
+        if "clean" not in self._features:
+            with torch.no_grad():
+                self._features["clean"] = victim.encode_image(self.pixels)
+        return self._features["clean"]
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """int64 (images,), the source of each image's randomness."""
+        return sample_keys(self.seed, 0, self.labels)
+
+    @cached_property
+    def caption_keys(self) -> Tensor:
+        """int64 (captions,), the source of each caption's randomness."""
+        return sample_keys(self.seed, 1, torch.as_tensor(self.caption_rows, device=self.labels.device))
+
+    def once(self, attack: Attack, victim: Victim) -> Attacked:
+        """The attack's result, computed the first time. Sep-Attack is made of attacks that are measured themselves."""
+        if attack not in self._results:
+            self._results[attack] = attack.run(victim, self)
+        return self._results[attack]
+
+
+class Attack(ABC):
+    """An attack. Subclasses are frozen dataclasses; their fields are what a config may set.
+
+    Contract, checked on everything that is scored: pixels move by at most `epsilon` and stay in [0, 1]; at most `words`
+    words of a caption change, or, if `characters` is above 0, its Levenshtein distance is at most that. What is not in
+    `changes` comes back as it was. A sample's result depends on the sample, its own captions and images, the clean
+    gallery and the seed, not on the rest of the batch.
+    """
+
+    changes: ClassVar[frozenset[str]]
+    """Of `image` and `text`."""
+
+    epsilon: float = 0.0
+    words: int = 0
+    characters: int = 0
+
+    @abstractmethod
+    def run(self, victim: Victim, batch: Batch) -> Attacked:
+        """Attack a batch. The victim's model is in eval mode and its parameters need no gradient."""

@@ -1,0 +1,99 @@
+"""Attacks by name: ours, those of torchattacks, and classes from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from trainables.attacks.cmi import CmiAttack
+from trainables.attacks.co_attack import CoAttack
+from trainables.attacks.contract import Attack
+from trainables.attacks.image import Pgd, TorchAttack
+from trainables.attacks.sep import SepAttack
+from trainables.attacks.sga import Dra, Sga
+from trainables.attacks.text import BertAttack, CharacterAttack
+from trainables.command import InputError
+from trainables.config import AttackConfig, Protocol, parse_epsilon
+
+BUILT_IN: dict[str, type[Attack]] = {
+    "image": Pgd,
+    "text": BertAttack,
+    "both": SepAttack,
+    "characters": CharacterAttack,
+    "co": CoAttack,
+    "sga": Sga,
+    "dra": Dra,
+    "cmi": CmiAttack,
+}
+
+
+def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
+    """The attack with the protocol's budget, changed where the config's options say so.
+
+    Raises:
+        InputError: no such attack, or options it does not have.
+    """
+    where = f"protocol.attacks, {config.name}"
+    options: dict[str, Any] = {name: parse_epsilon(value) for name, value in config.options.items()}
+    if config.attack.startswith("torchattacks:"):
+        kind = config.attack.partition(":")[2]
+        accepted = TorchAttack.accepted(kind)
+        if not accepted:
+            raise InputError(f"{where}: torchattacks has no L-infinity attack {kind!r}; for example PGD, APGD, Square")
+        own = {name: options.pop(name) for name in ("epsilon", "steps") if name in options}
+        unknown = sorted(set(options) - accepted)
+        if unknown:
+            raise InputError(f"{where}: {kind} takes no {', '.join(unknown)}; it takes {', '.join(sorted(accepted))}")
+        options = {**own, "kind": kind, "parameters": tuple(options.items())}
+        kind_of: type[Attack] = TorchAttack
+    elif ":" in config.attack:
+        kind_of = _from_file(config.attack, where)
+    elif config.attack in BUILT_IN:
+        kind_of = BUILT_IN[config.attack]
+    else:
+        raise InputError(
+            f"{where}: no attack {config.attack!r}; there are {', '.join(BUILT_IN)}, torchattacks:NAME, FILE.py:CLASS"
+        )
+    names = {field.name for field in dataclasses.fields(kind_of)}  # type: ignore[arg-type]
+    budget = {
+        "epsilon": protocol.epsilon,
+        "words": protocol.words,
+        "steps": protocol.image_steps,
+        "candidates": protocol.candidates,
+    }
+    unknown = sorted(set(options) - names)
+    if unknown:
+        raise InputError(f"{where}: no option {', '.join(unknown)}; options are {', '.join(sorted(names))}")
+    values = {**{name: value for name, value in budget.items() if name in names}, **options}
+    try:
+        return TypeAdapter(kind_of).validate_python(values)
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})" for e in error.errors())
+        raise InputError(f"{where}: {told}") from None
+
+
+def _from_file(name: str, where: str) -> type[Attack]:
+    file, _, attribute = name.rpartition(":")
+    path = Path(file).resolve()
+    module_name = f"paretovl_attack_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise InputError(f"{where}: no Python file {path}; write FILE.py:CLASS")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module  # dataclasses look their module up
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise InputError(f"{where}: {path} cannot be imported ({type(error).__name__}: {error})") from error
+    found = getattr(sys.modules[module_name], attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Attack) and dataclasses.is_dataclass(found)):
+        raise InputError(f"{where}: {path} has no frozen dataclass {attribute!r} derived from Attack")
+    return found
