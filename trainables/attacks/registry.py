@@ -46,7 +46,7 @@ def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
         accepted = TorchAttack.accepted(kind)
         if not accepted:
             raise InputError(f"{where}: torchattacks has no L-infinity attack {kind!r}; for example PGD, APGD, Square")
-        own = {name: options.pop(name) for name in ("epsilon", "steps") if name in options}
+        own: dict[str, Any] = {name: options.pop(name) for name in ("epsilon", "steps") if name in options}
         unknown = sorted(set(options) - accepted)
         if unknown:
             raise InputError(f"{where}: {kind} takes no {', '.join(unknown)}; it takes {', '.join(sorted(accepted))}")
