@@ -217,7 +217,8 @@ class Protocol(Model):
     bootstrap_samples: int = Field(1000, ge=100, le=100_000)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     batch_images: int = Field(50, ge=1, description="images attacked at once; changes no result")
-    eight_bit: bool = Field(False, description="score attacked images rounded to 8 bits, and beside it as they are")
+    eight_bit: bool = Field(True, description="score attacked images rounded to 8 bits, and beside it as they are")
+    audit: bool = Field(False, description="look for gradient masking, too, in the final evaluation")
     seed: int = 0
 
     @field_validator("attacks")
@@ -237,8 +238,11 @@ class Protocol(Model):
 
     @model_validator(mode="after")
     def _rounding_keeps_the_radius(self) -> Protocol:
-        if self.eight_bit and self.epsilon < 1 / 255:
-            raise ValueError(f"eight_bit: nothing of epsilon {self.epsilon} is left after rounding to 1/255")
+        if self.eight_bit and 0 < self.epsilon < 1 / 255:
+            raise ValueError(
+                f"epsilon {self.epsilon:g} is less than one of 255 levels: nothing of it is left in 8-bit images; "
+                "set eight_bit: false to score them as they are"
+            )
         return self
 
     @property

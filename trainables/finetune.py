@@ -351,7 +351,7 @@ def finetune(
             protocol if last else protocol.rung,
             max_tokens=config.model.max_tokens,
             device=device,
-        )
+        ).ranks
         metrics = result_metrics(ranks, protocol)
         clock.settle()
         clock.mark("train")

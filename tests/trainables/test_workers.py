@@ -38,7 +38,7 @@ def step(rank: int, world: int, config: TrialConfig, folder: str) -> None:
     module = DistributedDataParallel(trainee) if world > 1 else trainee
     loss = worker_loss(module, trainee, config, prepared, originals, 3, Clock(device))
     loss.backward()
-    ranks = evaluate(trainee.model, prepared.gallery, config.protocol, max_tokens=32, device=device)
+    ranks = evaluate(trainee.model, prepared.gallery, config.protocol, max_tokens=32, device=device).ranks
     saved = {name: p.grad for name, p in trainee.named_parameters() if p.grad is not None}
     saved["loss"] = loss.detach()
     saved |= {

@@ -108,18 +108,25 @@ class RetrievalClassifier(nn.Module):
     A class is a gallery image, its logit the log-sum-exp over its captions. Similarities are divided by their own
     standard deviation over the gallery (held constant in the gradient): the loss has no temperature and does not see
     the scale of the similarities, so no trained temperature can hide its gradient.
+
+    Args:
+        victim: the model and its gallery.
+        temperature: divides the similarities instead. Only for finding out what a temperature hides.
     """
 
     SHARPNESS = 3.0
 
-    def __init__(self, victim: Victim) -> None:
+    def __init__(self, victim: Victim, temperature: float | None = None) -> None:
         super().__init__()
-        self.victim = victim
+        self.victim, self.temperature = victim, temperature
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> logits (batch, images)."""
         scores = self.victim.encode_image(pixels) @ self.victim.text_features.T
-        scores = self.SHARPNESS * scores / scores.std(1, keepdim=True).detach().clamp_min(1e-12)
+        if self.temperature is None:
+            scores = self.SHARPNESS * scores / scores.std(1, keepdim=True).detach().clamp_min(1e-12)
+        else:
+            scores = scores / self.temperature
         top = scores.amax(1, keepdim=True).detach()
         sums = torch.zeros(len(scores), self.victim.images, device=scores.device)
         return sums.index_add(1, self.victim.caption_image, (scores - top).exp()).clamp_min(1e-30).log() + top

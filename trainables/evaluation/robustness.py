@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,9 +62,53 @@ class Gallery:
             lambda: self.compat_substitutes().take(rows),
         )
 
+    def batch(self, victim: Victim, labels: np.ndarray, seed: int) -> Batch:
+        """Some images, by their places, with all their captions."""
+        device = victim.text_features.device
+        rows = np.flatnonzero(np.isin(self.caption_image, labels))
+        return Batch(
+            pixels=torch.tensor(self.pixels[labels], device=device) / 255,
+            labels=torch.as_tensor(labels, device=device),
+            caption_rows=rows,
+            owner=torch.as_tensor(np.searchsorted(labels, self.caption_image[rows]), device=device),
+            substitutes=self.substitutes,
+            compat_substitutes=self.compat_substitutes,
+            encode=CaptionEncoder(victim.model, victim.max_tokens, device),
+            seed=seed,
+        )
+
+
+@contextmanager
+def attackable(model: RetrievalModel) -> Iterator[None]:
+    """The model in eval mode, without gradients of parameters; afterwards it is as it was."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = model.training
+    model.eval()
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(training)
+
 
 Observe = Callable[[str, np.ndarray, Attacked], None]
-"""Called with an attack's name, the gallery places of a batch's images, and what the attack made of the batch."""
+"""Called with an attack's name, the gallery places of a batch's images, and what of the batch is scored."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, by target.
+
+    Attributes:
+        ranks: of every query.
+        features: L2-normalised, of images (images, dim) and captions (captions, dim).
+    """
+
+    ranks: dict[str, Ranks]
+    features: dict[str, tuple[Tensor, Tensor]]
 
 
 def evaluate(
@@ -73,29 +118,35 @@ def evaluate(
     *,
     max_tokens: int,
     device: torch.device,
+    attacks: Mapping[str, Attack] | None = None,
     observe: Observe = lambda name, images, attacked: None,
-) -> dict[str, Ranks]:
-    """Ranks for each of the protocol's targets, equal for any number of workers.
+) -> Evaluation:
+    """Measure each of the protocol's targets, equally for any number of workers.
 
     Both galleries are attacked, so an attacked caption is also everybody's distractor. The trial's temperature is not
     used. Workers of a process group each attack a share of the images with their captions. Of the attacked pixels only
     one batch is held at a time.
 
+    Args:
+        model: parameters and mode are as before afterwards.
+        gallery: what is retrieved from.
+        protocol: the attacks and their budgets.
+        max_tokens: where captions are cut.
+        device: of the model.
+        attacks: instead of those that the protocol builds, under the same names.
+        observe: sees every attacked batch.
+
     Raises:
         InputError: the protocol names an attack that does not exist.
         ThreatModelError: an attack went beyond its budget.
     """
-    attacks = {config.name: build_attack(config, protocol) for config in protocol.attacks}
+    if attacks is None:
+        attacks = {config.name: build_attack(config, protocol) for config in protocol.attacks}
     images = len(gallery.pixels)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own_images = np.array_split(np.arange(images), world)[rank]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = model.training
-    model.eval()
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    found = _Features()
-    with _autocast(device):
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {target: [] for target in protocol.targets}
+    with attackable(model), autocast(device):
         own_captions = np.flatnonzero(np.isin(gallery.caption_image, own_images))
         texts = gallery.texts
         own_texts = encode_captions(model, [texts[row] for row in own_captions], max_tokens, device)
@@ -103,68 +154,41 @@ def evaluate(
         owners = torch.as_tensor(gallery.caption_image, device=device)
         victim = Victim(model, max_tokens, clean_texts, owners, images)
         for labels in np.array_split(own_images, max(1, -(-len(own_images) // protocol.batch_images))):
-            batch = _batch(victim, gallery, labels, protocol.seed, device)
-            found.add(CLEAN, batch.clean_features(victim), batch.encode(batch.captions()))
+            batch = gallery.batch(victim, labels, protocol.seed)
+            found[CLEAN].append((batch.clean_features(victim), batch.encode(batch.captions())))
             for name, attack in attacks.items():
                 attacked = batch.once(attack, victim)
                 check(attack, batch, attacked)
-                observe(name, labels, attacked)
+                scored = [(name, attacked)]
+                if protocol.eight_bit:
+                    rounded = eight_bit(batch.pixels, attacked.pixels, attack.epsilon)
+                    scored = [(name, Attacked(rounded, attacked.captions)), (name + FLOAT, attacked)]
+                observe(name, labels, scored[0][1])
                 text_features = batch.encode(attacked.captions)
-                for target, pixels in scored_pixels(name, attacked.pixels, protocol.eight_bit):
+                for target, pair in scored:
                     with torch.no_grad():
-                        found.add(target, victim.encode_image(pixels), text_features)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    model.train(training)
-    ranks = {}
-    for target in protocol.targets:
-        image, text = found.of(target)
-        ranks[target] = retrieval_ranks(
-            _shared(image, own_images, images),
-            _shared(text, own_captions, len(texts)),
-            gallery.caption_image,
-            gallery.caption_groups,
-        )
-    return ranks
+                        found[target].append((victim.encode_image(pair.pixels), text_features))
+    features = {}
+    for target, parts in found.items():
+        image, text = (torch.cat(side) for side in zip(*parts, strict=True))
+        features[target] = _shared(image, own_images, images), _shared(text, own_captions, len(texts))
+    ranks = {
+        target: retrieval_ranks(image, text, gallery.caption_image, gallery.caption_groups)
+        for target, (image, text) in features.items()
+    }
+    return Evaluation(ranks, features)
 
 
-def _autocast(device: torch.device) -> AbstractContextManager[object]:
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 forward passes on GPUs; perturbations stay float32."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-class _Features:
-    """Image and text features by target, batch after batch."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def add(self, target: str, image: Tensor, text: Tensor) -> None:
-        self._parts.setdefault(target, []).append((image, text))
-
-    def of(self, target: str) -> tuple[Tensor, Tensor]:
-        images, texts = zip(*self._parts[target], strict=True)
-        return torch.cat(images), torch.cat(texts)
-
-
-def scored_pixels(name: str, pixels: Tensor, eight_bit: bool) -> list[tuple[str, Tensor]]:
-    """Targets and the pixels they are scored on: as they are, or rounded to 8 bits and beside it as they are."""
-    if not eight_bit:
-        return [(name, pixels)]
-    return [(name, (pixels * 255).round() / 255), (name + FLOAT, pixels)]
-
-
-def _batch(victim: Victim, gallery: Gallery, labels: np.ndarray, seed: int, device: torch.device) -> Batch:
-    rows = np.flatnonzero(np.isin(gallery.caption_image, labels))
-    return Batch(
-        pixels=torch.tensor(gallery.pixels[labels], device=device) / 255,
-        labels=torch.as_tensor(labels, device=device),
-        caption_rows=rows,
-        owner=torch.as_tensor(np.searchsorted(labels, gallery.caption_image[rows]), device=device),
-        substitutes=gallery.substitutes,
-        compat_substitutes=gallery.compat_substitutes,
-        encode=CaptionEncoder(victim.model, victim.max_tokens, device),
-        seed=seed,
-    )
+def eight_bit(clean: Tensor, attacked: Tensor, epsilon: float) -> Tensor:
+    """Attacked pixels on the 255 levels of image files, still within epsilon of `clean`, which is on them."""
+    levels = math.floor(255 * epsilon + 1e-4)
+    moved = ((attacked - clean) * 255).round().clamp_(-levels, levels)
+    return ((clean * 255).round() + moved).clamp_(0, 255) / 255
 
 
 def _shared(rows: Tensor, places: np.ndarray, total: int) -> Tensor:

@@ -26,12 +26,14 @@ def test_threat_model_is_checked() -> None:
 
 def test_evaluation_ignores_batching_and_the_scale_of_embeddings(tiny_trial: TrialConfig) -> None:
     prepared = prepare(tiny_trial)
-    run = lambda batch: evaluate(  # noqa: E731
-        prepared.base,
-        prepared.gallery,
-        tiny_trial.protocol.model_copy(update={"batch_images": batch}),
-        max_tokens=32,
-        device=torch.device("cpu"),
+    run = lambda batch: (
+        evaluate(  # noqa: E731
+            prepared.base,
+            prepared.gallery,
+            tiny_trial.protocol.model_copy(update={"batch_images": batch}),
+            max_tokens=32,
+            device=torch.device("cpu"),
+        ).ranks
     )
     prepared.base.train()
     frozen = next(prepared.base.parameters()).requires_grad_(False)

@@ -1,0 +1,235 @@
+"""Is a model robust, or does it only hide its gradients? An audit with a verdict and the evidence for it.
+
+A trained temperature, or anything else that flattens a loss, makes gradient attacks fail without making a model robust
+(Athalye et al. 2018, section 3.1; Carlini et al. 2019, section 5). Every check compares two numbers that an honest
+model cannot get in the wrong order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.attacks.contract import Batch, Victim
+from trainables.attacks.image import (
+    Objective,
+    RetrievalClassifier,
+    TorchAttack,
+    input_gradient,
+    random_start,
+    sign_ascent,
+)
+from trainables.attacks.noise import step_keys, uniform
+from trainables.attacks.text import encode_captions
+from trainables.config import Model, Protocol
+from trainables.evaluation.robustness import Gallery, attackable, autocast
+from trainables.models import RetrievalModel
+
+IMAGES = 50
+"""The audit looks at so many; it is about orders of magnitude, not points of recall."""
+TOLERANCE = 0.06
+"""Of accuracies that are compared: three of fifty images."""
+LARGE_EPSILON = 0.5
+"""At this radius any image can be turned into any other's look-alike: whoever survives hides its gradients."""
+TEMPERATURES = (0.01, 0.05, 0.2, 1.0)
+RANDOM_DIRECTIONS = 20
+QUERIES = 200
+"""Of the black-box attack, per image."""
+MORE_STEPS = (1, 10, 40)
+
+Loss = Literal["own", "protocol"]
+
+
+class Check(Model):
+    """One comparison.
+
+    Attributes:
+        name: of the check.
+        loss: `own` is the cross-entropy at the model's own temperature, as a naive evaluation would take it, `protocol`
+            the scale-free one that all numbers here are measured with.
+        passed: whether an honest model could look like this.
+        evidence: accuracies (share of images that still find a caption of theirs first) or shares, by condition.
+        rule: what had to hold.
+    """
+
+    name: str
+    loss: Loss
+    passed: bool
+    evidence: dict[str, float]
+    rule: str
+
+
+class Audit(Model):
+    """What came out.
+
+    Attributes:
+        verdict: `masked` if any check failed.
+        reliable: whether all checks of the protocol's own loss passed, so that measured robustness is what it seems
+            even if a naive attack would be fooled.
+        checks: the evidence.
+    """
+
+    verdict: Literal["honest", "masked"]
+    reliable: bool
+    checks: list[Check]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is audited: a batch of images, and how it is attacked."""
+
+    victim: Victim
+    batch: Batch
+    steps: int
+
+    def objective(self, temperature: float | None) -> Objective:
+        classifier = RetrievalClassifier(self.victim, temperature)
+        labels = self.batch.labels
+        return lambda pixels, _: F.cross_entropy(classifier(pixels), labels, reduction="none")
+
+    def pgd(self, epsilon: float, temperature: float | None = None, steps: int | None = None) -> Tensor:
+        count = self.steps if steps is None else steps
+        if epsilon == 0:
+            return self.batch.pixels
+        return sign_ascent(
+            self.batch.pixels,
+            self.objective(temperature),
+            random_start(self.batch.pixels, epsilon, self.batch.keys),
+            epsilon=epsilon,
+            step_size=2.5 * epsilon / count,
+            steps=count,
+        )
+
+    @torch.no_grad()
+    def right(self, pixels: Tensor) -> Tensor:
+        """Bool (images,): whether the first caption is one of the image's; ties and NaN are not."""
+        scores = self.victim.encode_image(pixels) @ self.victim.text_features.T
+        own = self.batch.labels[:, None] == self.victim.caption_image
+        return scores.masked_fill(~own, -torch.inf).amax(1) > scores.masked_fill(own, -torch.inf).amax(1)
+
+    def accuracy(self, pixels: Tensor) -> float:
+        return self.right(pixels).float().mean().item()
+
+    def silent_share(self, temperature: float | None, epsilon: float) -> float:
+        """Share, of the images that are right, of those whose gradient is zero or not finite almost everywhere."""
+        start = random_start(self.batch.pixels, epsilon, self.batch.keys)
+        gradient = input_gradient(start, self.objective(temperature))
+        dead = ((gradient == 0) | ~gradient.isfinite()).float().mean((1, 2, 3)) > 0.9
+        right = self.right(start)
+        return ((dead & right).sum() / right.sum().clamp(min=1)).item()
+
+
+def audit(
+    model: RetrievalModel,
+    gallery: Gallery,
+    protocol: Protocol,
+    *,
+    temperature: float | None,
+    max_tokens: int,
+    device: torch.device,
+) -> Audit:
+    """Look for gradient masking on the first images of the gallery.
+
+    Args:
+        model: parameters and mode are as before afterwards.
+        gallery: of the evaluation.
+        protocol: its radius and steps.
+        temperature: the model's own, None if it has none.
+        max_tokens: where captions are cut.
+        device: of the model.
+    """
+    with attackable(model), autocast(device):
+        part = gallery.first(min(IMAGES, len(gallery.pixels)))
+        texts = encode_captions(model, part.texts, max_tokens, device)
+        owners = torch.as_tensor(part.caption_image, device=device)
+        victim = Victim(model, max_tokens, texts, owners, len(part.pixels))
+        labels = np.arange(len(part.pixels))
+        subject = _Subject(victim, part.batch(victim, labels, protocol.seed), protocol.image_steps)
+        checks = _protocol_checks(subject, protocol.epsilon)
+        if temperature is not None:
+            checks += _own_checks(subject, protocol.epsilon, temperature)
+    return Audit(
+        verdict="honest" if all(check.passed for check in checks) else "masked",
+        reliable=all(check.passed for check in checks if check.loss == "protocol"),
+        checks=checks,
+    )
+
+
+def _protocol_checks(subject: _Subject, epsilon: float) -> list[Check]:
+    radii = {f"{factor:g} epsilon": factor * epsilon for factor in (0, 0.5, 1, 2, 4) if factor * epsilon <= 1}
+    by_radius = {name: subject.accuracy(subject.pgd(radius)) for name, radius in radii.items()}
+    by_steps = {f"{steps} steps": subject.accuracy(subject.pgd(epsilon, steps=steps)) for steps in MORE_STEPS}
+    at_large = subject.accuracy(subject.pgd(LARGE_EPSILON))
+    chance = 1 / subject.victim.images
+    attacked, keys = by_radius["1 epsilon"], subject.batch.keys
+    survived = torch.ones_like(subject.batch.labels, dtype=torch.bool)
+    for index in range(RANDOM_DIRECTIONS):
+        draw = uniform(step_keys(keys, 1 + index), tuple(subject.batch.pixels.shape[1:]))
+        corner = (subject.batch.pixels + epsilon * torch.where(draw < 0.5, -1.0, 1.0)).clamp(0, 1)
+        survived &= subject.right(corner)
+    by_chance = survived.float().mean().item()
+    square = TorchAttack(kind="Square", epsilon=epsilon, parameters=(("n_queries", QUERIES),))
+    black_box = subject.accuracy(square.run(subject.victim, subject.batch).pixels) if epsilon else attacked
+    return [
+        _falling("larger radius is not weaker", by_radius),
+        Check(
+            name="certain success at a large radius",
+            loss="protocol",
+            passed=at_large <= chance + TOLERANCE,
+            evidence={f"epsilon {LARGE_EPSILON:g}": at_large, "chance": chance},
+            rule=f"accuracy at epsilon {LARGE_EPSILON:g} is at most chance + {TOLERANCE:g}",
+        ),
+        _falling("more steps are not weaker", by_steps),
+        _compared("gradient beats random directions", attacked, {"random directions": by_chance}),
+        _compared("gradient beats a black box", attacked, {f"Square, {QUERIES} queries": black_box}),
+        _loud("gradients are there", "protocol", subject.silent_share(None, epsilon)),
+    ]
+
+
+def _own_checks(subject: _Subject, epsilon: float, temperature: float) -> list[Check]:
+    own = subject.accuracy(subject.pgd(epsilon, temperature))
+    others = {f"temperature {t:g}": subject.accuracy(subject.pgd(epsilon, t)) for t in TEMPERATURES}
+    others["scale-free"] = subject.accuracy(subject.pgd(epsilon))
+    return [
+        Check(
+            name="no other temperature attacks better",
+            loss="own",
+            passed=own <= min(others.values()) + TOLERANCE,
+            evidence={f"own temperature {temperature:g}": own, **others},
+            rule=f"accuracy at the own temperature is at most the lowest of the others + {TOLERANCE:g}",
+        ),
+        _loud("gradients are there", "own", subject.silent_share(temperature, epsilon)),
+    ]
+
+
+def _falling(name: str, accuracies: Mapping[str, float]) -> Check:
+    values = list(accuracies.values())
+    passed = all(later <= min(values[: i + 1]) + TOLERANCE for i, later in enumerate(values[1:]))
+    rule = f"no accuracy is above an earlier one by more than {TOLERANCE:g}"
+    return Check(name=name, loss="protocol", passed=passed, evidence=dict(accuracies), rule=rule)
+
+
+def _compared(name: str, attacked: float, others: Mapping[str, float]) -> Check:
+    return Check(
+        name=name,
+        loss="protocol",
+        passed=attacked <= min(others.values()) + TOLERANCE,
+        evidence={"PGD": attacked, **others},
+        rule=f"accuracy under PGD is at most the other + {TOLERANCE:g}",
+    )
+
+
+def _loud(name: str, loss: Loss, silent: float) -> Check:
+    return Check(
+        name=name,
+        loss=loss,
+        passed=silent <= 0.1,
+        evidence={"right images without gradient": silent},
+        rule="at most 0.1 of the images that are right have a gradient of zero almost everywhere",
+    )
