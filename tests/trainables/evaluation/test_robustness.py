@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from trainables.config import TrialConfig
+from trainables.evaluation.retrieval import Ranks
 from trainables.evaluation.robustness import ThreatModelError, check_captions, check_images, evaluate
 from trainables.prepare import prepare
 
@@ -26,15 +27,11 @@ def test_threat_model_is_checked() -> None:
 
 def test_evaluation_ignores_batching_and_the_scale_of_embeddings(tiny_trial: TrialConfig) -> None:
     prepared = prepare(tiny_trial)
-    run = lambda batch: (
-        evaluate(  # noqa: E731
-            prepared.base,
-            prepared.gallery,
-            tiny_trial.protocol.model_copy(update={"batch_images": batch}),
-            max_tokens=32,
-            device=torch.device("cpu"),
-        ).ranks
-    )
+
+    def run(batch: int) -> dict[str, Ranks]:
+        protocol = tiny_trial.protocol.model_copy(update={"batch_images": batch})
+        return evaluate(prepared.base, prepared.gallery, protocol, max_tokens=32, device=torch.device("cpu")).ranks
+
     prepared.base.train()
     frozen = next(prepared.base.parameters()).requires_grad_(False)
     whole = run(50)
