@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import difflib
-import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import SettingsConfigDict
 
 from search_spaces.joint import JOINT
 from search_spaces.recipes import Recipe
@@ -32,6 +28,7 @@ from trainables.config import (
     WorkersConfig,
     content_hash,
 )
+from trainables.flags import Flags, from_command_line
 
 PRESETS = Path(__file__).parent / "presets"
 COST = "cost/device_seconds"
@@ -143,38 +140,17 @@ class StudyConfig(Model):
         return StudyPaths(self.studies_dir / self.name)
 
 
-class Arguments(StudyConfig, BaseSettings):
+class Arguments(StudyConfig, Flags):
     """Explore how contrastive weight, temperature and training attack decide robustness; run again to go on.
 
     Later wins: preset, config file, PARETOVL_... variables (PARETOVL_BUDGET__TRIALS), flags.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="PARETOVL_",
-        env_nested_delimiter="__",
-        cli_prog_name="python -m study.run",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        extra="forbid",
-    )
+    model_config = SettingsConfigDict(cli_prog_name="python -m study.run")
 
     preset: str = Field("quickstart", description="a ready study, see study/presets")
     config: Path | None = Field(None, description="YAML file with any of these fields")
     accept_changes: bool = Field(False, description="go on with a study whose fingerprint differs, and record it")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Variables over what the files say; the command line is put on top by `parse`."""
-        return env_settings, init_settings
 
 
 def parse(arguments: Sequence[str] | None = None) -> Arguments:
@@ -196,30 +172,7 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     values = {"name": files.preset, **read_yaml(preset)}
     if files.config is not None:
         values = _merged(values, read_yaml(Path(files.config)))
-    usage = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(usage):
-            return Arguments(_cli_parse_args=given, **values)
-    except SystemExit as stop:
-        if stop.code:
-            raise _flag_mistake(usage.getvalue()) from None
-        raise
-    except ValidationError as error:
-        raise all_mistakes(error, "the study's configuration") from None
-    except SettingsError as error:
-        raise InputError(str(error)) from None
-
-
-def _flag_mistake(told: str) -> InputError:
-    """What argparse told, without the usage of two screens, and with the flags that may have been meant."""
-    usage, _, reason = told.rstrip().rpartition(" error: ")
-    known = set(re.findall(r"--[\w.-]+", usage))
-    lines = [f"command line: {reason}"]
-    for flag in re.findall(r"(?<!\S)--[\w.-]+", reason):
-        close = difflib.get_close_matches(flag.replace("_", "-"), known, n=3)
-        if close and flag not in known:
-            lines.append(f"  {flag}: did you mean {' or '.join(close)}?")
-    return InputError("\n".join([*lines, "  --help lists every flag"]))
+    return from_command_line(lambda: Arguments(_cli_parse_args=given, **values), "the study's configuration")
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from trainables.attacks.image import pgd
 from trainables.attacks.noise import sample_keys
 from trainables.attacks.text import CaptionEncoder, attack_words, away_from
 from trainables.config import Point, TrialConfig, TrialResult
+from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import correct_bits, evaluate, result_metrics
 from trainables.losses import (
     anchor_loss,
@@ -282,8 +283,8 @@ def finetune(
 ) -> None:
     """Train, evaluate and report; go on from `checkpoint` where there is one.
 
-    The last report's checkpoint folder holds `result.json`, a `TrialResult`. A checkpoint that is already complete is
-    reported again and nothing is redone.
+    The last report's checkpoint folder holds `result.json`, a `TrialResult`, the trial as `trial.json`, and `model`,
+    which is in its family's own layout. A checkpoint that is already complete is reported again and nothing is redone.
 
     Args:
         config: the trial.
@@ -312,8 +313,8 @@ def finetune(
     optimiser = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
     state: dict[str, Any] = {"step": 0, "device_seconds": 0.0, "resumed_from_steps": []}
     if checkpoint is not None:
-        state = _restore(checkpoint, trainee, optimiser)
-        if (checkpoint / "result.json").exists():
+        state, complete = _restore(checkpoint, trainee, optimiser)
+        if complete:
             report({**state["report"], "device_seconds": state["device_seconds"]}, checkpoint if leader else None)
             return
         state["resumed_from_steps"].append(state["step"])
@@ -378,43 +379,55 @@ def finetune(
                     steps=steps,
                     resumed_from_steps=state["resumed_from_steps"],
                     temperature=entries[-1]["temperature"],
+                    audit=audit(
+                        trainee.model,
+                        gallery,
+                        protocol,
+                        temperature=entries[-1]["temperature"],
+                        max_tokens=config.model.max_tokens,
+                        device=device,
+                    )
+                    if protocol.audit
+                    else None,
                     hashes=prepared.hashes,
-                    versions=_versions(),
+                    versions=library_versions(),
                 )
             folder = scratch / f"step-{step + 1}"
+            folder.mkdir(parents=True, exist_ok=True)
             saved = {**state, "step": step + 1, "device_seconds": device_seconds, "report": message}
-            _save(folder, trainee, optimiser, saved, result)
+            (folder / "state.json").write_text(json.dumps(saved))
+            if result is None:
+                _save_training(folder, trainee, optimiser)
+            else:
+                (folder / "result.json").write_text(result.model_dump_json())
+                (folder / "trial.json").write_text(config.model_dump_json())
+                trainee.model.save(folder / "model")
         report(message, folder)
 
 
-def _save(
-    folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer, state: dict[str, Any], result: TrialResult | None
-) -> None:
-    """Weights, optimiser and position. Learning rate and random numbers are functions of the step and need no state."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _save_training(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -> None:
+    """Weights and optimiser. Learning rate and random numbers are functions of the step and need no state."""
     save_file(
         {name: tensor.contiguous() for name, tensor in trainee.state_dict().items()}, folder / "model.safetensors"
     )
-    if result is None:
-        torch.save(optimiser.state_dict(), folder / "optimiser.pt")
-    else:
-        (folder / "result.json").write_text(result.model_dump_json())
-    (folder / "state.json").write_text(json.dumps(state))
+    torch.save(optimiser.state_dict(), folder / "optimiser.pt")
 
 
-def _restore(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+def _restore(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Any], bool]:
+    """Position, and whether the trial is complete; weights and optimiser are only read if it is not."""
     try:
         state = json.loads((folder / "state.json").read_text())
+        if (folder / "result.json").exists():
+            return state, True
         trainee.load_state_dict(load_file(folder / "model.safetensors"))
-        if not (folder / "result.json").exists():
-            saved = torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True)
-            optimiser.load_state_dict(saved)
+        optimiser.load_state_dict(torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True))
     except Exception as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error
-    return state
+    return state, False
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Of what decides a measurement."""
     from importlib.metadata import version
 
     names = ("paretovl", "torch", "transformers", "torchattacks", "ray", "numpy")

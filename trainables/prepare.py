@@ -104,7 +104,7 @@ class Workshop:
         """The model before fine-tuning, and its hash."""
         model = self.config.model
         if model.base is not None:
-            return _named(model.base, Clip.load), content_hash({"base": model.base})
+            return load_model(model.base), content_hash({"base": model.base})
         identity = {
             "data": self.pretraining.digest,
             "pixels": self.config.data.image_pixels,
@@ -114,8 +114,7 @@ class Workshop:
         folder = self._once(
             "base", identity, lambda part: make_base(part, self.pretraining.train, self.config, tokenizer, self.log)
         )
-        family = Clip if model.image_tower is None else Dual
-        return family.load(str(folder)), content_hash(identity)
+        return load_model(str(folder)), content_hash(identity)
 
     def _masked_lm(self, own: dict[str, Any]) -> tuple[Any, Any]:
         name = self.config.model.masked_lm
@@ -169,6 +168,15 @@ def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
 
 def _groups(substitutes: Substitutes) -> np.ndarray:
     return np.unique(substitutes.texts(), return_inverse=True)[1]
+
+
+def load_model(name: str) -> RetrievalModel:
+    """A model by hub id or directory, whatever its family.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    return _named(name, Dual.load if (Path(name) / "image_tower").is_dir() else Clip.load)
 
 
 def _named(name: str, load: Callable[..., Any]) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,10 @@ def test_help_comes_at_once() -> None:
     script = f"import sys, study.run; print([m for m in {HEAVY} if m in sys.modules]); study.run.main(['--help'])"
     seconds = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = os.times()
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - began)
+        ended = os.times()  # processor time: what the machine does besides is not the help's
+        seconds.append(sum(ended[2:4]) - sum(began[2:4]))
     assert done.stdout.startswith("[]\n"), "the help must not wait for libraries it does not need"
     assert "--trial.training.epochs" in done.stdout
     assert min(seconds) < 1

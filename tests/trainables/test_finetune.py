@@ -38,7 +38,7 @@ def run(config: TrialConfig, scratch: Path, checkpoint: Path | None = None, stop
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+    return load_file(folder / "model" / "model.safetensors")
 
 
 def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from trainables.attacks.image import (
 )
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.text import encode_captions
-from trainables.config import Model, Protocol
+from trainables.config import Audit, Check, Loss, Protocol
 from trainables.evaluation.robustness import Gallery, attackable, autocast
 from trainables.models import RetrievalModel
 
@@ -42,42 +41,6 @@ RANDOM_DIRECTIONS = 20
 QUERIES = 200
 """Of the black-box attack, per image."""
 MORE_STEPS = (1, 10, 40)
-
-Loss = Literal["own", "protocol"]
-
-
-class Check(Model):
-    """One comparison.
-
-    Attributes:
-        name: of the check.
-        loss: `own` is the cross-entropy at the model's own temperature, as a naive evaluation would take it, `protocol`
-            the scale-free one that all numbers here are measured with.
-        passed: whether an honest model could look like this.
-        evidence: accuracies (share of images that still find a caption of theirs first) or shares, by condition.
-        rule: what had to hold.
-    """
-
-    name: str
-    loss: Loss
-    passed: bool
-    evidence: dict[str, float]
-    rule: str
-
-
-class Audit(Model):
-    """What came out.
-
-    Attributes:
-        verdict: `masked` if any check failed.
-        reliable: whether all checks of the protocol's own loss passed, so that measured robustness is what it seems
-            even if a naive attack would be fooled.
-        checks: the evidence.
-    """
-
-    verdict: Literal["honest", "masked"]
-    reliable: bool
-    checks: list[Check]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ class RetrievalModel(nn.Module):
     """
 
     tokenizer: PreTrainedTokenizerBase
+    own_temperature: float | None = None
+    """The softmax temperature it was trained with, if it keeps one. Nothing here computes with it."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) -> (batch, dim)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,7 @@ class Clip(RetrievalModel):
         super().__init__()
         self.clip = clip
         self.clip.logit_scale.requires_grad_(False)
+        self.own_temperature = math.exp(-self.clip.logit_scale.item())
         self.tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)

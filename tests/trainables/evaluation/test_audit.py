@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.config import TrialConfig
-from trainables.evaluation.audit import Audit, audit
+from trainables.config import Audit, TrialConfig
+from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import evaluate
 from trainables.models.clip import Clip
 from trainables.prepare import Prepared, prepare

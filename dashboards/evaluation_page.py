@@ -1,0 +1,147 @@
+"""The evaluation page: metrics, the audit's evidence, and pairs before and after the attack, in one offline file."""
+
+from __future__ import annotations
+
+import difflib
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from dashboards.pareto_page import STYLE
+
+if TYPE_CHECKING:
+    from trainables.config import Audit
+    from trainables.evaluate import EvaluationManifest
+    from trainables.evaluation.examples import Answer, Example
+
+OWN_STYLE = """
+.example { display: grid; gap: 1rem; grid-template-columns: repeat(3, minmax(0, 10rem)); }
+.example img { width: 100%; image-rendering: pixelated; border: 1px solid #d9dfe6; }
+.found { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
+.found ol { margin: 0; padding-left: 1.4rem; font-size: .875rem; }
+.thumbnails { display: flex; gap: .25rem; list-style: none; }
+.thumbnails img { width: 3.25rem; image-rendering: pixelated; border: 3px solid #d9dfe6; }
+.thumbnails .right img { border-color: #009e73; }
+.found .right { color: #00694e; font-weight: 600; }
+h3 { font-size: 1rem; margin: 1rem 0 .25rem; }
+del { background: #fde2d4; } ins { background: #d5f2e5; text-decoration: none; font-weight: 600; }
+.failed { color: #b3261e; font-weight: 600; }
+"""
+
+
+def evaluation_page(manifest: EvaluationManifest, target: str, examples: Sequence[Example]) -> str:
+    """The whole page; captions and names are escaped.
+
+    Args:
+        manifest: what was measured.
+        target: the attack that the examples show.
+        examples: pairs before and after it.
+    """
+    title = f"Robustness of {manifest.model}"
+    protocol = manifest.protocol
+    summary = (
+        f"{manifest.queries['tr']} images, {manifest.queries['ir']} captions · epsilon "
+        f"{255 * protocol.epsilon:g}/255, {protocol.words} words · protocol {manifest.protocol_hash}"
+    )
+    if manifest.transfer_from is not None:
+        summary += f" · attacked: {manifest.transfer_from}"
+    body = _metrics_section(manifest)
+    if manifest.audit is not None:
+        body += _audit_section(manifest.audit)
+    if examples:
+        body += f"<section>\n<h2>What {escape(target)} does</h2>\n" + "".join(map(_example, examples)) + "</section>\n"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{OWN_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1>{escape(title)}</h1>\n<p class="summary">{escape(summary)}</p>\n'
+        f"{body}</main>\n</body>\n</html>\n"
+    )
+
+
+def _metrics_section(manifest: EvaluationManifest) -> str:
+    names = list(dict.fromkeys(name.partition("/")[2] for name in manifest.metrics))
+    targets = list(dict.fromkeys(name.partition("/")[0] for name in manifest.metrics))
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    rows = ""
+    for target in targets:
+        cells = ""
+        for name in names:
+            metric = manifest.metrics[f"{target}/{name}"]
+            cells += f'<td>{metric.value:.3f} <span class="interval">[{metric.low:.3f}, {metric.high:.3f}]</span></td>'
+        rows += f'<tr><th scope="row">{escape(target)}</th>{cells}</tr>\n'
+    return (
+        '<section>\n<h2>Recall</h2>\n<div class="scroll" tabindex="0" role="region" aria-label="Recall">\n<table>\n'
+        f'<thead><tr><th scope="col">attack</th>{head}</tr></thead>\n<tbody>{rows}</tbody>\n</table>\n</div>\n'
+        "</section>\n"
+    )
+
+
+def _audit_section(audit: Audit) -> str:
+    rows = ""
+    for check in audit.checks:
+        evidence = ", ".join(f"{name}: {value:.3f}" for name, value in check.evidence.items())
+        passed = "passed" if check.passed else '<span class="failed">failed</span>'
+        rows += (
+            f'<tr><th scope="row">{escape(check.name)}</th><td>{escape(check.loss)}</td><td>{passed}</td>'
+            f"<td>{escape(evidence)}</td></tr>\n"
+        )
+    reliable = "can be relied on" if audit.reliable else "cannot be relied on"
+    return (
+        f"<section>\n<h2>Gradient masking: {audit.verdict}</h2>\n<p>The recalls above {reliable}.</p>\n"
+        '<div class="scroll" tabindex="0" role="region" aria-label="Audit">\n<table>\n<thead><tr>'
+        '<th scope="col">check</th><th scope="col">loss</th><th scope="col"></th><th scope="col">evidence</th>'
+        f"</tr></thead>\n<tbody>{rows}</tbody>\n</table>\n</div>\n</section>\n"
+    )
+
+
+def _example(example: Example) -> str:
+    names = ("clean", "attacked", f"difference × {example.amplified:.0f}")
+    pictures = "".join(
+        f"<figure>{_image(image, name)}<figcaption>{name}</figcaption></figure>"
+        for image, name in zip(example.images, names, strict=True)
+    )
+    found = ""
+    for when, captions, images in zip(("before", "after"), example.captions_found, example.images_found, strict=True):
+        found += (
+            f"<div><p>{when}: captions found with the image</p><ol>{''.join(map(_caption, captions))}</ol>"
+            f"<p>{when}: images found with the caption</p>"
+            f'<ol class="thumbnails">{"".join(map(_thumbnail, images))}</ol></div>'
+        )
+    return (
+        f'<h3>image {example.place}</h3>\n<div class="example">{pictures}</div>\n'
+        f"<p>{marked(*example.captions)}</p>\n"
+        f'<div class="found">{found}</div>\n'
+    )
+
+
+def marked(before: str, after: str) -> str:
+    """The caption with what was taken out and put in marked, escaped."""
+    old, new = before.split(), after.split()
+    parts: list[str] = []
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind == "equal":
+            parts += map(escape, old[i:j])
+            continue
+        if i < j:
+            parts.append(f"<del>{escape(' '.join(old[i:j]))}</del>")
+        if k < m:
+            parts.append(f"<ins>{escape(' '.join(new[k:m]))}</ins>")
+    return " ".join(parts)
+
+
+def _caption(answer: Answer) -> str:
+    return f"<li{_right(answer)}>{escape(answer.caption)}</li>"
+
+
+def _thumbnail(answer: Answer) -> str:
+    return f"<li{_right(answer)}>{_image(answer.image, 'right' if answer.right else 'wrong')}</li>"
+
+
+def _right(answer: Answer) -> str:
+    return ' class="right"' if answer.right else ""
+
+
+def _image(png: bytes, name: str) -> str:
+    return f'<img src="data:image/png;base64,{b64encode(png).decode()}" alt="{escape(name)}">'

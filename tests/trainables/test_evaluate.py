@@ -1,0 +1,115 @@
+"""`python -m trainables.evaluate`: a trial's folder, a model's folder, and examples replayed on another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dashboards.evaluation_page import marked
+from trainables.command import InputError
+from trainables.config import Point, TrialConfig
+from trainables.evaluate import EvaluationManifest, load_subject, parse, run
+from trainables.finetune import finetune
+from trainables.prepare import prepare
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trial_run(tiny_trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trial's folder as Ray Train leaves it: checkpoints below it."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = tiny_trial.model_copy(update={"point": Point(temperature=0.07, epsilon=2 / 255, attack_steps=1, words=1)})
+    finetune(config, prepare(config), CPU, None, folder, lambda metrics, checkpoint: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tiny_trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    prepare(tiny_trial).base.save(folder)
+    return folder
+
+
+def evaluated(out: Path, *flags: str) -> EvaluationManifest:
+    run(parse([*flags, "--out", str(out)]))
+    return EvaluationManifest.model_validate_json((out / "manifest.json").read_text())
+
+
+def test_a_trial_measured_again_is_what_the_trial_measured(trial_run: Path, tmp_path: Path) -> None:
+    manifest = evaluated(tmp_path, "--model", str(trial_run), "--examples", "3")
+    result = json.loads(next(trial_run.glob("*/result.json")).read_text())
+    assert {name: metric.model_dump() for name, metric in manifest.metrics.items()} == result["metrics"]
+    assert manifest.correct == result["correct"]
+    assert manifest.temperature == pytest.approx(0.07)
+    lines = (tmp_path / "table.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(manifest.metrics)
+    page = (tmp_path / "examples.html").read_text()
+    assert page.count("<h3>image") == 3
+    assert page.count("data:image/png;base64,") == 3 * (3 + 2 * 5)
+
+
+def test_a_model_without_a_trial_needs_data_and_a_protocol_file(
+    base: Path, tiny_trial: TrialConfig, tmp_path: Path
+) -> None:
+    protocol = {"attacks": ["both"], "image_steps": 1, "gallery_images": 10, "audit": True, "bootstrap_samples": 100}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(protocol))
+    flags = ["--model", str(base), "--protocol", str(tmp_path / "mine.yaml"), "--max-tokens", "32"]
+    flags += ["--data.image-pixels", "32", "--data.shapes.train-images", "64", "--data.shapes.test-images", "16"]
+    flags += ["--cache-dir", str(tiny_trial.cache_dir), "--epsilon", "4/255"]
+    manifest = evaluated(tmp_path / "out", *flags)
+    assert manifest.protocol.epsilon == 4 / 255
+    assert manifest.queries == {"tr": 10, "ir": 50}
+    assert manifest.audit is not None
+    assert "Gradient masking" in (tmp_path / "out" / "examples.html").read_text()
+    assert manifest.temperature == load_subject(str(base)).temperature
+
+
+def test_examples_made_on_one_model_are_replayed_on_another(trial_run: Path, base: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(trial_run), "--transfer-from", str(base)]
+    moved = evaluated(tmp_path / "moved", *flags)
+    assert not any(".float/" in name for name in moved.metrics)
+    own = evaluated(tmp_path / "own", "--model", str(trial_run))
+    assert moved.metrics["clean/mr_r5"] == own.metrics["clean/mr_r5"]
+    assert moved.correct != own.correct
+    again = evaluated(tmp_path / "again", *flags)
+    assert again.metrics == moved.metrics
+    itself = evaluated(tmp_path / "itself", "--model", str(trial_run), "--transfer-from", str(trial_run))
+    for name, metric in itself.metrics.items():
+        assert metric == own.metrics[name], "replayed on the model they were made on, they do the same"
+
+
+def test_a_stopped_cache_goes_on_where_it_was(trial_run: Path, base: Path, tmp_path: Path) -> None:
+    first = evaluated(tmp_path / "first", "--model", str(trial_run), "--transfer-from", str(base), "--seed", "5")
+    cache = parse(["--model", str(trial_run)]).cache_dir
+    newest = max(cache.glob("adversarial-*/captions.jsonl"), key=lambda path: path.stat().st_mtime)
+    lines = newest.read_text().splitlines(keepends=True)
+    newest.write_text("".join(lines[:3]) + lines[3][:10])  # torn in the fourth line
+    pixels = np.load(newest.with_name("pixels.npy"), mmap_mode="r+")
+    pixels[3:] = 0
+    second = evaluated(tmp_path / "second", "--model", str(trial_run), "--transfer-from", str(base), "--seed", "5")
+    assert second.metrics == first.metrics
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--model", "{run}", "--protocol", "stronk"], "protocols are search, strong"),
+        (["--model", "{run}", "--epsilon", "0.5/255"], "set eight_bit: false"),
+        (["--model", "/nowhere/at/all"], "cannot be loaded"),
+        ([], "model"),
+    ],
+)
+def test_bad_input_is_told(trial_run: Path, tmp_path: Path, flags: list[str], told: str) -> None:
+    given = [flag.format(run=trial_run) for flag in flags]
+    with pytest.raises(InputError, match=told):
+        run(parse([*given, "--out", str(tmp_path)]))
+
+
+def test_changes_of_a_caption_are_marked_and_escaped() -> None:
+    assert marked("a red <b> cat", "a blue <b> cat") == "a <del>red</del> <ins>blue</ins> &lt;b&gt; cat"

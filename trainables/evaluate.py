@@ -1,0 +1,309 @@
+"""`python -m trainables.evaluate --model MODEL --protocol strong`: how robust a model is, without any study.
+
+Writes `manifest.json`, `table.csv` and `examples.html`, and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from trainables.command import told_errors
+from trainables.config import (
+    CLEAN,
+    Audit,
+    DataConfig,
+    Epsilon,
+    Metric,
+    Model,
+    ModelConfig,
+    Protocol,
+    TrialConfig,
+    TrialResult,
+    content_hash,
+)
+from trainables.flags import Flags, from_command_line
+
+if TYPE_CHECKING:
+    from trainables.attacks.contract import Attack
+    from trainables.evaluation.robustness import Evaluation
+    from trainables.models import RetrievalModel
+
+KEPT = (
+    *("epsilon", "words", "image_steps", "candidates", "eight_bit", "seed"),
+    *("recall_at", "bootstrap_samples", "confidence"),
+)
+"""Fields of a protocol that a trial's own protocol sets for the evaluation of its model."""
+
+
+class Arguments(Flags):
+    """Measure a model, clean and under a named protocol of attacks."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m trainables.evaluate")
+
+    model: str = Field(description="folder of a trial (studies/NAME/runs/KEY), folder of a model, or hub id")
+    protocol: str = Field("search", description="search, strong, or a YAML file with the fields of a protocol")
+    data: DataConfig = DataConfig()
+    masked_lm: str | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
+    max_tokens: int = Field(77, ge=4, le=512, description="captions are cut to this many tokens")
+    transfer_from: str | None = Field(None, description="attack this model, and replay what came out on --model")
+    epsilon: Epsilon | None = Field(None, description="L-inf radius, in [0, 1] or as 2/255; empty: the protocol's")
+    words: int | None = Field(None, ge=0, le=10, description="words changed per caption; empty: the protocol's")
+    gallery_images: int | None = Field(None, ge=2, description="evaluation images; empty: the protocol's")
+    seed: int | None = Field(None, description="of the attacks; empty: the protocol's")
+    examples: int = Field(8, ge=0, le=100, description="images shown on the page")
+    cache_dir: Path = Field(Path("studies/.cache"), description="prepared data and adversarial examples")
+    out: Path | None = Field(None, description="folder for the results; empty: evaluations/MODEL-PROTOCOL")
+
+
+class EvaluationManifest(Model):
+    """What was measured, of which model, under which protocol."""
+
+    model: str
+    model_digest: str
+    temperature: float | None
+    transfer_from: str | None
+    data_digest: str
+    protocol: Protocol
+    protocol_hash: str
+    metrics: dict[str, Metric]
+    audit: Audit | None
+    correct: dict[str, str]
+    queries: dict[str, int]
+    seconds: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that can be evaluated.
+
+    Attributes:
+        name: as it was given.
+        model: on the CPU.
+        temperature: its own, if it has one.
+        trial: whose model it is, if it is a trial's.
+    """
+
+    name: str
+    model: RetrievalModel
+    temperature: float | None
+    trial: TrialConfig | None
+
+
+def trial_folder(name: str) -> Path | None:
+    """The last complete checkpoint below a trial's folder, or None where there is none."""
+    found = sorted(Path(name).glob("**/trial.json")) if Path(name).is_dir() else []
+    return found[-1].parent if found else None
+
+
+def load_subject(name: str) -> Subject:
+    """A trial's model, or one by folder or hub id.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    from trainables.prepare import load_model
+
+    folder = trial_folder(name)
+    if folder is None:
+        model = load_model(name)
+        return Subject(name, model, model.own_temperature, None)
+    trial = TrialConfig.model_validate_json((folder / "trial.json").read_text())
+    result = TrialResult.model_validate_json((folder / "result.json").read_text())
+    return Subject(name, load_model(str(folder / "model")), result.temperature, trial)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Arguments:
+    """The evaluation that flags and `PARETOVL_...` variables describe; a trial brings its own data and budget.
+
+    Raises:
+        InputError: with all mistakes at once.
+        SystemExit: after --help.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--model", default=os.environ.get("PARETOVL_MODEL", ""))
+    folder = trial_folder(early.parse_known_args(given)[0].model)
+    values: dict[str, Any] = {}
+    if folder is not None:
+        trial = TrialConfig.model_validate_json((folder / "trial.json").read_text())
+        values = {
+            "data": trial.data.model_dump(),
+            "masked_lm": trial.model.masked_lm,
+            "max_tokens": trial.model.max_tokens,
+            "cache_dir": trial.cache_dir,
+        }
+    return from_command_line(lambda: Arguments(_cli_parse_args=given, **values), "the evaluation")
+
+
+def protocol_of(arguments: Arguments, subject: Subject) -> Protocol:
+    """The named protocol, with a trial's own budget unless flags say otherwise."""
+    from trainables.evaluation.protocols import named_protocol
+
+    changes: dict[str, Any] = {}
+    if subject.trial is not None:
+        own = subject.trial.protocol
+        changes = {name: getattr(own, name) for name in KEPT}
+        if arguments.protocol == "search":
+            changes["gallery_images"] = own.gallery_images
+    flags = {name: getattr(arguments, name) for name in ("epsilon", "words", "gallery_images", "seed")}
+    return named_protocol(arguments.protocol, {**changes, **{k: v for k, v in flags.items() if v is not None}})
+
+
+def run(arguments: Arguments) -> EvaluationManifest:
+    """Evaluate, and write the results."""
+    import torch
+
+    from dashboards.evaluation_page import evaluation_page
+    from trainables.attacks.registry import build_attack
+    from trainables.evaluation.adversarial import AdversarialCache, model_digest, replay
+    from trainables.evaluation.audit import audit
+    from trainables.evaluation.examples import examples
+    from trainables.evaluation.robustness import correct_bits, evaluate, result_metrics
+    from trainables.finetune import library_versions
+    from trainables.prepare import Workshop
+
+    started = time.time()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    subject = load_subject(arguments.model)
+    protocol = protocol_of(arguments, subject)
+    workshop = Workshop(_trial(arguments, subject, protocol), _log)
+    gallery = workshop.gallery().first(protocol.gallery_images)
+    source = subject if arguments.transfer_from is None else load_subject(arguments.transfer_from)
+    attacks = {attack.name: build_attack(attack, protocol) for attack in protocol.attacks}
+    digest, data = model_digest(source.model), workshop.dataset.digest
+    caches = {
+        name: AdversarialCache(arguments.cache_dir, digest, attack, protocol, gallery, data)
+        for name, attack in attacks.items()
+    }
+
+    def measure(model: RetrievalModel, protocol: Protocol, attacks: Mapping[str, Attack]) -> Evaluation:
+        return evaluate(
+            model.to(device),
+            gallery,
+            protocol,
+            max_tokens=arguments.max_tokens,
+            device=device,
+            attacks=attacks,
+            observe=lambda name, labels, made: caches[name].add(labels, made),
+        )
+
+    if arguments.transfer_from is not None:
+        missing = {name: attack for name, attack in attacks.items() if not caches[name].complete}
+        if missing:
+            _log(f"attacking {source.name}: {', '.join(missing)}")
+            wanted = tuple(attack for attack in protocol.attacks if attack.name in missing)
+            measure(source.model, protocol.model_copy(update={"attacks": wanted}), missing)
+        attacks = {name: replay(attack, caches[name]) for name, attack in attacks.items()}
+    _log(f"{len(gallery.pixels)} images, {len(gallery.caption_image)} captions: {', '.join(attacks) or CLEAN}")
+    replayed = arguments.transfer_from is not None
+    scored = protocol.model_copy(update={"eight_bit": protocol.eight_bit and not replayed})  # they are rounded already
+    found = measure(subject.model, scored, attacks)
+    verdict = None
+    if protocol.audit:
+        _log("looking for gradient masking")
+        verdict = audit(
+            subject.model,
+            gallery,
+            protocol,
+            temperature=subject.temperature,
+            max_tokens=arguments.max_tokens,
+            device=device,
+        )
+    manifest = EvaluationManifest(
+        model=arguments.model,
+        model_digest=model_digest(subject.model),
+        temperature=subject.temperature,
+        transfer_from=arguments.transfer_from,
+        data_digest=data,
+        protocol=protocol,
+        protocol_hash=content_hash(protocol),
+        metrics=result_metrics(found.ranks, scored),
+        audit=verdict,
+        correct=correct_bits(found.ranks, scored),
+        queries={"tr": len(found.ranks[CLEAN].tr), "ir": len(found.ranks[CLEAN].ir)},
+        seconds=round(time.time() - started, 3),
+        versions=library_versions(),
+    )
+    out = arguments.out or Path("evaluations") / f"{Path(arguments.model).name}-{Path(arguments.protocol).stem}"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "manifest.json").write_text(manifest.model_dump_json(indent=1))
+    with (out / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(table(manifest))
+    shown = strongest(manifest)
+    pairs = examples(found, shown, gallery, caches[shown].read, arguments.examples) if shown in caches else []
+    (out / "examples.html").write_text(evaluation_page(manifest, shown, pairs))
+    _print(manifest, out)
+    return manifest
+
+
+def _trial(arguments: Arguments, subject: Subject, protocol: Protocol) -> TrialConfig:
+    """What the workshop needs to find or make data and substitutes."""
+    trial = subject.trial or TrialConfig(model=ModelConfig(base=arguments.model))
+    model = trial.model.model_copy(update={"masked_lm": arguments.masked_lm, "max_tokens": arguments.max_tokens})
+    changes = {"data": arguments.data, "model": model, "protocol": protocol, "cache_dir": arguments.cache_dir}
+    return trial.model_copy(update=changes)
+
+
+def strongest(manifest: EvaluationManifest) -> str:
+    """The attack that leaves least of the mean recall, clean where there is none."""
+    k = manifest.protocol.recall_at[0]
+    attacks = [attack.name for attack in manifest.protocol.attacks]
+    return min(attacks, key=lambda name: manifest.metrics[f"{name}/mr_r{k}"].value, default=CLEAN)
+
+
+def table(manifest: EvaluationManifest) -> list[list[str | float]]:
+    """Rows `attack, metric, value, low, high` with a header."""
+    rows: list[list[str | float]] = [["attack", "metric", "value", "low", "high"]]
+    for name, metric in manifest.metrics.items():
+        target, _, measure = name.partition("/")
+        rows.append([target, measure, metric.value, metric.low, metric.high])
+    return rows
+
+
+def _print(manifest: EvaluationManifest, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(title=f"{manifest.model}: recall in %, with 95 % intervals", title_justify="left", box=None)
+    names = [f"{direction}_r{k}" for direction in ("tr", "ir") for k in manifest.protocol.recall_at]
+    for column in ("attack", *names):
+        shown.add_column(column)
+    for target in dict.fromkeys(name.partition("/")[0] for name in manifest.metrics):
+        metrics = [manifest.metrics[f"{target}/{name}"] for name in names]
+        shown.add_row(target, *(f"{100 * m.value:.1f} [{100 * m.low:.0f}, {100 * m.high:.0f}]" for m in metrics))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(shown)
+    if manifest.audit is not None:
+        console.print(f"gradient masking: {manifest.audit.verdict}")
+        for check in manifest.audit.checks:
+            if not check.passed:
+                evidence = ", ".join(f"{name} {value:.3f}" for name, value in check.evidence.items())
+                console.print(f"  failed: {check.name} ({check.loss} loss): {evidence}")
+    console.print(f"files: {out / 'manifest.json'}  {out / 'table.csv'}  {out / 'examples.html'}", soft_wrap=True)
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    with told_errors():
+        run(parse(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Adversarial examples on disk, by (model, attack, sample): for transfer to other models, re-ranking and pages."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trainables.attacks.contract import Attack, Attacked, Batch, Victim
+from trainables.config import Protocol, content_hash
+from trainables.evaluation.robustness import Gallery
+from trainables.models import RetrievalModel
+
+
+def model_digest(model: RetrievalModel) -> str:
+    """First 16 hex digits of the SHA-256 of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + str(tensor.dtype).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class AdversarialCache:
+    """What one attack made of a gallery, on one model, as it is scored: 8-bit where the protocol is.
+
+    Pixels are a memory map and never held whole. An image counts once its captions are written, after its pixels, so a
+    stop at any moment loses at most the last batch.
+
+    Args:
+        root: cache folder.
+        model: hash of the attacked model.
+        attack: with its budget; its code is part of the identity.
+        protocol: seed and rounding.
+        gallery: what is attacked.
+        data: hash of the data set.
+    """
+
+    def __init__(self, root: Path, model: str, attack: Attack, protocol: Protocol, gallery: Gallery, data: str) -> None:
+        identity = {
+            "model": model,
+            "attack": repr(attack),
+            "code": hashlib.sha256(Path(inspect.getfile(type(attack))).read_bytes()).hexdigest(),
+            "data": data,
+            "captions": hashlib.sha256("\n".join(gallery.texts).encode()).hexdigest(),
+            "images": len(gallery.pixels),
+            "seed": protocol.seed,
+            "eight_bit": protocol.eight_bit,
+        }
+        self._gallery, self._eight_bit = gallery, protocol.eight_bit
+        self.folder = root / f"adversarial-{content_hash(identity)}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._pixels = _memory_map(
+            self.folder / "pixels.npy", gallery.pixels.shape, np.uint8 if protocol.eight_bit else np.float32
+        )
+        self._lines = self.folder / "captions.jsonl"
+        self._captions = _read_lines(self._lines)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image of the gallery is there."""
+        return len(self._captions) == len(self._gallery.pixels)
+
+    def add(self, labels: np.ndarray, attacked: Attacked) -> None:
+        """Keep a batch.
+
+        Args:
+            labels: (images,) places in the gallery, rising.
+            attacked: its captions in the gallery's order.
+        """
+        pixels = attacked.pixels.detach().float()
+        self._pixels[labels] = ((pixels * 255).round() if self._eight_bit else pixels).cpu().numpy()
+        self._pixels.flush()
+        counts = np.bincount(self._gallery.caption_image, minlength=len(self._gallery.pixels))[labels]
+        captions = iter(attacked.captions)
+        with self._lines.open("a") as file:
+            for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
+                own = [next(captions) for _ in range(count)]
+                if label not in self._captions:
+                    self._captions[label] = own
+                    file.write(json.dumps({"image": label, "captions": own}) + "\n")
+
+    def read(self, labels: np.ndarray) -> Attacked:
+        """A batch as it was kept, on the CPU.
+
+        Raises:
+            KeyError: an image is not there.
+        """
+        captions = [caption for label in labels.tolist() for caption in self._captions[label]]
+        pixels = torch.from_numpy(self._pixels[labels].astype(np.float32))
+        return Attacked(pixels / 255 if self._eight_bit else pixels, captions)
+
+
+@dataclass(frozen=True, eq=False)
+class Replay(Attack):
+    """Examples made against another model, as an attack on this one."""
+
+    made: Attack
+    cache: AdversarialCache
+    epsilon: float
+    words: int
+    characters: int
+
+    @property
+    def changes(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the attack that made them."""
+        return self.made.changes
+
+    def run(self, victim: Victim, batch: Batch) -> Attacked:
+        """Read, not made."""
+        found = self.cache.read(batch.labels.cpu().numpy())
+        return Attacked(found.pixels.to(batch.pixels.device), found.captions)
+
+
+def replay(made: Attack, cache: AdversarialCache) -> Replay:
+    """The examples of a complete cache, with the budget they were made under."""
+    return Replay(made=made, cache=cache, epsilon=made.epsilon, words=made.words, characters=made.characters)
+
+
+def _memory_map(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.memmap:
+    if not path.exists():
+        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
+def _read_lines(path: Path) -> dict[int, list[str]]:
+    """What was written whole; a line torn by a stop is left out, and cut off so that the next one stands alone."""
+    if not path.exists():
+        return {}
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    entries = [json.loads(line) for line in whole.splitlines()]
+    return {entry["image"]: entry["captions"] for entry in entries}
