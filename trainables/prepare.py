@@ -6,13 +6,14 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import transformers
 
+from trainables.attacks.quirks import Quirks
 from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
 from trainables.command import InputError
 from trainables.config import TrialConfig, content_hash
@@ -26,9 +27,6 @@ from trainables.pretrain import Log, make_base, make_masked_lm, make_tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-
-SUBSTITUTES = 10
-"""Kept per word; attacks may use fewer."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +74,22 @@ class Workshop:
         """For the training and the evaluation captions."""
         return self._substitutes("train"), self._substitutes("test")
 
-    def _substitutes(self, name: str, compat: bool = False) -> Substitutes:
+    def _substitutes(self, name: str, quirks: Quirks = frozenset()) -> Substitutes:
         model, pretrain = self.config.model, self.config.model.pretrain
         own = {"data": self.pretraining.digest, "epochs": pretrain.mlm_epochs, "seed": pretrain.seed}
-        identity = {"data": self.dataset.digest, "split": name, "masked_lm": model.masked_lm or own, "compat": compat}
+        identity = {
+            "data": self.dataset.digest,
+            "split": name,
+            "masked_lm": model.masked_lm or own,
+            "quirks": sorted(quirks),
+        }
         path = self.cache / f"substitutes-{content_hash(identity)}.npz"
         with locked(path):
             if not path.exists():
                 captions = getattr(self.dataset, name).captions
                 masked_lm, tokenizer = self._masked_lm(own)
                 self.log(f"substitutes for {len(captions)} captions")
-                masked_lm_substitutes(captions, masked_lm, tokenizer, SUBSTITUTES, compat=compat).save(path)
+                masked_lm_substitutes(captions, masked_lm, tokenizer, quirks).save(path)
         return Substitutes.load(path)
 
     def gallery(self) -> Gallery:
@@ -97,7 +100,7 @@ class Workshop:
             self.dataset.test.caption_image,
             _groups(test),
             test,
-            lambda: self._substitutes("test", compat=True),
+            cache(lambda quirks: self._substitutes("test", quirks)),
         )
 
     def base(self) -> tuple[RetrievalModel, str]:

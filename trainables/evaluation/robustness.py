@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
+from trainables.attacks.quirks import Quirks
 from trainables.attacks.registry import build_attack
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
@@ -36,14 +38,14 @@ class Gallery:
         caption_image: (captions,) index of each caption's image.
         caption_groups: (captions,) equal for equal texts.
         substitutes: the captions' words and what may replace them, in the same order.
-        compat_substitutes: makes those the published code would read.
+        quirky_substitutes: makes those under `SUBSTITUTE_QUIRKS`.
     """
 
     pixels: np.ndarray
     caption_image: np.ndarray
     caption_groups: np.ndarray
     substitutes: Substitutes
-    compat_substitutes: Callable[[], Substitutes]
+    quirky_substitutes: Callable[[Quirks], Substitutes]
 
     @property
     def texts(self) -> list[str]:
@@ -58,7 +60,7 @@ class Gallery:
             self.caption_image[rows],
             self.caption_groups[rows],
             self.substitutes.take(rows),
-            lambda: self.compat_substitutes().take(rows),
+            cache(lambda quirks: self.quirky_substitutes(quirks).take(rows)),
         )
 
 
@@ -161,7 +163,7 @@ def _batch(victim: Victim, gallery: Gallery, labels: np.ndarray, seed: int, devi
         caption_rows=rows,
         owner=torch.as_tensor(np.searchsorted(labels, gallery.caption_image[rows]), device=device),
         substitutes=gallery.substitutes,
-        compat_substitutes=gallery.compat_substitutes,
+        quirky_substitutes=gallery.quirky_substitutes,
         encode=CaptionEncoder(victim.model, victim.max_tokens, device),
         seed=seed,
     )

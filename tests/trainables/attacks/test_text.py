@@ -47,7 +47,6 @@ def test_batched_text_attack_equals_the_plain_one(tiny_trial: TrialConfig, words
         [prepared.train.options_of(row) for row in rows],
         away_from(f),
         words=words,
-        candidates=10,
     )
     together = attack(captions, features)
     for row, (caption, text) in enumerate(zip(captions, together, strict=True)):
@@ -61,7 +60,7 @@ def test_batched_text_attack_equals_the_plain_one(tiny_trial: TrialConfig, words
 def test_words_and_substitutes(tmp_path: object) -> None:
     assert split_words("A man, half-asleep/sad: it's 2!") == ["a", "man", "half", "asleep", "sad", "it's", "2"]
     words, options = [["a", "red", "cat"], [], ["dog"]], [[[], ["blue", "green"], ["cow"]], [], [["bird"]]]
-    table = Substitutes.build(words, options, 3)
+    table = Substitutes.build(words, options)
     assert [table.words_of(i) for i in range(3)] == words
     assert [table.options_of(i) for i in range(3)] == options
     picked = table.take(np.array([2, 0]))
