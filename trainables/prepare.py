@@ -75,19 +75,17 @@ class Workshop:
         return self._substitutes("train"), self._substitutes("test")
 
     def _substitutes(self, name: str, quirks: Quirks = frozenset()) -> Substitutes:
-        model, pretrain = self.config.model, self.config.model.pretrain
-        own = {"data": self.pretraining.digest, "epochs": pretrain.mlm_epochs, "seed": pretrain.seed}
         identity = {
             "data": self.dataset.digest,
             "split": name,
-            "masked_lm": model.masked_lm or own,
+            "masked_lm": self.config.model.masked_lm or self._own_masked_lm,
             "quirks": sorted(quirks),
         }
         path = self.cache / f"substitutes-{content_hash(identity)}.npz"
         with locked(path):
             if not path.exists():
                 captions = getattr(self.dataset, name).captions
-                masked_lm, tokenizer = self._masked_lm(own)
+                masked_lm, tokenizer = self.masked_lm()
                 self.log(f"substitutes for {len(captions)} captions")
                 masked_lm_substitutes(captions, masked_lm, tokenizer, quirks).save(path)
         return Substitutes.load(path)
@@ -120,7 +118,13 @@ class Workshop:
         family = Clip if model.image_tower is None else Dual
         return family.load(str(folder)), content_hash(identity)
 
-    def _masked_lm(self, own: dict[str, Any]) -> tuple[Any, Any]:
+    @property
+    def _own_masked_lm(self) -> dict[str, Any]:
+        pretrain = self.config.model.pretrain
+        return {"data": self.pretraining.digest, "epochs": pretrain.mlm_epochs, "seed": pretrain.seed}
+
+    def masked_lm(self) -> tuple[Any, Any]:
+        """What proposes words, in eval mode, and its tokenizer."""
         name = self.config.model.masked_lm
         load, load_tokenizer = (
             transformers.AutoModelForMaskedLM.from_pretrained,
@@ -131,7 +135,7 @@ class Workshop:
         tokenizer, pretrain = self.tokenizer(), self.config.model.pretrain
         captions = self.pretraining.train.captions
         folder = self._once(
-            "masked-lm", own, lambda part: make_masked_lm(part, captions, tokenizer, pretrain, self.log)
+            "masked-lm", self._own_masked_lm, lambda part: make_masked_lm(part, captions, tokenizer, pretrain, self.log)
         )
         return load(folder).eval(), load_tokenizer(tokenizer)
 

@@ -7,7 +7,7 @@ with some (`quirks: [cls_offset, no_refill]`), or with none, which is the defaul
 |---|---|---|
 | `cls_offset` | a word's substitutes are the predictions one token early; at `[CLS]` for the first word | text |
 | `no_refill` | what is dropped from the best predictions is not made up for, so words have fewer substitutes | text |
-| `symbols` | numbers, punctuation and special tokens count as words that may be put in | text |
+| `symbols` | numbers and punctuation count as words that may be put in | text |
 | `logit_cut` | a word's substitutes end at the first raw logit below 0.3 | text |
 | `subword_product` | words of several pieces are replaced by combinations of their pieces' predictions | text |
 | `unk_importance` | a word's importance is Co-Attack's KL when the literal `[UNK]` stands for it | text |

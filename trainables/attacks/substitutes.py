@@ -145,7 +145,8 @@ def masked_lm_substitutes(
     device = masked_lm.device
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     usable = _is_new_word if "symbols" in quirks else _is_alphabetic_word
-    fit = [usable(token) for token in vocabulary]
+    special = set(tokenizer.all_special_tokens)  # an attacker types text
+    fit = [usable(token) and token not in special for token in vocabulary]
     unfit = ~torch.tensor(fit, device=device)
     refill, early = "no_refill" not in quirks, "cls_offset" in quirks
     wanted = min(SUBSTITUTES + 1, sum(fit)) if refill else SUBSTITUTES  # one more, as the word itself is dropped
