@@ -180,10 +180,9 @@ def attack_pairs(
         texts = attack_words(
             encode,
             words,
-            [prepared.train.options_of(row) for row in own],
+            [prepared.train.options_of(row, config.training.attack_candidates) for row in own],
             away_from(clean),
             words=point.words,
-            candidates=config.training.attack_candidates,
         )
     else:
         texts = [" ".join(caption) for caption in words]

@@ -6,13 +6,14 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import transformers
 
+from trainables.attacks.quirks import Quirks
 from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
 from trainables.command import InputError
 from trainables.config import TrialConfig, content_hash
@@ -26,9 +27,6 @@ from trainables.pretrain import Log, make_base, make_masked_lm, make_tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-
-SUBSTITUTES = 10
-"""Kept per word; attacks may use fewer."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +74,20 @@ class Workshop:
         """For the training and the evaluation captions."""
         return self._substitutes("train"), self._substitutes("test")
 
-    def _substitutes(self, name: str, compat: bool = False) -> Substitutes:
-        model, pretrain = self.config.model, self.config.model.pretrain
-        own = {"data": self.pretraining.digest, "epochs": pretrain.mlm_epochs, "seed": pretrain.seed}
-        identity = {"data": self.dataset.digest, "split": name, "masked_lm": model.masked_lm or own, "compat": compat}
+    def _substitutes(self, name: str, quirks: Quirks = frozenset()) -> Substitutes:
+        identity = {
+            "data": self.dataset.digest,
+            "split": name,
+            "masked_lm": self.config.model.masked_lm or self._own_masked_lm,
+            "quirks": sorted(quirks),
+        }
         path = self.cache / f"substitutes-{content_hash(identity)}.npz"
         with locked(path):
             if not path.exists():
                 captions = getattr(self.dataset, name).captions
-                masked_lm, tokenizer = self._masked_lm(own)
+                masked_lm, tokenizer = self.masked_lm()
                 self.log(f"substitutes for {len(captions)} captions")
-                masked_lm_substitutes(captions, masked_lm, tokenizer, SUBSTITUTES, compat=compat).save(path)
+                masked_lm_substitutes(captions, masked_lm, tokenizer, quirks).save(path)
         return Substitutes.load(path)
 
     def gallery(self) -> Gallery:
@@ -97,7 +98,7 @@ class Workshop:
             self.dataset.test.caption_image,
             _groups(test),
             test,
-            lambda: self._substitutes("test", compat=True),
+            cache(lambda quirks: self._substitutes("test", quirks)),
         )
 
     def base(self) -> tuple[RetrievalModel, str]:
@@ -116,7 +117,13 @@ class Workshop:
         )
         return load_model(str(folder)), content_hash(identity)
 
-    def _masked_lm(self, own: dict[str, Any]) -> tuple[Any, Any]:
+    @property
+    def _own_masked_lm(self) -> dict[str, Any]:
+        pretrain = self.config.model.pretrain
+        return {"data": self.pretraining.digest, "epochs": pretrain.mlm_epochs, "seed": pretrain.seed}
+
+    def masked_lm(self) -> tuple[Any, Any]:
+        """What proposes words, in eval mode, and its tokenizer."""
         name = self.config.model.masked_lm
         load, load_tokenizer = (
             transformers.AutoModelForMaskedLM.from_pretrained,
@@ -127,7 +134,7 @@ class Workshop:
         tokenizer, pretrain = self.tokenizer(), self.config.model.pretrain
         captions = self.pretraining.train.captions
         folder = self._once(
-            "masked-lm", own, lambda part: make_masked_lm(part, captions, tokenizer, pretrain, self.log)
+            "masked-lm", self._own_masked_lm, lambda part: make_masked_lm(part, captions, tokenizer, pretrain, self.log)
         )
         return load(folder).eval(), load_tokenizer(tokenizer)
 

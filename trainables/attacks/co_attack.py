@@ -8,6 +8,7 @@ from torch import Tensor
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.image import random_start, sign_ascent
+from trainables.attacks.quirks import TEXT_QUIRKS, Quirks
 from trainables.attacks.text import BertAttack, embedding_divergence
 
 
@@ -23,24 +24,26 @@ class CoAttack(Attack):
         words: changed per caption.
         candidates: substitutes tried per word.
         text_weight: 3 in the paper.
-        compat: with the quirks of the published code: those of `BertAttack`, a start that only goes upwards, and images
-            attacked once per pair, of which the last pair's version is kept, so that only the last caption counts.
+        quirks: of `BertAttack`, `one_sided_start` and `last_caption`.
     """
 
     changes = frozenset({"image", "text"})
+    known_quirks = TEXT_QUIRKS | {"one_sided_start", "last_caption"}
     epsilon: float = 2 / 255
     steps: int = 10
     words: int = 1
     candidates: int = 10
     text_weight: float = 3.0
-    compat: bool = False
+    quirks: Quirks = frozenset()
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
         """See `Attack`."""
-        text = BertAttack(words=self.words, candidates=self.candidates, objective="deviation", compat=self.compat)
+        text = BertAttack(
+            words=self.words, candidates=self.candidates, objective="deviation", quirks=self.quirks & TEXT_QUIRKS
+        )
         captions = batch.once(text, victim).captions
         clean, attacked, owner = batch.clean_features(victim), batch.encode(captions), batch.owner
-        if self.compat:
+        if "last_caption" in self.quirks:
             last = batch.last_captions()
             attacked, owner = attacked[last], owner[last]
         share = 1 / owner.bincount(minlength=len(clean)).to(clean.dtype)
@@ -56,7 +59,7 @@ class CoAttack(Attack):
         pixels = sign_ascent(
             batch.pixels,
             objective,
-            random_start(batch.pixels, self.epsilon, batch.keys, one_sided=self.compat),
+            random_start(batch.pixels, self.epsilon, batch.keys, one_sided="one_sided_start" in self.quirks),
             epsilon=self.epsilon,
             step_size=1.25 * self.epsilon / self.steps,
             steps=self.steps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.attacks.noise import sample_keys
+from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, Quirks
 from trainables.attacks.substitutes import Substitutes
 from trainables.models import RetrievalModel
 
@@ -59,7 +61,7 @@ class Batch:
         caption_rows: (captions,) rows of `substitutes`.
         owner: int64 (captions,), each caption's image in this batch.
         substitutes: captions of the gallery and what may replace their words.
-        compat_substitutes: makes the same as the published code would read them; only called if needed.
+        quirky_substitutes: makes the same under `SUBSTITUTE_QUIRKS`; only called if needed.
         encode: captions to L2-normalised features, each encoded once however many attacks ask.
         seed: of the protocol.
     """
@@ -69,7 +71,7 @@ class Batch:
     caption_rows: np.ndarray
     owner: Tensor
     substitutes: Substitutes
-    compat_substitutes: Callable[[], Substitutes]
+    quirky_substitutes: Callable[[Quirks], Substitutes]
     encode: Callable[[Sequence[str]], Tensor]
     seed: int = 0
     _results: dict[Attack, Attacked] = field(default_factory=dict)
@@ -84,9 +86,10 @@ class Batch:
         counts = self.owner.bincount(minlength=len(self.pixels))
         return counts.cumsum(0) - 1
 
-    def candidates(self, compat: bool) -> Substitutes:
+    def candidates(self, quirks: Quirks) -> Substitutes:
         """What may replace words."""
-        return self.compat_substitutes() if compat else self.substitutes
+        changed = quirks & SUBSTITUTE_QUIRKS
+        return self.quirky_substitutes(changed) if changed else self.substitutes
 
     def clean_features(self, victim: Victim) -> Tensor:
         """(images, dim) L2-normalised, without gradient."""
@@ -97,13 +100,18 @@ class Batch:
 
     @cached_property
     def keys(self) -> Tensor:
-        """int64 (images,), the source of each image's randomness."""
-        return sample_keys(self.seed, 0, self.labels)
+        """int64 (images,), the source of each image's randomness: its pixels, wherever in a gallery it stands."""
+        return self._keys(0, [row.tobytes() for row in (255 * self.pixels).round().byte().cpu().numpy()])
 
     @cached_property
     def caption_keys(self) -> Tensor:
-        """int64 (captions,), the source of each caption's randomness."""
-        return sample_keys(self.seed, 1, torch.as_tensor(self.caption_rows, device=self.labels.device))
+        """int64 (captions,), the source of each caption's randomness: its text."""
+        return self._keys(1, [caption.encode() for caption in self.captions()])
+
+    def _keys(self, stream: int, contents: Sequence[bytes]) -> Tensor:
+        return sample_keys(
+            self.seed, stream, torch.tensor([zlib.crc32(content) for content in contents], device=self.labels.device)
+        )
 
     def once(self, attack: Attack, victim: Victim) -> Attacked:
         """The attack's result, computed the first time. Sep-Attack is made of attacks that are measured themselves."""
@@ -123,6 +131,9 @@ class Attack(ABC):
 
     changes: ClassVar[frozenset[str]]
     """Of `image` and `text`."""
+
+    known_quirks: ClassVar[Quirks] = frozenset()
+    """Those of its published code; `quirks: compat` turns all of them on in attacks that have a field `quirks`."""
 
     epsilon: float = 0.0
     words: int = 0

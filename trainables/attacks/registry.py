@@ -15,6 +15,7 @@ from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attack
 from trainables.attacks.image import Pgd, TorchAttack
+from trainables.attacks.quirks import Quirks
 from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
 from trainables.attacks.text import BertAttack, CharacterAttack
@@ -70,12 +71,23 @@ def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
     unknown = sorted(set(options) - names)
     if unknown:
         raise InputError(f"{where}: no option {', '.join(unknown)}; options are {', '.join(sorted(names))}")
+    if "quirks" in options:
+        options["quirks"] = _quirks(options["quirks"], kind_of, where)
     values = {**{name: value for name, value in budget.items() if name in names}, **options}
     try:
         return TypeAdapter(kind_of).validate_python(values)
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})" for e in error.errors())
         raise InputError(f"{where}: {told}") from None
+
+
+def _quirks(given: object, kind_of: type[Attack], where: str) -> Quirks:
+    known = kind_of.known_quirks
+    if given == "compat":
+        return known
+    if not isinstance(given, list) or not set(map(str, given)) <= known:
+        raise InputError(f"{where}: quirks are `compat` for all of them, or a list of {', '.join(sorted(known))}")
+    return frozenset(given)
 
 
 def _from_file(name: str, where: str) -> type[Attack]:

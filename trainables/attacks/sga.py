@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.image import Objective, input_gradient, random_start, sign_ascent
 from trainables.attacks.noise import normal, step_keys, uniform
-from trainables.attacks.text import BertAttack
+from trainables.attacks.quirks import TEXT_QUIRKS, Quirks
+from trainables.attacks.text import BertAttack, encode_captions
 
 SCALES = (0.5, 0.75, 1.25, 1.5)
 """Of the copies beside the image itself."""
@@ -67,27 +69,32 @@ class Sga(Attack):
         steps: of the image attack, each a quarter of epsilon.
         words: changed per caption.
         candidates: substitutes tried per word.
-        compat: with the quirks of `BertAttack`'s published code.
+        quirks: of `BertAttack`, and `supervision_30_tokens`.
     """
 
     changes = frozenset({"image", "text"})
+    known_quirks: ClassVar[Quirks] = TEXT_QUIRKS | {"supervision_30_tokens"}
     epsilon: float = 2 / 255
     steps: int = 10
     words: int = 1
     candidates: int = 10
-    compat: bool = False
+    quirks: Quirks = frozenset()
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
         """See `Attack`."""
         clean = batch.clean_features(victim)
-        objective = set_objective(victim, batch, batch.encode(self._captions(batch, clean)))
+        captions = self._captions(batch, clean)
+        if "supervision_30_tokens" in self.quirks:
+            supervision = encode_captions(victim.model, captions, min(30, victim.max_tokens), batch.pixels.device)
+        else:
+            supervision = batch.encode(captions)
+        objective = set_objective(victim, batch, supervision)
         attacked, guide = self.images(victim, batch, objective)
         return Attacked(attacked, self._captions(batch, guide))
 
     def _captions(self, batch: Batch, image_features: Tensor) -> list[str]:
-        return BertAttack(words=self.words, candidates=self.candidates, compat=self.compat).captions(
-            batch, image_features
-        )
+        text = BertAttack(words=self.words, candidates=self.candidates, quirks=self.quirks & TEXT_QUIRKS)
+        return text.captions(batch, image_features)
 
     def images(self, victim: Victim, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
         """The image step, and the features (images, dim) that the last caption step leads away from."""
@@ -108,11 +115,14 @@ class Dra(Sga):
     """SGA whose image gradient is taken at the worst of some mixtures of the clean, last and current image.
 
     From the second step on, each of `mixtures` random convex combinations looks one sign step ahead, and the one with
-    the highest loss there gives the gradient. Unlike the published code, the look-ahead stays in [0, 1].
+    the highest loss there gives the gradient.
 
     Attributes:
         mixtures: tried per step.
+        quirks: of `Sga`, and `free_look_ahead`.
     """
+
+    known_quirks = Sga.known_quirks | {"free_look_ahead"}
 
     mixtures: int = 5
 
@@ -142,7 +152,9 @@ class Dra(Sga):
         for index in range(self.mixtures):
             share = weights[:, index]
             mixture = share[:, 0] * current + share[:, 1] * batch.pixels + share[:, 2] * before
-            ahead = (mixture + step_size * input_gradient(mixture, objective, step).sign()).clamp(0, 1)
+            ahead = mixture + step_size * input_gradient(mixture, objective, step).sign()
+            if "free_look_ahead" not in self.quirks:
+                ahead = ahead.clamp(0, 1)
             with torch.no_grad():
                 loss = objective(ahead, step)
             higher = loss > highest

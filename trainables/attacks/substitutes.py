@@ -5,11 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trainables.attacks.quirks import FIRST_WORDS, Quirks
+
+SUBSTITUTES = 10
+"""Predictions kept per word; attacks may use fewer."""
+
+PIECE_SUBSTITUTES, COMBINATIONS = 4, 24
+"""Under `subword_product`: predictions read per piece of a word, and combinations of them that are looked at."""
+
+LOGIT_CUT = 0.3
+"""Under `logit_cut`."""
 
 BATCH = 512
 """Captions in one pass; bounds memory, changes no result."""
@@ -45,7 +59,8 @@ class Substitutes:
     Attributes:
         vocabulary: (entries,) every word used.
         words: (words of all captions,) int32 entries.
-        options: (words of all captions, count) int32 entries, -1 where there are no more.
+        options: (words of all captions, `SUBSTITUTES` or more) int32 entries, -1 for none. Columns are ranks of the
+            language model; those from `SUBSTITUTES` on hold the combinations of `subword_product`.
         starts: (captions + 1,) int64, where each caption's words begin.
     """
 
@@ -54,18 +69,24 @@ class Substitutes:
     options: np.ndarray
     starts: np.ndarray
 
+    @cached_property
+    def _spelled(self) -> list[str]:
+        return self.vocabulary.tolist()
+
     def words_of(self, caption: int) -> list[str]:
         """The caption's words."""
-        return [str(word) for word in self.vocabulary[self.words[self.starts[caption] : self.starts[caption + 1]]]]
+        return [self._spelled[word] for word in self.words[self.starts[caption] : self.starts[caption + 1]].tolist()]
 
     def texts(self) -> list[str]:
         """All captions, as their words."""
         return [" ".join(self.words_of(caption)) for caption in range(len(self.starts) - 1)]
 
-    def options_of(self, caption: int) -> list[list[str]]:
-        """For each of its words the substitutes; none for stop words."""
-        rows = self.options[self.starts[caption] : self.starts[caption + 1]]
-        return [self.vocabulary[row[row >= 0]].tolist() for row in rows]
+    def options_of(self, caption: int, candidates: int = SUBSTITUTES) -> list[list[str]]:
+        """For each of its words the substitutes among the best `candidates` predictions; none for stop words."""
+        rows = self.options[self.starts[caption] : self.starts[caption + 1]].tolist()
+        return [
+            [self._spelled[entry] for entry in (*row[:candidates], *row[SUBSTITUTES:]) if entry >= 0] for row in rows
+        ]
 
     def take(self, captions: np.ndarray) -> Substitutes:
         """Those of some captions, in the given order."""
@@ -87,18 +108,18 @@ class Substitutes:
             return cls(**arrays)
 
     @classmethod
-    def build(
-        cls, words: Sequence[Sequence[str]], options: Sequence[Sequence[Sequence[str]]], count: int
-    ) -> Substitutes:
-        """From plain lists: words by caption, and substitutes by caption and word."""
+    def build(cls, words: Sequence[Sequence[str]], options: Sequence[Sequence[Sequence[str]]]) -> Substitutes:
+        """From plain lists: words by caption, and substitutes by caption and word, empty where a rank has none."""
         vocabulary, entry = np.unique(
             [""] + [w for caption in words for w in caption] + [o for c in options for w in c for o in w],
             return_inverse=True,
         )
         total = sum(map(len, words))
-        table = np.full((total, count), -1, dtype=np.int32)
         lengths = np.array([len(w) for c in options for w in c], dtype=np.int64)
-        table[np.arange(count) < lengths.reshape(-1, 1)] = entry[1 + total :]
+        columns = max(SUBSTITUTES, lengths.max(initial=0))
+        table = np.full((total, columns), -1, dtype=np.int32)
+        # The empty string is entry 0.
+        table[np.arange(columns) < lengths.reshape(-1, 1)] = np.where(entry[1 + total :] == 0, -1, entry[1 + total :])
         starts = np.concatenate([[0], np.cumsum([len(caption) for caption in words])]).astype(np.int64)
         return cls(vocabulary, entry[1 : 1 + total].astype(np.int32), table, starts)
 
@@ -108,49 +129,83 @@ def masked_lm_substitutes(
     captions: Sequence[str],
     masked_lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    count: int,
-    *,
-    compat: bool = False,
+    quirks: Quirks = frozenset(),
 ) -> Substitutes:
     """BERT-Attack's candidates (Li et al. 2020): one forward pass a caption, nothing masked.
 
-    A word's candidates are the `count` best predictions at its own first token; kept are whole alphabetic words that
-    are neither the word itself nor a stop word. Stop words get none.
+    A word's candidates are the `SUBSTITUTES` best predictions at its own first token; kept are whole alphabetic words
+    that are neither the word itself nor a stop word. Stop words get none.
 
     Args:
         captions: of the corpus.
         masked_lm: in eval mode.
         tokenizer: its own.
-        count: candidates per word.
-        compat: do as the published code of Co-Attack and SGA does. It reads the predictions one token early (those
-            at `[CLS]` for the first word), and what it drops from the best `count` is not made up for.
+        quirks: of which `SUBSTITUTE_QUIRKS` matter.
     """
-    device = next(masked_lm.parameters()).device
+    device = masked_lm.device
     vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    usable = [token.isalpha() and token not in STOP_WORDS for token in vocabulary]
+    usable = _is_new_word if "symbols" in quirks else _is_alphabetic_word
+    special = set(tokenizer.all_special_tokens)  # an attacker types text
+    fit = [usable(token) and token not in special for token in vocabulary]
+    unfit = ~torch.tensor(fit, device=device)
+    refill, early = "no_refill" not in quirks, "cls_offset" in quirks
+    wanted = min(SUBSTITUTES + 1, sum(fit)) if refill else SUBSTITUTES  # one more, as the word itself is dropped
     words = [split_words(caption) for caption in captions]
     options: list[list[list[str]]] = []
-    longest = masked_lm.config.max_position_embeddings
-    wanted = count if compat else min(count + 1, sum(usable))
     for start in range(0, len(words), BATCH):
         chunk = words[start : start + BATCH]
         batch = tokenizer(
-            chunk,
+            [caption[:FIRST_WORDS] for caption in chunk] if "first_30_words" in quirks else chunk,
             is_split_into_words=True,
             padding=True,
             truncation=True,
-            max_length=longest,
+            max_length=masked_lm.config.max_position_embeddings,
             return_tensors="pt",
         )
         logits = masked_lm(batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)).logits
-        if not compat:
-            logits = logits.masked_fill(~torch.tensor(usable, device=device), -torch.inf)
-        best = logits.topk(wanted, dim=-1).indices.tolist()
+        pieces = logits.topk(PIECE_SUBSTITUTES, dim=-1).indices.tolist() if "subword_product" in quirks else None
+        heights, best = (logits.masked_fill(unfit, -torch.inf) if refill else logits).topk(wanted, dim=-1)
+        if "logit_cut" in quirks:
+            best = best.masked_fill(heights < LOGIT_CUT, -1)
+        ranked = best.tolist()
         for row, caption in enumerate(chunk):
-            found: list[list[str]] = [[] for _ in caption]
-            for position, word in reversed(list(enumerate(batch.word_ids(row)))):
+            places: list[list[int]] = [[] for _ in caption]
+            for position, word in enumerate(batch.word_ids(row)):
                 if word is not None and caption[word] not in STOP_WORDS:
-                    proposals = (vocabulary[i] for i in best[row][position - compat] if usable[i])
-                    found[word] = [proposal for proposal in proposals if proposal != caption[word]][:count]
+                    places[word].append(position - early)
+            found: list[list[str]] = []
+            for text, own in zip(caption, places, strict=True):
+                if pieces and len(own) > 1:
+                    combinations = _plausible([pieces[row][place] for place in own], masked_lm)
+                    joined = [_joined([vocabulary[token] for token in tokens]) for tokens in combinations]
+                    found.append(
+                        [""] * SUBSTITUTES + [word if usable(word) and word != text else "" for word in joined]
+                    )
+                    continue
+                ranks = [
+                    vocabulary[token] if token >= 0 and fit[token] and vocabulary[token] != text else ""
+                    for token in (ranked[row][own[0]] if own else [])
+                ]
+                found.append([word for word in ranks if word][:SUBSTITUTES] if refill else ranks)
             options.append(found)
-    return Substitutes.build(words, options, count)
+    return Substitutes.build(words, options)
+
+
+def _is_new_word(token: str) -> bool:
+    return "##" not in token and token not in STOP_WORDS and len(token.split()) == 1
+
+
+def _is_alphabetic_word(token: str) -> bool:
+    return token.isalpha() and token not in STOP_WORDS
+
+
+def _joined(pieces: Sequence[str]) -> str:
+    """WordPiece tokens as text; no single word if one that begins a word stands behind the first."""
+    return " ".join(pieces).replace(" ##", "")
+
+
+def _plausible(options: Sequence[Sequence[int]], masked_lm: PreTrainedModel) -> list[list[int]]:
+    """The first combinations of the pieces' options, those first that the model, shown nothing else, expects most."""
+    combinations = torch.tensor(list(islice(product(*options), COMBINATIONS)), device=masked_lm.device)
+    surprise = F.cross_entropy(masked_lm(combinations).logits.mT, combinations, reduction="none").mean(1)
+    return combinations[surprise.argsort(stable=True)].tolist()

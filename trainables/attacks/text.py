@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.noise import step_keys, uniform
+from trainables.attacks.quirks import FIRST_WORDS, TEXT_QUIRKS, Quirks
 from trainables.models import RetrievalModel, tokenize
 
 ENCODE_BATCH = 512
@@ -88,7 +89,6 @@ def attack_words(
     misfit: Misfit,
     *,
     words: int,
-    candidates: int,
     importance: Importance = "deletion",
 ) -> list[str]:
     """Change at most `words` words of each caption so that its misfit rises (Li et al. 2020).
@@ -103,7 +103,6 @@ def attack_words(
         options: for each word what may replace it; words without any are neither masked nor changed.
         misfit: what the attack raises.
         words: largest number of changed words.
-        candidates: options tried per word.
         importance: how far the embedding moves, in squared L2, when the word is left out (Jin et al. 2020), or, in
             Co-Attack's KL, when it is replaced by the literal `[UNK]` as in the published code.
 
@@ -141,7 +140,7 @@ def attack_words(
         tries: list[tuple[int, int, str]] = []
         for row in active:
             place = queues[row].pop(0)
-            tries += [(row, place, option) for option in options[row][place][:candidates]]
+            tries += [(row, place, option) for option in options[row][place]]
         texts = [" ".join([*current[row][:place], option, *current[row][place + 1 :]]) for row, place, option in tries]
         rows = torch.tensor([row for row, _, _ in tries], device=clean.device)
         best: dict[int, tuple[float, int, str]] = {}
@@ -163,17 +162,15 @@ class BertAttack(Attack):
         candidates: proposals tried per word.
         objective: `cross` lowers the similarity to the caption's image, `deviation` raises the divergence from the
             clean caption's embedding (Co-Attack's text step).
-        compat: with every quirk of the published code of Co-Attack and SGA: proposals are read one token early,
-            importance is by `[UNK]`, and captions are cut to 30 words first.
+        quirks: any of `TEXT_QUIRKS`.
     """
 
     changes = frozenset({"text"})
+    known_quirks = TEXT_QUIRKS
     words: int = 1
     candidates: int = 10
     objective: Literal["cross", "deviation"] = "cross"
-    compat: bool = False
-
-    CUT_WORDS = 30
+    quirks: Quirks = frozenset()
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
         """Against the clean images."""
@@ -186,27 +183,26 @@ class BertAttack(Attack):
             batch: its clean captions are attacked.
             image_features: (images, dim) L2-normalised, what `cross` leads away from.
         """
-        table = batch.candidates(self.compat)
-        words = [table.words_of(row) for row in batch.caption_rows]
-        options = [table.options_of(row) for row in batch.caption_rows]
-        if self.compat:
-            options = [
-                [found if place < self.CUT_WORDS else [] for place, found in enumerate(caption)] for caption in options
-            ]
+        table = batch.candidates(self.quirks)
+        captions = [table.words_of(row) for row in batch.caption_rows]
+        seen = FIRST_WORDS if "first_30_words" in self.quirks else None
+        words = [caption[:seen] for caption in captions]
         if self.objective == "cross":
             misfit = away_from(image_features[batch.owner])
         else:
             clean = batch.encode([" ".join(caption) for caption in words])
             misfit = lambda features, rows: embedding_divergence(features, clean[rows])  # noqa: E731
-        return attack_words(
+        attacked = attack_words(
             batch.encode,
             words,
-            options,
+            [table.options_of(row, self.candidates) for row in batch.caption_rows],
             misfit,
             words=self.words,
-            candidates=self.candidates,
-            importance="unknown" if self.compat else "deletion",
+            importance="unknown" if "unk_importance" in self.quirks else "deletion",
         )
+        return [
+            " ".join([text, *caption[len(cut) :]]) for text, caption, cut in zip(attacked, captions, words, strict=True)
+        ]
 
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "

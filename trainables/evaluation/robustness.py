@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
+from trainables.attacks.quirks import Quirks
 from trainables.attacks.registry import build_attack
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
@@ -37,14 +39,14 @@ class Gallery:
         caption_image: (captions,) index of each caption's image.
         caption_groups: (captions,) equal for equal texts.
         substitutes: the captions' words and what may replace them, in the same order.
-        compat_substitutes: makes those the published code would read.
+        quirky_substitutes: makes those under `SUBSTITUTE_QUIRKS`.
     """
 
     pixels: np.ndarray
     caption_image: np.ndarray
     caption_groups: np.ndarray
     substitutes: Substitutes
-    compat_substitutes: Callable[[], Substitutes]
+    quirky_substitutes: Callable[[Quirks], Substitutes]
 
     @property
     def texts(self) -> list[str]:
@@ -59,7 +61,7 @@ class Gallery:
             self.caption_image[rows],
             self.caption_groups[rows],
             self.substitutes.take(rows),
-            lambda: self.compat_substitutes().take(rows),
+            cache(lambda quirks: self.quirky_substitutes(quirks).take(rows)),
         )
 
     def batch(self, victim: Victim, labels: np.ndarray, seed: int) -> Batch:
@@ -72,7 +74,7 @@ class Gallery:
             caption_rows=rows,
             owner=torch.as_tensor(np.searchsorted(labels, self.caption_image[rows]), device=device),
             substitutes=self.substitutes,
-            compat_substitutes=self.compat_substitutes,
+            quirky_substitutes=self.quirky_substitutes,
             encode=CaptionEncoder(victim.model, victim.max_tokens, device),
             seed=seed,
         )

@@ -2,70 +2,145 @@
 
 from __future__ import annotations
 
+from itertools import product
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from attack_world import World
+from rapidfuzz.distance import Levenshtein
 from torch.nn import functional as F
 
-from trainables.attacks.substitutes import Substitutes, split_words
-from trainables.attacks.text import CaptionEncoder, attack_words, away_from, encode_captions
-from trainables.config import TrialConfig
-from trainables.prepare import prepare
+from trainables.attacks.noise import step_keys, uniform
+from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, TEXT_QUIRKS, Quirk, Quirks
+from trainables.attacks.substitutes import STOP_WORDS, Substitutes, split_words
+from trainables.attacks.text import ALPHABET, BertAttack, CharacterAttack
+
+NONE: Quirks = frozenset()
+MODES = {"correct": NONE, "compat": TEXT_QUIRKS, **{quirk: frozenset({quirk}) for quirk in sorted(TEXT_QUIRKS)}}
 
 
-def plain_attack(model: object, words: list[str], options: list[list[str]], feature: torch.Tensor, budget: int) -> str:
-    """The description in `attack_words`, one caption and one word at a time."""
-    encode = lambda text: encode_captions(model, [text], 32, feature.device)[0]  # type: ignore[arg-type]  # noqa: E731
-    clean = encode(" ".join(words))
-    moved = {
-        place: (encode(" ".join(words[:place] + words[place + 1 :])) - clean).square().sum().item()
-        for place in range(len(words))
-        if options[place]
-    }
-    current, best = list(words), (clean @ feature).item()
-    for place in sorted(moved, key=lambda place: -moved[place]):
-        if budget == 0:
-            break
-        tries = [(([*current[:place], o, *current[place + 1 :]]), o) for o in options[place]]
-        fits = [((encode(" ".join(text)) @ feature).item(), text) for text, _ in tries]
-        lowest, text = min(fits, key=lambda fit: fit[0])
-        if lowest < best - 1e-7:
-            current, best, budget = text, lowest, budget - 1
-    return " ".join(current)
+@pytest.mark.parametrize("mode", MODES)
+def test_substitutes_equal_the_plain_ones(world: World, mode: str) -> None:
+    table, published = world.table(MODES[mode]), world.published(MODES[mode])
+    for row, text in enumerate(world.texts):
+        words = text.split()
+        seen = words[:30] if "first_30_words" in MODES[mode] else words
+        assert table.words_of(row) == words
+        assert table.options_of(row) == published.substitutes(seen) + [[]] * (len(words) - len(seen))
 
 
-@pytest.mark.parametrize("words", [0, 1, 2])
-def test_batched_text_attack_equals_the_plain_one(tiny_trial: TrialConfig, words: int) -> None:
-    prepared = prepare(tiny_trial)
-    model = prepared.base.eval()
-    captions = list(range(0, 40, 3))
-    generator = torch.Generator().manual_seed(0)
-    features = F.normalize(torch.randn(len(captions), 32, generator=generator), dim=-1)
-    attack = lambda rows, f: attack_words(  # noqa: E731
-        CaptionEncoder(model, 32, f.device),
-        [prepared.train.words_of(row) for row in rows],
-        [prepared.train.options_of(row) for row in rows],
-        away_from(f),
-        words=words,
-        candidates=10,
-    )
-    together = attack(captions, features)
-    for row, (caption, text) in enumerate(zip(captions, together, strict=True)):
-        before = prepared.train.words_of(caption)
-        assert sum(a != b for a, b in zip(before, text.split(), strict=True)) <= words
-        assert text == attack([caption], features[row : row + 1])[0]
-        assert text == plain_attack(model, before, prepared.train.options_of(caption), features[row], words)
-    assert (together != [" ".join(prepared.train.words_of(c)) for c in captions]) == (words > 0)
+@pytest.mark.parametrize("quirk", sorted(SUBSTITUTE_QUIRKS))
+def test_every_quirk_of_the_substitutes_shows(world: World, quirk: Quirk) -> None:
+    options = lambda quirks: [world.table(quirks).options_of(row) for row in range(len(world.texts))]  # noqa: E731
+    assert options(SUBSTITUTE_QUIRKS) != options(SUBSTITUTE_QUIRKS - {quirk})
 
 
-def test_words_and_substitutes(tmp_path: object) -> None:
+def test_fewer_candidates_are_the_best_of_them(world: World) -> None:
+    for quirks in (NONE, SUBSTITUTE_QUIRKS):
+        table, published = world.table(quirks), world.published(quirks, candidates=4)
+        for row, text in enumerate(world.texts):
+            expected = published.substitutes(text.split()[:30] if quirks else text.split())
+            assert table.options_of(row, 4)[: len(expected)] == expected
+
+
+def test_correct_substitutes_are_whole_new_words(world: World) -> None:
+    table = world.table()
+    for row in range(len(world.texts)):
+        for word, found in zip(table.words_of(row), table.options_of(row), strict=True):
+            assert len(found) == (0 if word in STOP_WORDS else 10)
+            assert all(option.isalpha() and option != word and option not in STOP_WORDS for option in found)
+
+
+@pytest.mark.parametrize(
+    ("mode", "objective", "words"),
+    [
+        *product(("correct", "compat"), ("cross", "deviation"), (1, 2)),
+        *((quirk, "cross", 1) for quirk in sorted(TEXT_QUIRKS)),
+    ],
+)
+def test_bert_attack_equals_the_plain_one(world: World, mode: str, objective: str, words: int) -> None:
+    batch, victim = world.batch(), world.victim
+    attacked = BertAttack(words=words, objective=objective, quirks=MODES[mode]).run(victim, batch)  # type: ignore[arg-type]
+    features = batch.clean_features(victim) if objective == "cross" else None
+    published = world.published(MODES[mode], words)
+    assert attacked.captions == published.attack_captions(world.texts, world.owner.tolist(), features)
+    for before, after in zip(world.texts, attacked.captions, strict=True):
+        assert sum(a != b for a, b in zip(before.split(), after.split(), strict=True)) <= words
+    assert torch.equal(attacked.pixels, batch.pixels)
+
+
+@pytest.mark.parametrize("quirk", sorted(TEXT_QUIRKS))
+def test_every_text_quirk_changes_a_caption(world: World, quirk: Quirk) -> None:
+    """Otherwise the comparisons above would compare nothing."""
+    run = lambda quirks: BertAttack(words=2, quirks=quirks).run(world.victim, world.batch()).captions  # noqa: E731
+    assert run(NONE) != run(frozenset({quirk})) or run(TEXT_QUIRKS - {quirk}) != run(TEXT_QUIRKS)
+
+
+def test_no_words_no_change(world: World) -> None:
+    assert BertAttack(words=0).run(world.victim, world.batch()).captions == world.texts
+
+
+def plain_characters(world: World, attack: CharacterAttack, row: int) -> str:
+    """`CharacterAttack` as described, on one caption, one encoding at a time."""
+    batch = world.batch()
+    image = batch.clean_features(world.victim)[batch.owner[row]]
+    published = world.published()
+    loss = lambda text: -(published.encode_texts([text])[0] @ image).item()  # noqa: E731
+    current = world.texts[row]
+
+    def edited(spot: int, character: str) -> str:
+        """Even spots stand before character spot / 2, odd ones are that character."""
+        if spot % 2 == 0:
+            return current[: spot // 2] + character + current[spot // 2 :]
+        return current[: spot // 2] + character + current[spot // 2 + 1 :]
+
+    for step in range(attack.characters):
+        draws = uniform(
+            step_keys(batch.caption_keys[row : row + 1], step), (2, max(attack.positions, attack.replacements))
+        )
+        spots = sorted({int(d * (2 * len(current) + 1)) for d in draws[0, 0, : attack.positions].tolist()})
+        place = max(spots, key=lambda spot: loss(edited(spot, " ")))
+        tried = ["", *(ALPHABET[int(d * len(ALPHABET))] for d in draws[0, 1, : attack.replacements].tolist())]
+        best = max(tried, key=lambda character: loss(edited(place, character)))
+        if loss(edited(place, best)) > loss(current) + 1e-7:
+            current = edited(place, best)
+    return current
+
+
+@pytest.mark.parametrize("characters", [1, 2])
+def test_character_attack_equals_the_plain_one(world: World, characters: int) -> None:
+    attack = CharacterAttack(characters=characters, positions=8, replacements=6)
+    attacked = attack.run(world.victim, world.batch()).captions
+    assert attacked == [plain_characters(world, attack, row) for row in range(len(world.texts))]
+    distances = [Levenshtein.distance(a, b) for a, b in zip(world.texts, attacked, strict=True)]
+    assert max(distances) == characters
+
+
+def test_words_that_do_not_help_are_left(world: World) -> None:
+    """An attack guided by minus the image would only lower its own objective by changing a caption at its best."""
+    batch, victim = world.batch(), world.victim
+    features = F.normalize(batch.clean_features(victim), dim=-1)
+    reached = BertAttack(words=2).captions(batch, features)
+    score = lambda captions: (batch.encode(captions) * features[batch.owner]).sum(1)  # noqa: E731
+    assert (score(reached) <= score(world.texts)).all()
+
+
+def test_words_and_substitutes(tmp_path: Path) -> None:
     assert split_words("A man, half-asleep/sad: it's 2!") == ["a", "man", "half", "asleep", "sad", "it's", "2"]
     words, options = [["a", "red", "cat"], [], ["dog"]], [[[], ["blue", "green"], ["cow"]], [], [["bird"]]]
-    table = Substitutes.build(words, options, 3)
+    table = Substitutes.build(words, options)
     assert [table.words_of(i) for i in range(3)] == words
     assert [table.options_of(i) for i in range(3)] == options
     picked = table.take(np.array([2, 0]))
     assert [picked.words_of(0), picked.words_of(1)] == [words[2], words[0]]
     assert table.texts() == ["a red cat", "", "dog"]
-    table.save(tmp_path / "s.npz")  # type: ignore[operator]
-    assert Substitutes.load(tmp_path / "s.npz").options_of(0) == options[0]  # type: ignore[operator]
+    table.save(tmp_path / "s.npz")
+    assert Substitutes.load(tmp_path / "s.npz").options_of(0) == options[0]
+
+
+def test_a_rank_without_a_substitute_is_left_empty() -> None:
+    table = Substitutes.build([["cat"]], [[["cow", "", "dog"]]])
+    assert table.options_of(0, 2) == [["cow"]]
+    assert table.options_of(0, 3) == [["cow", "dog"]]
