@@ -38,8 +38,8 @@ def uniform_weights(budgets: Sequence[Budget]) -> dict[Budget, float]:
     epsilon has all the weight.
 
     Example:
-        >>> uniform_weights([(0.0, 1), (0.1, 1), (0.4, 1)])
-        {(0.0, 1): 0.125, (0.1, 1): 0.5, (0.4, 1): 0.375}
+        >>> uniform_weights([(0.0, 1), (0.25, 1), (1.0, 1)])
+        {(0.0, 1): 0.125, (0.25, 1): 0.5, (1.0, 1): 0.375}
 
     Raises:
         ValueError: a combination is missing.
@@ -47,8 +47,7 @@ def uniform_weights(budgets: Sequence[Budget]) -> dict[Budget, float]:
     epsilons, words = (sorted(set(values)) for values in zip(*budgets, strict=True))
     if len(budgets) != len(epsilons) * len(words) or len(set(budgets)) != len(budgets):
         raise ValueError(f"{len(budgets)} budgets are no full grid of {len(epsilons)} epsilons x {len(words)} words")
-    gaps = np.diff(epsilons)
-    share = np.ones(1) if len(epsilons) == 1 else np.append(gaps, 0) / 2 + np.append(0, gaps) / 2
+    share = np.ones(1) if len(epsilons) == 1 else np.convolve(np.diff(epsilons), [0.5, 0.5])
     share = share / share.sum() / len(words)
     return {budget: float(share[epsilons.index(budget[0])]) for budget in budgets}
 
