@@ -63,8 +63,8 @@ def reranked(
     describes = torch.zeros(images, int(group_of.max()) + 1, dtype=torch.bool)
     describes[image_of, group_of] = True
     right = describes[:, group_of]
-    of_images = _candidates(image_features, text_features, right, candidates)
-    of_captions = _candidates(text_features, image_features, right.T, candidates)
+    of_images = _candidates(image_features, text_features, candidates)
+    of_captions = _candidates(text_features, image_features, candidates)
     to_text, to_image = candidate_scores(
         model,
         image_tokens,
@@ -136,15 +136,10 @@ def candidate_scores(
     return found[0].view_as(of_images), found[1].view_as(of_captions)
 
 
-def _candidates(queries: Tensor, gallery: Tensor, right: Tensor, count: int) -> Tensor:
-    """The most similar answers, int64 (queries, count) on the CPU; at equal similarity wrong ones come first."""
-    found = []
-    for rows in torch.arange(len(queries)).split(256):
-        scores = (queries[rows.to(queries.device)] @ gallery.T).double()
-        below = scores.nextafter(scores.new_tensor(-torch.inf))  # and above the next lower float32
-        scores = torch.where(right[rows].to(scores.device), below, scores)
-        found.append(scores.topk(min(count, len(gallery))).indices.cpu())
-    return torch.cat(found)
+def _candidates(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
+    """The most similar answers, int64 (queries, count) on the CPU."""
+    count = min(count, len(gallery))
+    return torch.cat([(rows @ gallery.T).topk(count).indices.cpu() for rows in queries.split(256)])
 
 
 def _text_tokens(model: FusionModel, tokens: Tensor, mask: Tensor, device: torch.device) -> Tensor:
@@ -158,7 +153,11 @@ def _text_tokens(model: FusionModel, tokens: Tensor, mask: Tensor, device: torch
 
 
 def _ranks(scores: Tensor, right: Tensor, by_similarity: np.ndarray, gallery: int) -> np.ndarray:
-    """(queries, candidates) scores and which are right -> (queries,); without a right candidate the rank stays."""
+    """(queries, candidates) scores and which are right -> (queries,).
+
+    The rank by similarity stays where no right answer is safely among the candidates: that rank tells, ties and NaN
+    counted against the model.
+    """
     best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
     ranks = 1 + ((scores >= best) & ~right).sum(1)
     ranks = torch.where(scores.isnan().any(1), gallery + 1, ranks)

@@ -83,7 +83,7 @@ def test_all_candidates_are_all_matching() -> None:
 
 
 def test_ties_in_similarity_keep_right_answers_out() -> None:
-    """Equal similarities everywhere: the right answers are the last to become candidates."""
+    """Equal similarities everywhere: no right answer is a candidate for certain, whatever the matching says."""
     found, _ = ranks(torch.zeros(3, 4), torch.eye(3)[:, OWNER], OWNER, 2)
     assert found.tr.tolist() == [4, 3, 4]
     assert found.ir.tolist() == [3, 3, 3, 3]
