@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+
+from trainables.command import InputError
+
+Part = Literal["all", "image", "text", "fusion"]
+"""Of a model: what is trained."""
 
 
 class RetrievalModel(nn.Module):
     """An image encoder and a text encoder into one space.
 
     Contract: pixels are float in [0, 1] and un-normalised (the model normalises inside, so that attack radii mean the
-    same everywhere); features are not L2-normalised; the result for a row does not depend on the other rows; there is
-    no temperature inside. `save` writes what `load` of the same family reads, weights as safetensors.
+    same everywhere); features are not L2-normalised; the result for a row does not depend on the other rows, nor a
+    caption's on its padding; there is no temperature inside. Image, text and fusion parameters are disjoint, and
+    together all that can be trained. `save` writes what `load` of the same family reads, weights as safetensors.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -30,12 +37,80 @@ class RetrievalModel(nn.Module):
         raise NotImplementedError
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the image side only."""
+        """Parameters of the image side only: the tower and its projection."""
         raise NotImplementedError
+
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the text side only: the tower and its projection."""
+        raise NotImplementedError
+
+    def fusion_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that only scores of an image and a caption together use; none without fusion."""
+        return iter(())
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer."""
         raise NotImplementedError
+
+
+class FusionModel(RetrievalModel):
+    """A retrieval model that can also read an image and a caption together: image-text matching (ITM).
+
+    Contract, beside `RetrievalModel`'s: what an encoder computes is computed once. `encode_image` is `image_features`
+    of `image_tokens`, and `itm_logits` goes on from `image_tokens` and `text_tokens`, so neither encoder runs again
+    for another pair. Logits of a pair do not depend on the other pairs nor on padding, and have gradients to pixels.
+    """
+
+    similarity_weight: ClassVar[float]
+    """Pairs are ranked by their second ITM logit plus so much of their cosine similarity."""
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) in [0, 1] -> (batch, image tokens, width)."""
+        raise NotImplementedError
+
+    def image_features(self, image_tokens: Tensor) -> Tensor:
+        """(batch, image tokens, width) -> (batch, dim), for the similarity to captions."""
+        raise NotImplementedError
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) in [0, 1] -> (batch, dim)."""
+        return self.image_features(self.image_tokens(pixels))
+
+    def text_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(captions, length) token ids and attention mask -> (captions, length, width): where the fusion begins."""
+        raise NotImplementedError
+
+    def itm_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
+        """Whether images and captions match.
+
+        Args:
+            image_tokens: (images, image tokens, width).
+            text_tokens: (images x n, length, width), of n captions for each image in turn. The keys and values of an
+                image are computed once for all its n.
+            mask: (images x n, length) attention mask.
+
+        Returns:
+            (images x n, 2): logits of "no match" and "match".
+        """
+        raise NotImplementedError
+
+
+def parameters_of(model: RetrievalModel, part: Part) -> list[nn.Parameter]:
+    """The parameters a training policy trains.
+
+    Args:
+        model: of any family.
+        part: `image` and `text` are a tower with its projection, `fusion` what only ITM uses, `all` the three. BLIP's
+            text tower is also the greater part of its fusion; only the cross-attention between is `fusion` there.
+
+    Raises:
+        InputError: the model has no such part.
+    """
+    parts = {"image": model.image_parameters, "text": model.text_parameters, "fusion": model.fusion_parameters}
+    found = [parameter for name, of in parts.items() if part in (name, "all") for parameter in of()]
+    if not found:
+        raise InputError(f"{type(model).__name__} has no {part} parameters to train")
+    return found
 
 
 def tokenize(model: RetrievalModel, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,10 @@ class Clip(RetrievalModel):
         """The vision tower and its projection."""
         return chain(self.clip.vision_model.parameters(), self.clip.visual_projection.parameters())
 
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """The text tower and its projection."""
+        return chain(self.clip.text_model.parameters(), self.clip.text_projection.parameters())
+
     def save(self, folder: Path) -> None:
         """Write a directory that `transformers` and `Clip.load` read."""
         self.clip.save_pretrained(folder)

@@ -99,6 +99,10 @@ class Dual(RetrievalModel):
         """The image tower and its head."""
         return chain(self.image_tower.parameters(), self.image_head.parameters())
 
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """The text tower and its head."""
+        return chain(self.text_tower.parameters(), self.text_head.parameters())
+
     def train(self, mode: bool = True) -> Dual:
         """Batch norm stays in eval mode: its statistics belong to the pretrained tower."""
         super().train(mode)

@@ -1,0 +1,220 @@
+"""Every family of models keeps the one contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedTokenizerBase
+
+from trainables.command import InputError
+from trainables.config import TinyConfig
+from trainables.models import FusionModel, RetrievalModel, parameters_of, tokenize
+from trainables.models.albef import Albef
+from trainables.models.blip import Blip
+from trainables.models.clip import Clip
+from trainables.models.dual import BagOfWords, Dual
+from trainables.pretrain import train_tokenizer
+
+PIXELS, LENGTH = 32, 16
+CAPTIONS = [
+    "a red circle",
+    "a small blue square above something green",
+    "two triangles",
+    "the red square is left of a circle",
+]
+TINY = TinyConfig(width=32, layers=2, heads=2, patch_pixels=8, embedding=16)
+
+
+def dual(tokenizer: PreTrainedTokenizerBase) -> Dual:
+    tower = MobileNetV2Model(MobileNetV2Config(depth_multiplier=0.35, image_size=PIXELS))
+    return Dual(tower, BagOfWords(len(tokenizer)), tokenizer, torch.tensor([[0.5] * 3, [0.25] * 3]))
+
+
+FAMILIES: dict[str, Callable[[PreTrainedTokenizerBase], RetrievalModel]] = {
+    "clip": lambda tokenizer: Clip.tiny(TINY, PIXELS, LENGTH, tokenizer),
+    "dual": dual,
+    "blip": lambda tokenizer: Blip.tiny(TINY, PIXELS, LENGTH, tokenizer),
+    "albef": lambda tokenizer: Albef.tiny(TINY, PIXELS, LENGTH, tokenizer),
+}
+FUSION = ["blip", "albef"]
+
+
+def make(name: str) -> Any:
+    torch.manual_seed(0)
+    model = FAMILIES[name](train_tokenizer(CAPTIONS)).eval()
+    with torch.no_grad():  # away from a transformer's initialisation, where biases are 0 and outputs hardly differ
+        for parameter in parameters_of(model, "all") if name != "dual" else []:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> Any:
+    return make(request.param)
+
+
+@pytest.fixture(params=FUSION)
+def fusion(request: pytest.FixtureRequest) -> Any:
+    return make(request.param)
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.rand(4, 3, PIXELS, PIXELS, generator=torch.Generator().manual_seed(1))
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
+def test_rows_do_not_see_each_other(model: RetrievalModel, pixels: Tensor) -> None:
+    images = model.encode_image(pixels)
+    close(images[1:2], model.encode_image(pixels[1:2]))
+    assert (images[0] - images[1]).abs().max() > 1e-3
+    tokens, mask = tokenize(model, CAPTIONS, LENGTH)
+    texts = model.encode_text(tokens, mask)
+    close(texts[1:2], model.encode_text(tokens[1:2], mask[1:2]))
+    assert (texts[0] - texts[1]).abs().max() > 1e-3
+
+
+def test_padding_is_not_seen(model: RetrievalModel) -> None:
+    tokens, mask = tokenize(model, CAPTIONS, LENGTH)
+    texts = model.encode_text(tokens, mask)
+    assert mask.sum(1).min() < mask.shape[1]
+    for row, length in enumerate(mask.sum(1)):
+        close(texts[row : row + 1], model.encode_text(tokens[row : row + 1, :length], mask[row : row + 1, :length]))
+
+
+def test_pixels_are_normalised_inside_and_have_gradients(model: RetrievalModel, pixels: Tensor) -> None:
+    pixels.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model.encode_image(pixels)[:2].square().sum(), pixels)
+    assert (gradient[:2].abs().amax((1, 2, 3)) > 0).all()
+    assert (gradient[2:] == 0).all()
+    seen: list[Tensor] = []
+    first = next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d))
+    hook = first.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model.encode_image(torch.stack([torch.zeros(3, PIXELS, PIXELS), torch.ones(3, PIXELS, PIXELS)]))
+    hook.remove()
+    assert seen[0][0].mean() < -0.9
+    assert seen[0][1].mean() > 0.9
+
+
+def test_saved_is_loaded(model: RetrievalModel, pixels: Tensor, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    assert not list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("*.pt"))
+    loaded = type(model).load(str(tmp_path)).eval()  # type: ignore[attr-defined]
+    assert torch.equal(loaded.encode_image(pixels), model.encode_image(pixels))
+    tokens, mask = tokenize(model, CAPTIONS, LENGTH)
+    for one, other in zip((tokens, mask), tokenize(loaded, CAPTIONS, LENGTH), strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(loaded.encode_text(tokens, mask), model.encode_text(tokens, mask))
+    for part in ("image", "text"):
+        for one, other in zip(parameters_of(model, part), parameters_of(loaded, part), strict=True):  # type: ignore[arg-type]
+            assert torch.equal(one, other)
+
+
+def test_parts_are_a_partition(model: RetrievalModel, pixels: Tensor) -> None:
+    parts = [list(model.image_parameters()), list(model.text_parameters()), list(model.fusion_parameters())]
+    ids = [id(parameter) for part in parts for parameter in part]
+    assert len(set(ids)) == len(ids)
+    assert set(ids) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert [id(parameter) for parameter in parameters_of(model, "all")] == ids
+    tokens, mask = tokenize(model, CAPTIONS, LENGTH)
+    image, text = model.encode_image(pixels), model.encode_text(tokens, mask)
+    for part, same_image, same_text in (("image", False, True), ("text", True, False)):
+        before = [parameter.detach().clone() for parameter in parameters_of(model, part)]  # type: ignore[arg-type]
+        with torch.no_grad():
+            for parameter in parameters_of(model, part):  # type: ignore[arg-type]
+                parameter.mul_(1.1)
+            assert torch.equal(model.encode_image(pixels), image) == same_image
+            assert torch.equal(model.encode_text(tokens, mask), text) == same_text
+            for parameter, value in zip(parameters_of(model, part), before, strict=True):  # type: ignore[arg-type]
+                parameter.copy_(value)
+
+
+@pytest.mark.parametrize("name", ["clip", "dual"])
+def test_without_fusion_there_is_none_to_train(name: str) -> None:
+    with pytest.raises(InputError, match="no fusion parameters"):
+        parameters_of(make(name), "fusion")
+
+
+def test_image_tokens_are_computed_once(fusion: FusionModel, pixels: Tensor) -> None:
+    assert torch.equal(fusion.image_features(fusion.image_tokens(pixels)), fusion.encode_image(pixels))
+
+
+def test_pairs_do_not_see_each_other_nor_padding(fusion: FusionModel, pixels: Tensor) -> None:
+    tokens, mask = tokenize(fusion, CAPTIONS, LENGTH)
+    images, texts = fusion.image_tokens(pixels), fusion.text_tokens(tokens, mask)
+    logits = fusion.itm_logits(images, texts, mask)
+    assert logits.shape == (4, 2)
+    for row, length in enumerate(mask.sum(1)):
+        own, own_mask = tokens[row : row + 1, :length], mask[row : row + 1, :length]
+        alone = fusion.itm_logits(images[row : row + 1], fusion.text_tokens(own, own_mask), own_mask)
+        close(logits[row : row + 1], alone)
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+def test_captions_of_an_image_share_it(fusion: FusionModel, pixels: Tensor) -> None:
+    """Image-major scores, 2 images with 4 captions each, are those of the 8 pairs."""
+    tokens, mask = tokenize(fusion, CAPTIONS * 2, LENGTH)
+    images, texts = fusion.image_tokens(pixels[:2]), fusion.text_tokens(tokens, mask)
+    shared = fusion.itm_logits(images, texts, mask)
+    close(shared, fusion.itm_logits(images.repeat_interleave(4, 0), texts, mask))
+    assert (shared[:4] - shared[4:]).abs().max() > 1e-3
+
+
+def test_matching_has_gradients_to_the_pixels_of_its_pair(fusion: FusionModel, pixels: Tensor) -> None:
+    tokens, mask = tokenize(fusion, CAPTIONS, LENGTH)
+    pixels.requires_grad_(True)
+    logits = fusion.itm_logits(fusion.image_tokens(pixels), fusion.text_tokens(tokens, mask), mask)
+    (gradient,) = torch.autograd.grad(logits[1, 1], pixels)
+    assert gradient[1].abs().max() > 0
+    assert (gradient[[0, 2, 3]] == 0).all()
+
+
+def test_fusion_parameters_change_the_matching_only(fusion: FusionModel, pixels: Tensor) -> None:
+    tokens, mask = tokenize(fusion, CAPTIONS, LENGTH)
+    image, text = fusion.encode_image(pixels), fusion.encode_text(tokens, mask)
+    logits = fusion.itm_logits(fusion.image_tokens(pixels), fusion.text_tokens(tokens, mask), mask)
+    with torch.no_grad():
+        for parameter in parameters_of(fusion, "fusion"):
+            parameter.mul_(1.1)
+    assert torch.equal(fusion.encode_image(pixels), image)
+    assert torch.equal(fusion.encode_text(tokens, mask), text)
+    changed = fusion.itm_logits(fusion.image_tokens(pixels), fusion.text_tokens(tokens, mask), mask)
+    assert (changed - logits).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", FUSION)
+def test_position_embeddings_follow_the_image_size(name: str) -> None:
+    assert make(name).encode_image(torch.rand(1, 3, PIXELS + 16, PIXELS + 16)).shape == (1, 16)
+
+
+def test_albef_captions_have_no_end_token() -> None:
+    albef, blip = make("albef"), make("blip")
+    end = blip.tokenizer.eos_token_id
+    tokens, mask = tokenize(albef, CAPTIONS, LENGTH)
+    assert (tokens[:, 0] == albef.tokenizer.bos_token_id).all()
+    assert not (tokens == end).any()
+    with_end, with_mask = tokenize(blip, CAPTIONS, LENGTH)
+    assert (mask.sum(1) + 1 == with_mask.sum(1)).all()
+    assert (with_end == end).any(1).all()
+    assert tokenize(albef, CAPTIONS, 4)[0].shape[1] == 4  # cut after the fourth, not to make room for an end
+
+
+def test_blip_fuses_from_its_encoder_token() -> None:
+    """The first token is replaced in what is fused, and in that only."""
+    blip = make("blip")
+    tokens, mask = tokenize(blip, CAPTIONS, LENGTH)
+    other = tokens.clone()
+    other[:, 0] = tokens[0, 1]
+    assert torch.equal(blip.text_tokens(tokens, mask), blip.text_tokens(other, mask))
+    assert not torch.allclose(blip.encode_text(tokens, mask), blip.encode_text(other, mask))
+    last = blip.network.config.text_config.vocab_size - 1
+    assert last == len(blip.tokenizer) + 1
+    assert (tokens[:, 0] == blip.tokenizer.bos_token_id).all()  # the caller's tokens are left as they were

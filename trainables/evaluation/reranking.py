@@ -1,0 +1,164 @@
+"""Ranks after image-text matching: the first candidates by similarity, put in a new order by the fusion transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.evaluation.retrieval import Ranks
+from trainables.models import FusionModel, tokenize
+
+PAIRS = 128
+"""Captions of an image scored at once; bounds memory, changes no result."""
+
+TEXTS = 512
+"""Captions encoded at once; bounds memory, changes no result."""
+
+
+def compact(image_tokens: Tensor) -> Tensor:
+    """In the precision that is computed in: half as large under autocast, otherwise as they are."""
+    device = image_tokens.device.type
+    return image_tokens.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else image_tokens
+
+
+@torch.no_grad()
+def reranked(
+    model: FusionModel,
+    by_similarity: Ranks,
+    image_tokens: Iterable[Tensor],
+    image_features: Tensor,
+    captions: Sequence[str],
+    text_features: Tensor,
+    caption_groups: np.ndarray,
+    *,
+    candidates: int,
+    max_tokens: int,
+    own_images: np.ndarray | None = None,
+) -> Ranks:
+    """Rank every query's first candidates by similarity anew, by their matching score (Li et al. 2021, section 4).
+
+    Args:
+        model: in eval mode.
+        by_similarity: ranks by the same features, see `retrieval_ranks`.
+        image_tokens: chunks (any number, image tokens, width) of the own images, in order, on any device.
+        image_features: (images, dim), L2-normalised.
+        captions: (captions,) texts.
+        text_features: (captions, dim), L2-normalised.
+        caption_groups: (captions,) equal for equal caption strings.
+        candidates: of each query; the publications take 128 on Flickr30k and 256 on COCO.
+        max_tokens: where captions are cut.
+        own_images: int (own images,), rising, this worker's share; every image if not given.
+
+    Returns:
+        Ranks: pessimistic, as by similarity. Behind the candidates the order by similarity goes on. Where a
+        candidate's score is NaN, the rank is worse than any gallery.
+    """
+    images, texts = len(image_features), len(captions)
+    image_of, group_of = torch.from_numpy(by_similarity.caption_image), torch.from_numpy(caption_groups)
+    describes = torch.zeros(images, int(group_of.max()) + 1, dtype=torch.bool)
+    describes[image_of, group_of] = True
+    right = describes[:, group_of]
+    of_images = _candidates(image_features, text_features, candidates)
+    of_captions = _candidates(text_features, image_features, candidates)
+    to_text, to_image = candidate_scores(
+        model,
+        image_tokens,
+        image_features,
+        captions,
+        text_features,
+        of_images,
+        of_captions,
+        max_tokens=max_tokens,
+        own_images=own_images,
+    )
+    tr = _ranks(to_text, right.gather(1, of_images), by_similarity.tr, texts)
+    ir = _ranks(to_image, right.T.gather(1, of_captions), by_similarity.ir, images)
+    return Ranks(tr, ir, by_similarity.caption_image)
+
+
+@torch.no_grad()
+def candidate_scores(
+    model: FusionModel,
+    image_tokens: Iterable[Tensor],
+    image_features: Tensor,
+    captions: Sequence[str],
+    text_features: Tensor,
+    of_images: Tensor,
+    of_captions: Tensor,
+    *,
+    max_tokens: int,
+    own_images: np.ndarray | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The scores that candidates are ranked by.
+
+    The published loop takes one query at a time, both ways, and computes an image's keys and values again for each of
+    its captions. The score of a pair is the same both ways, so here the pairs of both are put together and scored
+    image by image: an image's tokens are read once, its keys and values computed once for all its captions, and
+    captions are as long as they are.
+
+    Args:
+        of_images: int64 (images, candidates), captions.
+        of_captions: int64 (captions, candidates), images.
+        (others): see `reranked`.
+
+    Returns:
+        float32 like `of_images` and like `of_captions`, on the CPU.
+    """
+    images, texts, device = len(of_images), len(of_captions), image_features.device
+    tokens, mask = tokenize(model, captions, max_tokens)
+    by_length = mask.sum(1).argsort(stable=True)
+    place = by_length.argsort()  # Captions go by length, so that those scored together need little padding.
+    both_ways = [torch.arange(images)[:, None] * texts + place[of_images], of_captions * texts + place[:, None]]
+    pairs, position = torch.cat([keys.flatten() for keys in both_ways]).unique(return_inverse=True)
+
+    tokens, mask, text_features = tokens[by_length], mask[by_length], text_features[by_length.to(device)]
+    lengths, text_tokens, mask = mask.sum(1), _text_tokens(model, tokens, mask, device), mask.to(device)
+    own = torch.arange(images) if own_images is None else torch.as_tensor(own_images)
+    bounds = torch.searchsorted(pairs, torch.stack([own, own + 1], 1) * texts).tolist()
+    each = (row for chunk in image_tokens for row in chunk.to(device).split(1))
+    scores = torch.zeros(len(pairs), device=device)
+    for image, (start, end), row in zip(own.tolist(), bounds, each, strict=True):
+        for some in torch.arange(start, end).split(PAIRS):
+            rows = pairs[some] - image * texts
+            longest = int(lengths[rows[-1]])
+            rows = rows.to(device)
+            logits = model.itm_logits(row, text_tokens[rows, :longest], mask[rows, :longest])[:, 1].float()
+            similarity = text_features[rows] @ image_features[image]
+            scores[some[0] : some[-1] + 1] = logits + model.similarity_weight * similarity
+    if dist.is_initialized():
+        dist.all_reduce(scores)
+    found = scores.cpu()[position].split([of_images.numel(), of_captions.numel()])
+    return found[0].view_as(of_images), found[1].view_as(of_captions)
+
+
+def _candidates(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
+    """The most similar answers, int64 (queries, count) on the CPU."""
+    count = min(count, len(gallery))
+    return torch.cat([(rows @ gallery.T).topk(count).indices.cpu() for rows in queries.split(256)])
+
+
+def _text_tokens(model: FusionModel, tokens: Tensor, mask: Tensor, device: torch.device) -> Tensor:
+    """Where the fusion begins, (captions, length, width), of captions in order of length."""
+    parts = []
+    for some, seen in zip(tokens.split(TEXTS), mask.split(TEXTS), strict=True):
+        longest = int(seen[-1].sum())
+        part = compact(model.text_tokens(some[:, :longest].to(device), seen[:, :longest].to(device)))
+        parts.append(F.pad(part, (0, 0, 0, tokens.shape[1] - longest)))
+    return torch.cat(parts)
+
+
+def _ranks(scores: Tensor, right: Tensor, by_similarity: np.ndarray, gallery: int) -> np.ndarray:
+    """(queries, candidates) scores and which are right -> (queries,).
+
+    The rank by similarity stays where no right answer is safely among the candidates: that rank tells, ties and NaN
+    counted against the model.
+    """
+    best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+    ranks = 1 + ((scores >= best) & ~right).sum(1)
+    ranks = torch.where(scores.isnan().any(1), gallery + 1, ranks)
+    return np.where(by_similarity <= scores.shape[1], ranks.numpy(), by_similarity)

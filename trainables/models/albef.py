@@ -1,0 +1,114 @@
+"""ALBEF (Li et al. 2021): a ViT, a BERT cut in two, and cross-attention in the upper half only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from tokenizers import Tokenizer, processors
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BlipConfig,
+    BlipPreTrainedModel,
+    BlipVisionModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.blip.modeling_blip_text import BlipTextLayer
+
+from trainables.config import TinyConfig
+from trainables.models.fusion import VitBert, tiny_config
+
+
+class AlbefConfig(BlipConfig):
+    """BLIP's, whose text layers are divided: the lower half reads text, the upper half fuses."""
+
+    model_type = "albef"
+
+
+AutoConfig.register("albef", AlbefConfig)
+
+
+class AlbefNetwork(BlipPreTrainedModel):
+    """The parts of ALBEF, none of which `transformers` has to be taught: ViT and fusion are BLIP's, the text BERT's."""
+
+    config_class = AlbefConfig
+
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__(config)
+        vision, text = config.vision_config, config.text_config
+        lower = text.num_hidden_layers // 2
+        self.vision_model = BlipVisionModel(vision)
+        bert = BertConfig.from_dict({**text.to_dict(), "num_hidden_layers": lower, "is_decoder": False})
+        self.text_encoder = BertModel(bert, add_pooling_layer=False)
+        self.fusion = nn.ModuleList(BlipTextLayer(text, index) for index in range(lower, text.num_hidden_layers))
+        self.vision_proj = nn.Linear(vision.hidden_size, config.image_text_hidden_size)
+        self.text_proj = nn.Linear(text.hidden_size, config.image_text_hidden_size)
+        self.itm_head = nn.Linear(text.hidden_size, 2)
+        self.post_init()
+
+
+class Albef(VitBert):
+    """A caption passes the text half once, however many images it is fused with.
+
+    As in the published evaluation, pairs are ranked by the ITM logit alone. Published captions are cut to 30 tokens,
+    and have no end token: see `without_end`.
+    """
+
+    similarity_weight = 0.0
+
+    def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(batch, length) -> (batch, dim)."""
+        return self.network.text_proj(self.text_tokens(tokens, mask)[:, 0])
+
+    def text_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(captions, length) -> last hidden states of the text half, (captions, length, width)."""
+        return self.network.text_encoder(tokens, attention_mask=mask).last_hidden_state
+
+    def fusion_layers(self) -> Iterable[Any]:
+        """The upper half of the BERT."""
+        return self.network.fusion
+
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """The lower half of the BERT and its projection."""
+        return chain(self.network.text_encoder.parameters(), self.network.text_proj.parameters())
+
+    def fusion_parameters(self) -> Iterator[nn.Parameter]:
+        """The upper half of the BERT and the ITM head."""
+        return chain(self.network.fusion.parameters(), self.network.itm_head.parameters())
+
+    @classmethod
+    def load(cls, name: str) -> Albef:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError: nothing there, or not an ALBEF.
+        """
+        network = AlbefNetwork.from_pretrained(name, use_safetensors=True)
+        return cls(network, AutoTokenizer.from_pretrained(name))
+
+    @classmethod
+    def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Albef:
+        """A small random one over the tokenizer's vocabulary; of `config.layers` a tower, half (at least one) fuse."""
+        values = tiny_config(config, image_pixels, max_tokens, len(tokenizer), tokenizer.pad_token_id)
+        values["text_config"]["num_hidden_layers"] = max(2, config.layers)
+        return cls(AlbefNetwork(AlbefConfig(**values)), without_end(tokenizer))
+
+
+def without_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The tokenizer with a start but no end token, as ALBEF was trained: `[CLS]` and the words, no `[SEP]`.
+
+    Args:
+        tokenizer: with a `cls_token` or a `bos_token`.
+    """
+    first = tokenizer.cls_token or tokenizer.bos_token
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, tokenizer.convert_tokens_to_ids(first))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokenizer.special_tokens_map)

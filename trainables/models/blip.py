@@ -1,0 +1,68 @@
+"""BLIP (Li et al. 2022): `transformers.BlipForImageTextRetrieval` from a hub id, a directory or the official file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval, PreTrainedTokenizerBase
+
+from trainables.config import TinyConfig
+from trainables.models.fusion import VitBert, tiny_config
+
+
+class Blip(VitBert):
+    """Every text layer cross-attends where an image is given, so the fusion starts from the caption's embeddings.
+
+    The vocabulary ends with the two tokens BLIP adds to BERT's, `[DEC]` and `[ENC]`. As in the published evaluation,
+    `[ENC]` takes the place of the first token in what is fused (which `transformers` leaves out), and a pair's score
+    is its ITM logit plus its cosine similarity. Published captions are cut to 35 tokens.
+    """
+
+    similarity_weight = 1.0
+
+    def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(batch, length) -> (batch, dim)."""
+        states = self.network.text_encoder(tokens, attention_mask=mask).last_hidden_state
+        return self.network.text_proj(states[:, 0])
+
+    def text_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(captions, length) -> the embeddings (captions, length, width), `[ENC]` first."""
+        tokens = tokens.clone()
+        tokens[:, 0] = self.network.config.text_config.vocab_size - 1
+        return self.network.text_encoder.embeddings(tokens)
+
+    def fusion_layers(self) -> Iterable[Any]:
+        """All layers of the text encoder."""
+        return self.network.text_encoder.encoder.layer
+
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """The text encoder but its cross-attention, and its projection."""
+        crossing = {id(parameter) for parameter in self._cross_attention()}
+        encoder = (p for p in self.network.text_encoder.parameters() if id(p) not in crossing)
+        return chain(encoder, self.network.text_proj.parameters())
+
+    def fusion_parameters(self) -> Iterator[nn.Parameter]:
+        """The cross-attention and the ITM head."""
+        return chain(self._cross_attention(), self.network.itm_head.parameters())
+
+    def _cross_attention(self) -> Iterator[nn.Parameter]:
+        return chain.from_iterable(layer.crossattention.parameters() for layer in self.fusion_layers())
+
+    @classmethod
+    def load(cls, name: str) -> Blip:
+        """From a hub id or a directory.
+
+        Raises:
+            OSError: nothing there, or not a BLIP.
+        """
+        network = BlipForImageTextRetrieval.from_pretrained(name, use_safetensors=True)
+        return cls(network, AutoTokenizer.from_pretrained(name))
+
+    @classmethod
+    def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Blip:
+        """A small random one over the tokenizer's vocabulary and the two further tokens."""
+        values = tiny_config(config, image_pixels, max_tokens, len(tokenizer) + 2, tokenizer.pad_token_id)
+        return cls(BlipForImageTextRetrieval(BlipConfig(**values)), tokenizer)
