@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-CLEAN, FLOAT = "clean", ".float"
-"""The target that is not attacked, and what a target's name ends with if its images are not rounded to 8 bits."""
+CLEAN, FLOAT, MATCHING = "clean", ".float", ".itm"
+"""The target that is not attacked, and what a target's name ends with if its images are not rounded to 8 bits, or if
+its ranks are those after image-text matching."""
 
 DIRECTIONS = ("tr", "ir", "mr")
 """Text retrieval (image to caption), image retrieval (caption to image), and the mean of the two."""
@@ -218,6 +219,9 @@ class Protocol(Model):
     confidence: float = Field(0.95, gt=0.5, lt=1)
     batch_images: int = Field(50, ge=1, description="images attacked at once; changes no result")
     eight_bit: bool = Field(True, description="score attacked images rounded to 8 bits, and beside it as they are")
+    rerank: int | None = Field(
+        None, ge=1, description="fusion families: put so many first candidates in order by image-text matching, too"
+    )
     audit: bool = Field(False, description="look for gradient masking, too, in the final evaluation")
     seed: int = 0
 
@@ -252,9 +256,11 @@ class Protocol(Model):
 
     @property
     def targets(self) -> list[str]:
-        """What is measured: `clean` and every attack; `<attack>.float` where images are rounded otherwise."""
-        beside = [f"{attack.name}{FLOAT}" for attack in self.attacks] if self.eight_bit else []
-        return [CLEAN, *(attack.name for attack in self.attacks), *beside]
+        """What is measured: `clean` and every attack; beside them their `.itm` and `.float` where asked for."""
+        scored = [CLEAN, *(attack.name for attack in self.attacks)]
+        matched = [target + MATCHING for target in scored] if self.rerank else []
+        beside = [target + FLOAT for target in scored[1:]] if self.eight_bit else []
+        return [*scored, *matched, *beside]
 
     @property
     def metric_names(self) -> list[str]:

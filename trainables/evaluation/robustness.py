@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import math
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +24,12 @@ from trainables.attacks.quirks import Quirks
 from trainables.attacks.registry import build_attack
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
-from trainables.config import CLEAN, FLOAT, Metric, Protocol
+from trainables.command import InputError
+from trainables.config import CLEAN, FLOAT, MATCHING, Metric, Protocol
 from trainables.evaluation.intervals import recall_metrics
+from trainables.evaluation.reranking import compact, reranked
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
-from trainables.models import RetrievalModel
+from trainables.models import FusionModel, RetrievalModel
 
 
 class ThreatModelError(Exception):
@@ -139,16 +145,19 @@ def evaluate(
         observe: sees every attacked batch.
 
     Raises:
-        InputError: the protocol names an attack that does not exist.
+        InputError: the protocol names an attack that does not exist, or asks for what the model cannot do.
         ThreatModelError: an attack went beyond its budget.
     """
+    if protocol.rerank and not isinstance(model, FusionModel):
+        raise InputError(f"protocol.rerank: {type(model).__name__} has no fusion transformer to match pairs with")
     if attacks is None:
         attacks = {config.name: build_attack(config, protocol) for config in protocol.attacks}
     images = len(gallery.pixels)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own_images = np.array_split(np.arange(images), world)[rank]
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {target: [] for target in protocol.targets}
-    with attackable(model), autocast(device):
+    found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    made: dict[str, _Made] = {}
+    with attackable(model), autocast(device), tempfile.TemporaryDirectory() as spool:
         own_captions = np.flatnonzero(np.isin(gallery.caption_image, own_images))
         texts = gallery.texts
         own_texts = encode_captions(model, [texts[row] for row in own_captions], max_tokens, device)
@@ -166,19 +175,74 @@ def evaluate(
                     rounded = eight_bit(batch.pixels, attacked.pixels, attack.epsilon)
                     scored = [(name, Attacked(rounded, attacked.captions)), (name + FLOAT, attacked)]
                 observe(name, labels, scored[0][1])
+                if protocol.rerank:
+                    if name not in made:
+                        made[name] = _Made.empty(Path(spool), name, gallery)
+                    made[name].add(labels, batch.caption_rows, scored[0][1])
                 text_features = batch.encode(attacked.captions)
                 for target, pair in scored:
                     with torch.no_grad():
                         found[target].append((victim.encode_image(pair.pixels), text_features))
-    features = {}
-    for target, parts in found.items():
-        image, text = (torch.cat(side) for side in zip(*parts, strict=True))
-        features[target] = _shared(image, own_images, images), _shared(text, own_captions, len(texts))
-    ranks = {
-        target: retrieval_ranks(image, text, gallery.caption_image, gallery.caption_groups)
-        for target, (image, text) in features.items()
-    }
-    return Evaluation(ranks, features)
+        features = {}
+        for target, parts in found.items():
+            image, text = (torch.cat(side) for side in zip(*parts, strict=True))
+            features[target] = _shared(image, own_images, images), _shared(text, own_captions, len(texts))
+        ranks = {
+            target: retrieval_ranks(image, text, gallery.caption_image, gallery.caption_groups)
+            for target, (image, text) in features.items()
+        }
+        if protocol.rerank and isinstance(model, FusionModel):
+            made[CLEAN] = _Made(gallery.pixels, texts)
+            for target, pairs in made.items():
+                ranks[target + MATCHING] = reranked(
+                    model,
+                    ranks[target],
+                    _image_tokens(model, pairs.pixels, own_images, protocol.batch_images, device),
+                    features[target][0],
+                    pairs.everyones(own_captions),
+                    features[target][1],
+                    gallery.caption_groups,
+                    candidates=protocol.rerank,
+                    max_tokens=max_tokens,
+                    own_images=own_images,
+                )
+    return Evaluation({target: ranks[target] for target in protocol.targets}, features)
+
+
+@dataclass
+class _Made:
+    """Attacked pairs, kept for a second look: pixels uint8, or float32 in a file; captions in the gallery's order."""
+
+    pixels: np.ndarray
+    captions: list[str]
+
+    @classmethod
+    def empty(cls, folder: Path, name: str, gallery: Gallery) -> _Made:
+        pixels = np.memmap(folder / name, dtype=np.float32, mode="w+", shape=gallery.pixels.shape)
+        return cls(pixels, gallery.texts)
+
+    def add(self, labels: np.ndarray, rows: np.ndarray, attacked: Attacked) -> None:
+        self.pixels[labels] = attacked.pixels.float().cpu().numpy()
+        for row, caption in zip(rows.tolist(), attacked.captions, strict=True):
+            self.captions[row] = caption
+
+    def everyones(self, own: np.ndarray) -> list[str]:
+        """All captions; each worker attacked its own."""
+        if not dist.is_initialized():
+            return self.captions
+        parts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, {row: self.captions[row] for row in own.tolist()})
+        everyone = {row: caption for part in parts for row, caption in part.items()}
+        return [everyone[row] for row in range(len(self.captions))]
+
+
+@torch.no_grad()
+def _image_tokens(
+    model: FusionModel, pixels: np.ndarray, own: np.ndarray, count: int, device: torch.device
+) -> Iterator[Tensor]:
+    scale = 255 if pixels.dtype == np.uint8 else 1
+    for labels in np.array_split(own, max(1, -(-len(own) // count))):
+        yield compact(model.image_tokens(torch.tensor(pixels[labels], device=device) / scale))
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
