@@ -124,9 +124,9 @@ class Attack(ABC):
     """An attack. Subclasses are frozen dataclasses; their fields are what a config may set.
 
     Contract, checked on everything that is scored: pixels move by at most `epsilon` and stay in [0, 1]; at most `words`
-    words of a caption change, or, if `characters` is above 0, its Levenshtein distance is at most that. What is not in
-    `changes` comes back as it was. A sample's result depends on the sample, its own captions and images, the clean
-    gallery and the seed, not on the rest of the batch.
+    words of a caption change, any number if it is None, or, if `characters` is above 0, its Levenshtein distance is at
+    most that. What is not in `changes` comes back as it was. A sample's result depends on the sample, its own captions
+    and images, the clean gallery and the seed, not on the rest of the batch.
     """
 
     changes: ClassVar[frozenset[str]]
@@ -136,7 +136,7 @@ class Attack(ABC):
     """Those of its published code; `quirks: compat` turns all of them on in attacks that have a field `quirks`."""
 
     epsilon: float = 0.0
-    words: int = 0
+    words: int | None = 0
     characters: int = 0
 
     @abstractmethod

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attack
 from trainables.attacks.image import Pgd, TorchAttack
+from trainables.attacks.natural import CaptionNoise, Corruption
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
@@ -31,6 +32,8 @@ BUILT_IN: dict[str, type[Attack]] = {
     "sga": Sga,
     "dra": Dra,
     "cmi": CmiAttack,
+    "corruption": Corruption,
+    "caption-noise": CaptionNoise,
 }
 
 
@@ -41,7 +44,7 @@ def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
         InputError: no such attack, or options it does not have.
     """
     where = f"protocol.attacks, {config.name}"
-    options: dict[str, Any] = {name: parse_epsilon(value) for name, value in config.options.items()}
+    options: dict[str, Any] = {name: _number_of(value) for name, value in config.options.items()}
     if config.attack.startswith("torchattacks:"):
         kind = config.attack.partition(":")[2]
         accepted = TorchAttack.accepted(kind)
@@ -88,6 +91,14 @@ def _quirks(given: object, kind_of: type[Attack], where: str) -> Quirks:
     if not isinstance(given, list) or not set(map(str, given)) <= known:
         raise InputError(f"{where}: quirks are `compat` for all of them, or a list of {', '.join(sorted(known))}")
     return frozenset(given)
+
+
+def _number_of(value: JsonValue) -> object:
+    """Radii as the papers write them become numbers; files have slashes, too."""
+    try:
+        return parse_epsilon(value)
+    except ValueError:
+        return value
 
 
 def _from_file(name: str, where: str) -> type[Attack]:

@@ -42,7 +42,8 @@ def retrieval_ranks(
     """
     one = np.ones(len(caption_image), dtype=bool)
     captions = np.arange(len(caption_image))
-    described = sparse.csr_array((one, (caption_image, caption_groups)))
+    groups = int(caption_groups.max()) + 1
+    described = sparse.csr_array((one, (caption_image, caption_groups)), shape=(len(image_features), groups))
     right = described @ sparse.csr_array((one, (caption_groups, captions)))
     tr = best_ranks(image_features, text_features, right)
     return Ranks(tr, best_ranks(text_features, image_features, right.T.tocsr()), caption_image)

@@ -274,8 +274,9 @@ def check(attack: Attack, batch: Batch, attacked: Attacked) -> None:
         ThreatModelError: naming the bound.
     """
     check_images(batch.pixels, attacked.pixels, attack.epsilon if "image" in attack.changes else 0.0)
-    text = "text" in attack.changes
-    check_captions(batch.captions(), attacked.captions, attack.words if text else 0, attack.characters if text else 0)
+    words, characters = (attack.words, attack.characters) if "text" in attack.changes else (0, 0)
+    if words is not None:
+        check_captions(batch.captions(), attacked.captions, words, characters)
 
 
 def check_images(clean: Tensor, attacked: Tensor, epsilon: float) -> None:

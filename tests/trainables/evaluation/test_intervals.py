@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -75,6 +79,41 @@ def test_stored_bits_say_all_that_is_needed() -> None:
     assert paired_difference(*stored, AT, **DRAWS) == paired_difference(first, second, AT, **DRAWS)
     with pytest.raises(ValueError, match="measured on"):
         stored_ranks(correct_bits(first, protocol), queries, owner[:-1])
+
+
+@pytest.mark.parametrize(
+    ("data_set", "published"),
+    [
+        ("flickr30k", {"tr": (0.8150, 0.9630, 0.9840), "ir": (0.6208, 0.8562, 0.9172)}),
+        ("mscoco", {"tr": (0.5242, 0.7644, 0.8442), "ir": (0.3302, 0.5816, 0.6884)}),
+    ],
+)
+def test_recalls_of_a_published_model(real_data: Path, data_set: str, published: dict[str, tuple[float, ...]]) -> None:
+    """CLIP ViT-B/16 on whole test splits, from the lists of answered queries that SGA's authors give."""
+    if data_set == "mscoco":
+        pictures = json.loads((real_data / "coco_karpathy_test_captions.json").read_text())
+        captions = [len(picture["caption"]) for picture in pictures]
+    else:
+        captions = [5] * 1000
+    owner = np.repeat(np.arange(len(captions)), captions)
+    queries = {"tr": len(captions), "ir": len(owner)}
+    with np.load(real_data / "sga_clean_rank_sets" / f"{data_set}.npz") as answered:
+        bits = {
+            f"clean/{direction}_r{k}": np.isin(np.arange(size), answered[f"CLIP_ViT_{direction}{k}"])
+            for direction, size in queries.items()
+            for k in AT
+        }
+    correct = {name: base64.b64encode(np.packbits(values).tobytes()).decode() for name, values in bits.items()}
+    found = robustness_metrics(stored_ranks(correct, queries, owner), AT, **DRAWS)
+    for direction, values in published.items():
+        got = [found[f"clean/{direction}_r{k}"].value for k in AT]
+        assert got == pytest.approx(values, abs=5e-5)
+    assert found["clean/rsum"].value == pytest.approx(sum(map(sum, published.values())), abs=3e-4)
+    ir = found["clean/ir_r1"]
+    binomial = 2 * 1.645 * (ir.value * (1 - ir.value) / len(owner)) ** 0.5
+    assert (
+        1.05 < (ir.high - ir.low) / binomial < 2.24
+    )  # wider, because an image's captions go together; sqrt(5) at most
 
 
 def test_different_galleries_are_not_compared() -> None:
