@@ -56,8 +56,8 @@ def content_hash(value: BaseModel | dict[str, Any]) -> str:
 class Point(Model):
     """One point of the space: what is searched, and what tells published defences apart.
 
-    The loss is `w * contrastive(x', t'; tau) + (1 - w) * anchor(x')` on adversarial pairs made under this point's
-    training attack.
+    The loss is `w * contrastive(x', t'; tau) + (1 - w) * companion(x', t')` on adversarial pairs made under this
+    point's training attack.
     """
 
     contrastive_weight: float = Field(1.0, ge=0, le=1, description="w, weight of the contrastive loss")
@@ -66,7 +66,25 @@ class Point(Model):
     epsilon: Epsilon = Field(0.0, description="L-inf radius of the training attack, in [0, 1] or as 2/255")
     attack_steps: int = Field(0, ge=0, le=100, description="PGD steps of the training attack; 0 only at epsilon 0")
     words: int = Field(0, ge=0, le=10, description="words the training attack may change in a caption")
-    trainable: Literal["all", "image"] = Field("all", description="which encoders are trained")
+    companion: Literal["auto", "anchor", "matching", "consistency"] = Field(
+        "auto",
+        description="anchor to the frozen original; image-text matching with hard negatives; consistency of attacked "
+        "and clean retrieval, the contrastive loss then on clean pairs (TRADES); auto: matching in fusion families, "
+        "anchor in others",
+    )
+    pairs: Literal["adversarial", "crossed"] = Field(
+        "adversarial",
+        description="contrastive loss of (x', t'), or the mean of those of (x', t) and (x, t') as in MMCoA",
+    )
+    epsilon_start: Epsilon = Field(0.0, description="radius before the ramp")
+    ramp_begin: float = Field(0.0, ge=0, le=1, description="share of the training after which the radius rises")
+    ramp_end: float = Field(0.0, ge=0, le=1, description="share of the training at which it is epsilon; 0: no ramp")
+    captions_per_image: int = Field(1, ge=1, le=10, description="captions each image of a batch is paired with")
+    text_augmentation: Literal["none", "eda"] = Field(
+        "none", description="EDA: words replaced, put in, moved or left out"
+    )
+    image_augmentation: Literal["none", "crop"] = Field("none", description="random resized crop and mirroring")
+    trainable: Literal["all", "image", "text", "fusion"] = Field("all", description="which part is trained")
     attack_objective: Literal["cross", "deviation"] = Field(
         "cross",
         description="the image attack pushes away from the captions, or from the frozen clean embedding",
@@ -78,6 +96,8 @@ class Point(Model):
             raise ValueError("epsilon > 0 needs attack_steps >= 1")
         if self.epsilon == 0 and self.attack_steps > 0:
             raise ValueError("attack_steps > 0 needs epsilon > 0")
+        if self.ramp_end < self.ramp_begin:
+            raise ValueError(f"ramp_end {self.ramp_end} is before ramp_begin {self.ramp_begin}")
         return self
 
 
@@ -127,10 +147,15 @@ class TinyConfig(Model):
     embedding: int = Field(64, ge=8, le=4096)
 
 
+Family = Literal["clip", "dual", "albef", "blip"]
+"""CLIP; any image tower with any text tower; the fusion transformers ALBEF and BLIP."""
+
+
 class ModelConfig(Model):
     """Which vision-language model is fine-tuned."""
 
-    base: str | None = Field(None, description="CLIP to start from: hub id or local directory; empty: a tiny one")
+    family: Family | None = Field(None, description="empty: dual if image_tower is given, clip otherwise")
+    base: str | None = Field(None, description="model to start from: hub id, directory or file; empty: a tiny one")
     image_tower: str | None = Field(None, description="image encoder (hub id or directory) of a dual encoder")
     text_tower: str | None = Field(None, description="its text encoder; empty: mean of learned word embeddings")
     masked_lm: str | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
@@ -141,7 +166,11 @@ class ModelConfig(Model):
     @model_validator(mode="after")
     def _one_family(self) -> ModelConfig:
         if self.base and self.image_tower:
-            raise ValueError("give base (a CLIP) or image_tower (a dual encoder), not both")
+            raise ValueError("give base (a whole model) or image_tower (a dual encoder), not both")
+        if self.image_tower and self.family not in (None, "dual"):
+            raise ValueError(f"image_tower makes a dual encoder, family is {self.family}; leave one out")
+        if self.family == "dual" and not (self.image_tower or self.base):
+            raise ValueError("family dual needs image_tower, or a base")
         if self.text_tower and not self.image_tower:
             raise ValueError("text_tower goes with image_tower")
         return self

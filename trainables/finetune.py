@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables.attacks.image import pgd
 from trainables.attacks.noise import sample_keys
-from trainables.attacks.text import CaptionEncoder, attack_words, away_from
-from trainables.config import Point, TrialConfig, TrialResult
+from trainables.attacks.training import attack_pairs
+from trainables.batches import draw_batch, eda, epoch_shape, ramped_epsilon, random_crops, rate_factor
+from trainables.config import TrialConfig, TrialResult
 from trainables.evaluation.audit import audit
-from trainables.evaluation.robustness import correct_bits, evaluate, result_metrics
-from trainables.losses import (
-    anchor_loss,
-    contrastive_loss,
-    embedding_deviation,
-    gather_with_gradient,
-    positive_pairs,
-)
-from trainables.models import RetrievalModel, tokenize
+from trainables.evaluation.robustness import attackable, autocast, correct_bits, evaluate, result_metrics
+from trainables.losses import positive_pairs
+from trainables.models import tokenize
+from trainables.objective import Pairs, Trainee
 from trainables.prepare import Prepared
-
-ATTACK_TEMPERATURE = 0.05
-"""Of the training attack's cross-entropy: fixed, so that the searched temperature cannot weaken the attack."""
 
 
 class Diverged(Exception):
@@ -49,49 +40,6 @@ class CheckpointError(Exception):
 
 Report = Callable[[dict[str, Any], Path | None], None]
 """Called after every epoch on every worker with plain metrics and, on rank 0, the checkpoint folder."""
-
-
-class Trainee(nn.Module):
-    """The model with the temperature, and the loss as its forward pass, so that one DDP wrapper sees both."""
-
-    def __init__(self, model: RetrievalModel, point: Point) -> None:
-        super().__init__()
-        self.model = model
-        self.point = point
-        self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(point.temperature)), requires_grad=point.temperature_learned
-        )
-        image_only = point.trainable == "image"
-        images = {id(parameter) for parameter in model.image_parameters()}
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.requires_grad and (not image_only or id(parameter) in images))
-
-    def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor, original: Tensor, positives: Tensor) -> Tensor:
-        """Loss of the global batch: `w * contrastive + (1 - w) * anchor`.
-
-        Args:
-            pixels: (batch, 3, height, width), this worker's adversarial images.
-            tokens: (batch, length).
-            mask: (batch, length).
-            original: (batch, dim), the frozen original's embeddings of the clean images.
-            positives: bool (world x batch, world x batch).
-        """
-        weight = self.point.contrastive_weight
-        image_features = self.model.encode_image(pixels).float()
-        loss = image_features.new_zeros(())
-        if weight > 0:
-            text_features = self.model.encode_text(tokens, mask).float()
-            loss = weight * contrastive_loss(
-                gather_with_gradient(image_features),
-                gather_with_gradient(text_features),
-                positives,
-                self.log_temperature.exp(),
-            )
-        if weight < 1:
-            loss = loss + (1 - weight) * anchor_loss(
-                gather_with_gradient(image_features), gather_with_gradient(original)
-            )
-        return loss
 
 
 @dataclass
@@ -124,128 +72,82 @@ class Clock:
         self._marks.clear()
 
 
-def epoch_shape(config: TrialConfig, images: int) -> tuple[int, int]:
-    """Global batch size and steps of an epoch over so many training images."""
-    drawn = min(images, config.training.epoch_images or images)
-    size = min(config.training.batch_size, drawn)
-    return size, drawn // size
-
-
-def batch_rows(config: TrialConfig, prepared: Prepared, step: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """Epoch, image rows and caption rows of the global batch at `step`: a function of seed and step alone."""
-    images = len(prepared.dataset.train.image_ids)
-    size, per_epoch = epoch_shape(config, images)
-    epoch, place = divmod(step, per_epoch)
-    rng = np.random.default_rng([config.seed, epoch])
-    rows = rng.permutation(images)[place * size : (place + 1) * size]
-    draws = rng.random(images)[rows]
-    starts, ends = _caption_bounds(prepared)
-    captions = starts[rows] + (draws * (ends[rows] - starts[rows])).astype(np.int64)
-    return epoch, rows, captions
-
-
-def _caption_bounds(prepared: Prepared) -> tuple[np.ndarray, np.ndarray]:
-    caption_image, images = prepared.dataset.train.caption_image, np.arange(len(prepared.dataset.train.image_ids))
-    return np.searchsorted(caption_image, images), np.searchsorted(caption_image, images, side="right")
-
-
-def attack_pairs(
-    model: RetrievalModel,
-    config: TrialConfig,
-    prepared: Prepared,
-    pixels: Tensor,
-    epoch: int,
-    rows: np.ndarray,
-    captions: np.ndarray,
-    original: Tensor,
-    share: slice,
-) -> tuple[Tensor, list[str]]:
-    """This worker's adversarial pairs: the captions first, then the images against the adversarial captions.
-
-    Args:
-        model: in eval mode, parameters without gradient.
-        pixels: this worker's clean images, in [0, 1].
-        rows: image rows of the global batch.
-        captions: caption rows of the global batch.
-        original: the frozen original's embeddings of this worker's clean images.
-        share: this worker's part of the global batch.
-    """
-    point, device, max_tokens = config.point, pixels.device, config.model.max_tokens
-    own = captions[share]
-    encode = CaptionEncoder(model, max_tokens, device)
-    words = [prepared.train.words_of(row) for row in own]
-    if point.words:
-        with torch.no_grad():
-            clean = F.normalize(model.encode_image(pixels).float(), dim=-1)
-        texts = attack_words(
-            encode,
-            words,
-            [prepared.train.options_of(row, config.training.attack_candidates) for row in own],
-            away_from(clean),
-            words=point.words,
-        )
-    else:
-        texts = [" ".join(caption) for caption in words]
-    if point.epsilon == 0:
-        return pixels, texts
-    keys = sample_keys(config.seed, epoch, torch.from_numpy(prepared.dataset.train.image_ids[rows[share]]))
-    if point.attack_objective == "deviation":
-        objective = lambda adversarial: embedding_deviation(model.encode_image(adversarial).float(), original)  # noqa: E731
-    else:
-        with torch.no_grad():
-            against = gather_with_gradient(encode(texts))
-        targets = _positives(prepared, rows, captions).to(device)[share].float()
-        targets = targets / targets.sum(1, keepdim=True)
-
-        def objective(adversarial: Tensor) -> Tensor:
-            scores = F.normalize(model.encode_image(adversarial).float(), dim=-1) @ against.T
-            return F.cross_entropy(scores / ATTACK_TEMPERATURE, targets, reduction="none")
-
-    return pgd(pixels, objective, epsilon=point.epsilon, steps=point.attack_steps, keys=keys), texts
-
-
-def _positives(prepared: Prepared, rows: np.ndarray, captions: np.ndarray) -> Tensor:
-    return positive_pairs(torch.from_numpy(rows), torch.from_numpy(prepared.caption_groups[captions]))
-
-
 def worker_loss(
     ddp: nn.Module,
     trainee: Trainee,
     config: TrialConfig,
     prepared: Prepared,
-    originals: Tensor,
+    originals: Tensor | None,
     step: int,
+    steps: int,
     clock: Clock,
+    device: torch.device,
 ) -> Tensor:
     """The global batch's loss at `step`, with this worker's adversarial pairs made on the way."""
-    epoch, rows, captions = batch_rows(config, prepared, step)
+    train, point, seed = prepared.dataset.train, config.point, config.seed
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    size = len(rows) // world
-    share = slice(rank * size, (rank + 1) * size)
-    rows, captions = rows[: size * world], captions[: size * world]
-    device = originals.device
-    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-    pixels = _to_device(prepared.dataset.train.pixels[rows[share]], device)
-    original = originals[torch.from_numpy(rows[share])]
+    drawn = draw_batch(config, train, step)
+    parts = [drawn.share(other, world) for other in range(world)]
+    own = parts[rank]
+    everyone = np.concatenate([part.images for part in parts]), np.concatenate([part.captions for part in parts])
+    positives = _positives(prepared, *everyone).to(device)
+    keys = sample_keys(seed, own.epoch, torch.from_numpy(train.image_ids[own.images])).to(device)
+    caption_keys = sample_keys(seed, own.epoch, torch.from_numpy(own.captions.flatten())).to(device)
+    pixels = _to_device(train.pixels[own.images], device)
+    if point.image_augmentation == "crop":
+        pixels = random_crops(pixels, keys)
+    original = None if originals is None else originals[torch.from_numpy(own.images)]
+    words = [prepared.train.words_of(row) for row in own.captions.flat]
+    options = [prepared.train.options_of(row, config.training.attack_candidates) for row in own.captions.flat]
+    if point.text_augmentation == "eda":
+        augmented = [
+            eda(caption, ways, np.random.default_rng([seed, own.epoch, row]))
+            for caption, ways, row in zip(words, options, own.captions.flat, strict=True)
+        ]
+        words, options = [caption for caption, _ in augmented], [ways for _, ways in augmented]
 
     clock.mark("attack")
-    trainee.eval()
-    trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    with autocast:
-        pixels, texts = attack_pairs(trainee.model, config, prepared, pixels, epoch, rows, captions, original, share)
-    for parameter in trained:
-        parameter.requires_grad_(True)
+    with attackable(trainee), autocast(device):
+        attacked, texts = attack_pairs(
+            trainee.model,
+            config,
+            pixels,
+            words,
+            options,
+            positives[rank * len(own.images) : (rank + 1) * len(own.images)],
+            epsilon=ramped_epsilon(config, step, steps),
+            keys=keys,
+            original=original,
+        )
 
     clock.mark("train")
     trainee.train()
-    torch.manual_seed((config.seed * 1_000_003 + step) * 1024 + rank)  # dropout belongs to the step, not to history
-    tokens, mask = tokenize(trainee.model, texts, config.model.max_tokens)
-    with autocast:
-        return ddp(
-            pixels, tokens.to(device), mask.to(device), original, _positives(prepared, rows, captions).to(device)
-        )
+    torch.manual_seed((seed * 1_000_003 + step) * 1024 + rank)  # dropout belongs to the step, not to history
+    pairs = Pairs(attacked, *_tokens(trainee, texts, config.model.max_tokens, device))
+    clean = None
+    if trainee.needs_clean:
+        plain = [" ".join(caption) for caption in words]
+        clean = Pairs(pixels, *_tokens(trainee, plain, config.model.max_tokens, device))
+    with autocast(device):
+        return ddp(pairs, clean, original, positives, caption_keys)
+
+
+def _positives(prepared: Prepared, images: np.ndarray, captions: np.ndarray) -> Tensor:
+    groups = torch.from_numpy(prepared.caption_groups[captions.flatten()])
+    rows = torch.from_numpy(images)
+    return positive_pairs(rows, rows.repeat_interleave(captions.shape[1]), groups)
+
+
+def _tokens(trainee: Trainee, texts: list[str], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, as long on all workers where the loss gathers text tokens."""
+    tokens, mask = tokenize(trainee.model, texts, max_tokens)
+    if trainee.companion == "matching" and dist.is_initialized():
+        longest = torch.tensor(tokens.shape[1], device=device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        missing = int(longest) - tokens.shape[1]
+        tokens = F.pad(tokens, (0, missing), value=trainee.model.tokenizer.pad_token_id)
+        mask = F.pad(mask, (0, missing))
+    return tokens.to(device), mask.to(device)
 
 
 def _to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
@@ -262,14 +164,6 @@ def original_embeddings(prepared: Prepared, device: torch.device) -> Tensor:
     parts = np.array_split(np.arange(len(pixels)), 1 + len(pixels) // 128)
     model = prepared.base.eval()
     return torch.cat([model.encode_image(_to_device(pixels[rows], device)).float() for rows in parts])
-
-
-def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Linear warm-up, then cosine to zero; the learning rate's factor at `step`."""
-    warmup = max(1, round(warmup_fraction * steps))
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def finetune(
@@ -304,8 +198,8 @@ def finetune(
     leader = not dist.is_initialized() or dist.get_rank() == 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     prepared.base.to(device)
-    originals = original_embeddings(prepared, device)
     trainee = Trainee(prepared.base, config.point).to(device)
+    originals = original_embeddings(prepared, device) if trainee.needs_original else None
     _, per_epoch = epoch_shape(config, len(prepared.dataset.train.image_ids))
     steps = training.epochs * per_epoch
     trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
@@ -319,17 +213,22 @@ def finetune(
         state["resumed_from_steps"].append(state["step"])
     ddp: nn.Module = trainee
     if world > 1:
-        ddp = DistributedDataParallel(trainee, device_ids=[device] if device.type == "cuda" else None)
+        ddp = DistributedDataParallel(
+            trainee,
+            device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=trainee.leaves_parts_out,
+        )
     history: list[dict[str, Tensor | float]] = []
 
     for step in range(state["step"], steps):
-        loss = worker_loss(ddp, trainee, config, prepared, originals, step, clock)
+        loss = worker_loss(ddp, trainee, config, prepared, originals, step, steps, clock, device)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, training.gradient_clip)
         for group in optimiser.param_groups:
             group["lr"] = training.learning_rate * rate_factor(step, steps, training.warmup_fraction)
         optimiser.step()
+        trainee.clamp_temperature()
         if (step + 1) % training.log_every_steps == 0 or (step + 1) % per_epoch == 0:
             temperature = trainee.log_temperature.detach().exp().clone()
             history.append({"step": step + 1, "time": time.time(), "loss": loss.detach(), "temperature": temperature})

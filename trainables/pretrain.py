@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from trainables.attacks.noise import sample_keys
 from trainables.attacks.substitutes import split_words
 from trainables.command import read_config, told_errors
 from trainables.config import PretrainConfig, TrialConfig
 from trainables.data import Split
-from trainables.losses import contrastive_loss, positive_pairs
-from trainables.models import RetrievalModel, tokenize
+from trainables.losses import contrastive_loss, matching_loss, positive_pairs, similarity
+from trainables.models import FusionModel, RetrievalModel, tokenize
+from trainables.models.albef import Albef
+from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import Dual
 
@@ -92,23 +95,27 @@ def make_masked_lm(
     masked_lm.save_pretrained(folder)
 
 
+TINY = {"clip": Clip.tiny, "albef": Albef.tiny, "blip": Blip.tiny}
+"""Families that can be made from nothing."""
+
+
 def make_base(folder: Path, pairs: Split, config: TrialConfig, tokenizer_folder: Path, log: Log) -> None:
-    """Write a model trained on clean pairs: a tiny CLIP from scratch, or a dual encoder on its frozen image tower."""
+    """Write a model trained on clean pairs: a tiny one from scratch, or a dual encoder on its frozen image tower."""
     model_config, pretrain = config.model, config.model.pretrain
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(pretrain.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if model_config.image_tower is None:
-        model: RetrievalModel = Clip.tiny(
+        model: RetrievalModel = TINY[model_config.family or "clip"](
             model_config.tiny, config.data.image_pixels, model_config.max_tokens, tokenizer
         )
         trained: nn.Module = model
-        encode: Callable[[np.ndarray], Tensor] = lambda rows: model.encode_image(_pixels(pairs, rows, device))  # noqa: E731
+        encode: Callable[[np.ndarray], Tensor] = lambda rows: _pixels(pairs, rows, device)  # noqa: E731
     else:
         dual = Dual.from_towers(model_config.image_tower, model_config.text_tower, tokenizer)
         model, trained = dual, nn.ModuleList([dual.image_head, dual.text_tower, dual.text_head])
         pooled = _pooled_features(dual.to(device), pairs, device, log)
-        encode = lambda rows: dual.image_head(pooled[rows])  # noqa: E731
+        encode = lambda rows: pooled[rows]  # noqa: E731
     _train_pairs(model, trained, encode, pairs, config, device, log)
     model.save(folder)
 
@@ -116,12 +123,18 @@ def make_base(folder: Path, pairs: Split, config: TrialConfig, tokenizer_folder:
 def _train_pairs(
     model: RetrievalModel,
     trained: nn.Module,
-    encode_image: Callable[[np.ndarray], Tensor],
+    read_images: Callable[[np.ndarray], Tensor],
     pairs: Split,
     config: TrialConfig,
     device: torch.device,
     log: Log,
 ) -> None:
+    """Contrastive, and with as much weight image-text matching where there is fusion (Li et al. 2021, section 3.2).
+
+    Args:
+        read_images: rows of images to what the trained part of the image side takes: pixels, or the tower's features.
+        (others): see `make_base`.
+    """
     pretrain = config.model.pretrain
     trained.to(device).train()
     texts = [" ".join(split_words(caption)) for caption in pairs.captions]
@@ -141,9 +154,28 @@ def _train_pairs(
         for rows in order.reshape(-1, size):
             captions = np.array([rng.choice(captions_of[row]) for row in rows])
             longest = int(mask[captions].sum(1).max())
-            text = model.encode_text(tokens[captions, :longest].to(device), mask[captions, :longest].to(device))
-            positives = positive_pairs(torch.from_numpy(rows), groups[captions]).to(device)
-            loss = contrastive_loss(encode_image(rows), text, positives, log_temperature.exp())
+            batch = tokens[captions, :longest].to(device), mask[captions, :longest].to(device)
+            owners = torch.from_numpy(rows)
+            positives = positive_pairs(owners, owners, groups[captions]).to(device)
+            given, temperature = read_images(rows), log_temperature.exp()
+            if isinstance(model, FusionModel):
+                image_tokens = model.image_tokens(given)
+                scores = similarity(model.image_features(image_tokens), model.encode_text(*batch))
+                keys = sample_keys(pretrain.seed, epoch, torch.from_numpy(captions)).to(device)
+                matched = matching_loss(
+                    model,
+                    image_tokens,
+                    model.text_tokens(*batch),
+                    batch[1],
+                    (scores / temperature).detach(),
+                    positives,
+                    keys,
+                )
+                loss = contrastive_loss(scores, positives, temperature) + matched
+            else:
+                features = model.image_head(given) if isinstance(model, Dual) else model.encode_image(given)
+                scores = similarity(features, model.encode_text(*batch))
+                loss = contrastive_loss(scores, positives, temperature)
             _step(loss, trained, optimiser, schedule)
             losses.append(loss.detach())
         log(f"base model: epoch {epoch + 1}/{pretrain.epochs}, loss {torch.stack(losses).mean():.3f}")

@@ -7,13 +7,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from trainables.config import Point, TrialConfig, TrialResult
-from trainables.finetune import CheckpointError, Diverged, batch_rows, epoch_shape, finetune, rate_factor
+from trainables.finetune import CheckpointError, Diverged, finetune
 from trainables.prepare import prepare
 
 POINT = Point(temperature=0.1, temperature_learned=True, epsilon=2 / 255, attack_steps=1, words=1)
@@ -97,25 +96,3 @@ def test_temperature_moves_only_when_learned(tiny_trial: TrialConfig, tmp_path: 
         reports = run(tiny_trial.model_copy(update={"point": point}), tmp_path / str(learned))
         result = TrialResult.model_validate_json((reports[-1][1] / "result.json").read_text())
         assert (abs(result.temperature - 0.1) > 1e-6) == learned
-
-
-def test_batches_cover_an_epoch_and_depend_on_seed_and_step_only(tiny_trial: TrialConfig) -> None:
-    prepared = prepare(tiny_trial)
-    size, steps = epoch_shape(tiny_trial, 64)
-    drawn = [batch_rows(tiny_trial, prepared, step) for step in range(steps)]
-    rows = np.concatenate([rows for _, rows, _ in drawn])
-    assert sorted(rows) == list(range(64))
-    assert size * steps == 64
-    for _, images, captions in drawn:
-        np.testing.assert_array_equal(prepared.dataset.train.caption_image[captions], images)
-    np.testing.assert_array_equal(batch_rows(tiny_trial, prepared, 5)[2], drawn[5][2])
-    other = tiny_trial.model_copy(update={"seed": 1})
-    assert (batch_rows(other, prepared, 5)[1] != drawn[5][1]).any()
-
-
-def test_learning_rate_rises_then_falls() -> None:
-    factors = [rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[:11] == sorted(factors[:11])
-    assert factors[11:] == sorted(factors[11:], reverse=True)
-    assert max(factors) == pytest.approx(1, abs=0.01)
-    assert factors[-1] < 0.001

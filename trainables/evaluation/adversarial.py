@@ -103,7 +103,7 @@ class Replay(Attack):
     made: Attack
     cache: AdversarialCache
     epsilon: float
-    words: int
+    words: int | None
     characters: int
 
     @property

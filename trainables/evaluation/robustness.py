@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from rapidfuzz.distance import Levenshtein
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.quirks import Quirks
@@ -87,7 +87,7 @@ class Gallery:
 
 
 @contextmanager
-def attackable(model: RetrievalModel) -> Iterator[None]:
+def attackable(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, without gradients of parameters; afterwards it is as it was."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     training = model.training

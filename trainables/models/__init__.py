@@ -27,6 +27,8 @@ class RetrievalModel(nn.Module):
     tokenizer: PreTrainedTokenizerBase
     own_temperature: float | None = None
     """The softmax temperature it was trained with, if it keeps one. Nothing here computes with it."""
+    temperature_range: ClassVar[tuple[float, float]] = (0.01, 1.0)
+    """Where a learned temperature is kept. CLIP's logit scale is at most 100 (Radford et al. 2021, section 2.5)."""
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) -> (batch, dim)."""

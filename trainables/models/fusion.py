@@ -26,6 +26,8 @@ class VitBert(FusionModel):
 
     mean: Tensor
     std: Tensor
+    temperature_range = (0.001, 0.5)
+    """As both clamp it in pre-training."""
 
     def __init__(self, network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()

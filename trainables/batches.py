@@ -1,0 +1,144 @@
+"""Which pairs a step trains on, and how they are augmented: functions of seed, epoch and sample, without state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.attacks.noise import step_keys, uniform
+from trainables.config import TrialConfig
+from trainables.data import Split
+
+EDA_SHARE = 0.1
+"""Of a caption's words that each operation of EDA touches, at least one (Wei and Zou 2019, section 3.2)."""
+CROP_AREA = 0.5
+"""Smallest share of an image that a random crop keeps, as in ALBEF's and BLIP's fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A global batch.
+
+    Attributes:
+        epoch: it belongs to.
+        images: (size,) rows of the training images.
+        captions: (size, captions per image) rows of the training captions.
+    """
+
+    epoch: int
+    images: np.ndarray
+    captions: np.ndarray
+
+    def share(self, rank: int, world: int) -> Drawn:
+        """A worker's part; what does not divide is left out."""
+        size = len(self.images) // world
+        part = slice(rank * size, (rank + 1) * size)
+        return Drawn(self.epoch, self.images[part], self.captions[part])
+
+
+def epoch_shape(config: TrialConfig, images: int) -> tuple[int, int]:
+    """Global batch size and steps of an epoch over so many training images."""
+    drawn = min(images, config.training.epoch_images or images)
+    size = min(config.training.batch_size, drawn)
+    return size, drawn // size
+
+
+def draw_batch(config: TrialConfig, train: Split, step: int) -> Drawn:
+    """The global batch at `step`: a function of seed and step alone.
+
+    An image comes with captions drawn without repetition; with fewer than are asked for, they come again.
+    """
+    images, wanted = len(train.image_ids), config.point.captions_per_image
+    size, per_epoch = epoch_shape(config, images)
+    epoch, place = divmod(step, per_epoch)
+    rows = np.random.default_rng([config.seed, epoch]).permutation(images)[place * size : (place + 1) * size]
+    starts = np.searchsorted(train.caption_image, rows)
+    counts = np.searchsorted(train.caption_image, rows, side="right") - starts
+    order = [
+        np.random.default_rng([config.seed, epoch, row]).permutation(count)
+        for row, count in zip(rows, counts, strict=True)
+    ]
+    picked = np.stack([own[np.arange(wanted) % len(own)] for own in order])
+    return Drawn(epoch, rows, starts[:, None] + picked)
+
+
+def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
+    """Linear warm-up, then cosine to zero; the learning rate's factor at `step`."""
+    warmup = max(1, round(warmup_fraction * steps))
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def ramped_epsilon(config: TrialConfig, step: int, steps: int) -> float:
+    """Radius of the training attack at `step`: `epsilon_start`, then a linear ramp, then `epsilon`.
+
+    Robust fine-tuning from a model that is not robust goes better if the radius starts small (arXiv 2509.23325).
+    """
+    point = config.point
+    if point.ramp_end == 0 or point.epsilon == 0:
+        return point.epsilon
+    done = step / steps
+    if point.ramp_end == point.ramp_begin:
+        share = float(done >= point.ramp_end)
+    else:
+        share = min(1.0, max(0.0, (done - point.ramp_begin) / (point.ramp_end - point.ramp_begin)))
+    return point.epsilon_start + share * (point.epsilon - point.epsilon_start)
+
+
+def eda(
+    words: Sequence[str], options: Sequence[Sequence[str]], rng: np.random.Generator
+) -> tuple[list[str], list[list[str]]]:
+    """One of EDA's four operations (Wei and Zou 2019): words replaced, put in, exchanged or left out.
+
+    Args:
+        words: of the caption.
+        options: what may replace each, also used for what is put in; empty for words that stay.
+        rng: of this caption.
+
+    Returns:
+        The new words, and for each what may replace it.
+    """
+    text, ways = list(words), [list(found) for found in options]
+    operation, count = rng.integers(4), max(1, round(EDA_SHARE * len(text)))
+    for _ in range(count):
+        replaceable = [place for place, found in enumerate(ways) if found]
+        if operation == 0 and replaceable:
+            place = int(rng.choice(replaceable))
+            text[place] = str(rng.choice(ways[place]))
+        elif operation == 1 and replaceable:
+            source, place = int(rng.choice(replaceable)), int(rng.integers(len(text) + 1))
+            text.insert(place, str(rng.choice(ways[source])))
+            ways.insert(place, [])
+        elif operation == 2 and len(text) > 1:
+            one, other = rng.choice(len(text), 2, replace=False)
+            text[one], text[other] = text[other], text[one]
+            ways[one], ways[other] = ways[other], ways[one]
+        elif operation == 3 and len(text) > 1:
+            place = int(rng.integers(len(text)))
+            del text[place], ways[place]
+    return text, ways
+
+
+def random_crops(pixels: Tensor, keys: Tensor) -> Tensor:
+    """Crops of at least `CROP_AREA` of each image, resized to the whole, half of them mirrored.
+
+    Args:
+        pixels: (batch, 3, size, size) in [0, 1].
+        keys: int64 (batch,), the source of each image's randomness.
+    """
+    area, left, top, mirrored = uniform(step_keys(keys, 7), (4,)).to(pixels.device).unbind(1)
+    side = (CROP_AREA + (1 - CROP_AREA) * area).sqrt()
+    across = torch.where(mirrored < 0.5, -side, side)
+    room = 1 - side
+    places = torch.zeros(len(pixels), 2, 3, device=pixels.device)
+    places[:, 0, 0], places[:, 0, 2] = across, room * (2 * left - 1)
+    places[:, 1, 1], places[:, 1, 2] = side, room * (2 * top - 1)
+    grid = F.affine_grid(places, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False).clamp(0, 1)
