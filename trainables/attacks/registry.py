@@ -41,7 +41,10 @@ def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
         InputError: no such attack, or options it does not have.
     """
     where = f"protocol.attacks, {config.name}"
-    options: dict[str, Any] = {name: parse_epsilon(value) for name, value in config.options.items()}
+    try:
+        options: dict[str, Any] = {name: parse_epsilon(value) for name, value in config.options.items()}
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
     if config.attack.startswith("torchattacks:"):
         kind = config.attack.partition(":")[2]
         accepted = TorchAttack.accepted(kind)

@@ -119,7 +119,7 @@ def test_character_attack_equals_the_plain_one(world: World, characters: int) ->
 
 
 def test_words_that_do_not_help_are_left(world: World) -> None:
-    """An attack guided by minus the image would only lower its own objective by changing a caption at its best."""
+    """The clean word is among the choices, so no caption gets closer to its image."""
     batch, victim = world.batch(), world.victim
     features = F.normalize(batch.clean_features(victim), dim=-1)
     reached = BertAttack(words=2).captions(batch, features)
