@@ -94,8 +94,10 @@ class World:
             tables={},
         )
 
-    def published(self, quirks: Quirks = frozenset(), words: int = 1, candidates: int = 10) -> Published:
-        return Published(self.model, self.masked_lm, self.tokenizer, MAX_TOKENS, quirks, words, candidates)
+    def published(
+        self, quirks: Quirks = frozenset(), words: int = 1, candidates: int = 10, steps: int = 10
+    ) -> Published:
+        return Published(self.model, self.masked_lm, self.tokenizer, MAX_TOKENS, quirks, words, candidates, steps)
 
 
 def copies_noise(keys: Tensor) -> Any:
@@ -131,6 +133,6 @@ def make_world() -> World:
         for parameter in [*model.parameters(), *masked_lm.parameters()]:
             if parameter.ndim > 1:
                 parameter *= 4  # at their first values they hardly tell one caption from another
-        masked_lm.cls.predictions.bias -= 0.5
+        masked_lm.cls.predictions.bias -= 0.4
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
     return World(model.requires_grad_(False), masked_lm, tokenizer, pixels)

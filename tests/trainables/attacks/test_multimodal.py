@@ -21,17 +21,17 @@ from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
 from trainables.attacks.text import BertAttack
 
-EPSILON = 8 / 255
+EPSILON, STEPS = 8 / 255, 4
 ATTACKS: dict[str, Any] = {"co": CoAttack, "sga": Sga, "dra": Dra, "cmi": CmiAttack}
 
 
 def build(name: str, quirks: Quirks, words: int = 1) -> Any:
-    return ATTACKS[name](epsilon=EPSILON, words=words, quirks=quirks)
+    return ATTACKS[name](epsilon=EPSILON, steps=STEPS, words=words, quirks=quirks)
 
 
 def published(world: World, name: str, quirks: Quirks, words: int = 1) -> Attacked:
     """The published loop of that attack, image by image where it has no batches, with our random numbers."""
-    loops, batch = world.published(quirks, words), world.batch()
+    loops, batch = world.published(quirks, words, steps=STEPS), world.batch()
     images = range(len(world.pixels))
     own = [[world.texts[row] for row in range(len(world.texts)) if world.owner[row] == image] for image in images]
     start = random_start(batch.pixels, EPSILON, batch.keys, one_sided="one_sided_start" in quirks)
@@ -89,7 +89,7 @@ def test_attack_equals_the_published_loop(world: World, name: str, mode: str) ->
 def test_every_quirk_of_the_images_shows(world: World, name: str, quirk: Quirk) -> None:
     """Otherwise the comparisons above would compare nothing."""
     world = replace(world, pixels=255 * (world.pixels > 127))  # many pixels at the bounds, for the look-ahead
-    run = lambda quirks: build(name, quirks).run(world.victim, world.batch())  # noqa: E731
+    run = lambda quirks: ATTACKS[name](epsilon=64 / 255, steps=STEPS, quirks=quirks).run(world.victim, world.batch())  # noqa: E731
     assert differing(run(frozenset()), run(frozenset({quirk}))) > 1e-3
 
 
@@ -102,11 +102,11 @@ def test_sep_attack_is_its_two_parts(world: World) -> None:
 
 def test_momentum_of_cmi_begins_with_the_captions(world: World) -> None:
     """Its first step has a velocity already; without momentum there is nothing to begin with."""
-    run = lambda momentum: CmiAttack(epsilon=EPSILON, momentum=momentum).run(world.victim, world.batch())  # noqa: E731
+    run = lambda momentum: CmiAttack(epsilon=EPSILON, steps=STEPS, momentum=momentum).run(world.victim, world.batch())  # noqa: E731
     assert differing(run(0.9), run(0.0)) > 1e-3
 
 
-@pytest.mark.parametrize("attack", [Sga(epsilon=EPSILON), CoAttack(epsilon=EPSILON), Dra(epsilon=EPSILON)])
+@pytest.mark.parametrize("attack", [kind(epsilon=EPSILON, steps=STEPS) for kind in (CoAttack, Sga, Dra)])
 def test_images_lose_their_captions(world: World, attack: Attack) -> None:
     """What the attacks are for: the attacked pairs are less alike than the clean ones."""
     batch, victim = world.batch(), world.victim
