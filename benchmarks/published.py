@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import numpy as np
@@ -47,6 +48,7 @@ class Published:
         quirks: without any, the same loops do what the papers say.
         words: changed per caption.
         candidates: read per word.
+        steps: of the image attacks.
         masked_lm_tokens: captions are padded and cut to this many for the masked language model.
     """
 
@@ -57,6 +59,7 @@ class Published:
     quirks: Quirks = frozenset()
     words: int = 1
     candidates: int = 10
+    steps: int = 10
     masked_lm_tokens: int = 64
 
     @torch.no_grad()
@@ -121,8 +124,11 @@ class Published:
 
     def _fits(self, text: str, word: str) -> bool:
         dropped = text == word or text in STOP_WORDS or "##" in text
-        symbol = "symbols" in self.quirks and text not in self.tokenizer.all_special_tokens
-        return not dropped and (text.isalpha() or symbol)
+        return not dropped and (text.isalpha() or ("symbols" in self.quirks and text not in self._special_tokens))
+
+    @cached_property
+    def _special_tokens(self) -> set[str]:
+        return set(self.tokenizer.all_special_tokens)
 
     @torch.no_grad()
     def importance(self, words: Sequence[str]) -> list[float]:
@@ -221,13 +227,13 @@ class Published:
             owner: each caption's image.
             start: where the image attack begins.
             noise: of the copies.
-            epsilon: radius; ten steps of a quarter of it.
+            epsilon: radius; each step is a quarter of it.
         """
         with torch.no_grad():
             clean = self.encode_images(pixels)
         supervision = self.supervision(self.attack_captions(captions, owner, clean))
         current = start
-        for step in range(10):
+        for step in range(self.steps):
             direction = self.gradient(current, self.set_loss(supervision, owner, noise, step))
             current = self.project(current + epsilon / 4 * direction.sign(), pixels, epsilon)
         with torch.no_grad():
@@ -266,7 +272,7 @@ class Published:
             clean = self.encode_images(pixels)
         supervision = self.supervision(self.attack_captions(captions, owner, clean))
         before, current = start, start
-        for step in range(10):
+        for step in range(self.steps):
             loss_of, place = self.set_loss(supervision, owner, noise, step), current
             if step:
                 losses, mixtures = [], []
@@ -301,16 +307,16 @@ class Published:
             captions: see `sga`.
             owner: see `sga`.
             starts: of the guide and of the image attack.
-            noise: see `sga`; step 10 is the guide's.
+            noise: see `sga`; the step after the last is the guide's.
             epsilon: see `sga`.
         """
         with torch.no_grad():
             guide = self.encode_images(starts[0])
         attacked = self.attack_captions(captions, owner, guide)
         supervision = self.encode_texts(attacked)
-        momentum = self.gradient(starts[0], self.set_loss(supervision, owner, noise, 10))
+        momentum = self.gradient(starts[0], self.set_loss(supervision, owner, noise, self.steps))
         current = starts[1]
-        for step in range(10):
+        for step in range(self.steps):
             momentum = 0.9 * momentum + self.gradient(current, self.set_loss(supervision, owner, noise, step))
             current = self.project(current + epsilon / 4 * momentum.sign(), pixels, epsilon)
         return current, attacked
@@ -335,9 +341,9 @@ class Published:
                 return (divergence(features, clean) + 3 * from_texts).sum()
 
             result = start
-            for _ in range(10):
+            for _ in range(self.steps):
                 direction = self.gradient(result, loss_of)
-                result = self.project(result + 1.25 * epsilon / 10 * direction.sign(), pixels, epsilon)
+                result = self.project(result + 1.25 * epsilon / self.steps * direction.sign(), pixels, epsilon)
         return result, attacked
 
     @staticmethod

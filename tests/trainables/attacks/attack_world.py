@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.published import Published
 from trainables.attacks.contract import Batch, Victim
@@ -20,7 +20,6 @@ from trainables.config import TinyConfig
 from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
 from trainables.models.clip import Clip
-from trainables.pretrain import train_tokenizer
 
 MAX_TOKENS = 48
 
@@ -95,8 +94,10 @@ class World:
             tables={},
         )
 
-    def published(self, quirks: Quirks = frozenset(), words: int = 1, candidates: int = 10) -> Published:
-        return Published(self.model, self.masked_lm, self.tokenizer, MAX_TOKENS, quirks, words, candidates)
+    def published(
+        self, quirks: Quirks = frozenset(), words: int = 1, candidates: int = 10, steps: int = 10
+    ) -> Published:
+        return Published(self.model, self.masked_lm, self.tokenizer, MAX_TOKENS, quirks, words, candidates, steps)
 
 
 def copies_noise(keys: Tensor) -> Any:
@@ -108,7 +109,12 @@ def copies_noise(keys: Tensor) -> Any:
 
 def make_world() -> World:
     torch.manual_seed(0)
-    tokenizer = train_tokenizer([" ".join(split_words(caption)) for caption in CAPTIONS[::2]] + ["0 1 2 ' bkpwfgmv"])
+    # Every other caption's words are whole; a trained vocabulary would differ from process to process.
+    whole = sorted({word for caption in CAPTIONS[::2] for word in split_words(caption)})
+    pieces = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["##er", "##ing"]
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *whole, *"abcdefghijklmnopqrstuvwxyz0123456789'", *pieces]
+    vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
+    tokenizer = BertTokenizer(vocab=vocabulary, bos_token="[CLS]", eos_token="[SEP]")
     model = Clip.tiny(
         TinyConfig(width=32, layers=2, heads=2, patch_pixels=8, embedding=32), 32, MAX_TOKENS, tokenizer
     ).eval()
@@ -127,6 +133,6 @@ def make_world() -> World:
         for parameter in [*model.parameters(), *masked_lm.parameters()]:
             if parameter.ndim > 1:
                 parameter *= 4  # at their first values they hardly tell one caption from another
-        masked_lm.cls.predictions.bias -= 0.5
+        masked_lm.cls.predictions.bias -= 0.4
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
     return World(model.requires_grad_(False), masked_lm, tokenizer, pixels)

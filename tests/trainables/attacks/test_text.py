@@ -34,7 +34,7 @@ def test_substitutes_equal_the_plain_ones(world: World, mode: str) -> None:
 @pytest.mark.parametrize("quirk", sorted(SUBSTITUTE_QUIRKS))
 def test_every_quirk_of_the_substitutes_shows(world: World, quirk: Quirk) -> None:
     options = lambda quirks: [world.table(quirks).options_of(row) for row in range(len(world.texts))]  # noqa: E731
-    assert options(SUBSTITUTE_QUIRKS) != options(SUBSTITUTE_QUIRKS - {quirk})
+    assert options(NONE) != options(frozenset({quirk})) or options(TEXT_QUIRKS) != options(TEXT_QUIRKS - {quirk})
 
 
 def test_fewer_candidates_are_the_best_of_them(world: World) -> None:
@@ -119,7 +119,7 @@ def test_character_attack_equals_the_plain_one(world: World, characters: int) ->
 
 
 def test_words_that_do_not_help_are_left(world: World) -> None:
-    """An attack guided by minus the image would only lower its own objective by changing a caption at its best."""
+    """The clean word is among the choices, so no caption gets closer to its image."""
     batch, victim = world.batch(), world.victim
     features = F.normalize(batch.clean_features(victim), dim=-1)
     reached = BertAttack(words=2).captions(batch, features)
