@@ -15,6 +15,7 @@ from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attack
 from trainables.attacks.image import Pgd, TorchAttack
+from trainables.attacks.itm import ItmAttack
 from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
 from trainables.attacks.text import BertAttack, CharacterAttack
@@ -30,6 +31,7 @@ BUILT_IN: dict[str, type[Attack]] = {
     "sga": Sga,
     "dra": Dra,
     "cmi": CmiAttack,
+    "itm": ItmAttack,
 }
 
 
