@@ -82,11 +82,11 @@ def test_lowers_the_matching_more_than_an_attack_on_similarity(family: Any) -> N
 def test_an_image_is_attacked_the_same_alone() -> None:
     """Images differ in their numbers of captions; what fills up must not count."""
     victim, batch = stage(Albef)
-    whole = ItmAttack(steps=3).run(victim, batch)
-    alone = ItmAttack(steps=3).run(victim, some(victim, batch.pixels, slice(1, 2)))
+    whole = ItmAttack(steps=5).run(victim, batch)
+    alone = ItmAttack(steps=5).run(victim, some(victim, batch.pixels, slice(1, 2)))
     assert alone.captions == whole.captions[3:5]
     # Where rounding turns a gradient's sign, a pixel moves elsewhere; that is rare.
-    assert ((alone.pixels - whole.pixels[1:2]).abs() > 1e-6).float().mean() < 0.01
+    assert ((alone.pixels - whole.pixels[1:2]).abs() > 1e-6).float().mean() < 0.002
 
 
 def test_every_image_gets_as_many_captions() -> None:
