@@ -15,6 +15,7 @@ from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attack
 from trainables.attacks.image import Pgd, TorchAttack
+from trainables.attacks.itm import ItmAttack
 from trainables.attacks.natural import CaptionNoise, Corruption
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.sep import SepAttack
@@ -34,6 +35,7 @@ BUILT_IN: dict[str, type[Attack]] = {
     "cmi": CmiAttack,
     "corruption": Corruption,
     "caption-noise": CaptionNoise,
+    "itm": ItmAttack,
 }
 
 

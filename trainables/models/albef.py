@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, processors
@@ -13,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    BertTokenizer,
     BlipConfig,
     BlipPreTrainedModel,
     BlipVisionModel,
@@ -22,7 +24,8 @@ from transformers import (
 from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from trainables.config import TinyConfig
-from trainables.models.fusion import VitBert, tiny_config
+from trainables.models.fusion import DROPPED, VIT_RULES, VitBert, at_size, official_config, tiny_config
+from trainables.models.official import State, fill, from_directory, renamed, tokenizer_beside
 
 
 class AlbefConfig(BlipConfig):
@@ -89,8 +92,38 @@ class Albef(VitBert):
         Raises:
             OSError: nothing there, or not an ALBEF.
         """
-        network = AlbefNetwork.from_pretrained(name, use_safetensors=True)
-        return cls(network, AutoTokenizer.from_pretrained(name))
+        return cls(from_directory(AlbefNetwork, name), AutoTokenizer.from_pretrained(name))
+
+    @classmethod
+    def from_official(cls, state: State, path: Path, image_pixels: int | None, *, momentum: bool = False) -> Albef:
+        """From the entries of a published `.pth` file, pre-trained (4M, 14M) or fine-tuned for retrieval.
+
+        Args:
+            state: see `official.read_state`.
+            path: for messages and the tokenizer beside it.
+            image_pixels: of a side; the position embeddings are resampled to it, as the publication does from 256 to
+                384.
+            momentum: take the momentum copies of encoders and projections instead of themselves.
+
+        Raises:
+            InputError: entries that do not fit.
+        """
+        if momentum:
+            copies = {name.replace("_m.", ".", 1): tensor for name, tensor in state.items() if "_m." in name}
+            state = {**state, **copies}
+        text = "text_encoder.bert" if any(name.startswith("text_encoder.bert.") for name in state) else "text_encoder"
+        network = AlbefNetwork(AlbefConfig(**official_config(state, text, image_pixels)))
+        lower = network.config.text_config.num_hidden_layers // 2
+        upper = [
+            (rf"^text_encoder\.encoder\.layer\.{lower + index}\.", f"fusion.{index}.")
+            for index in range(len(network.fusion))
+        ]
+        rules = [*VIT_RULES, (r"^text_encoder\.bert\.", "text_encoder."), *upper]
+        # The masked-LM head of pre-training, and projections that no loss used.
+        entries = renamed(state, rules, [*DROPPED, r"text_encoder\.cls\..*", r"combine_.*"])
+        fill(network, at_size(entries, network.config), path)
+        tokenizer = tokenizer_beside(path, BertTokenizer, "google-bert/bert-base-uncased")
+        return cls(network, without_end(tokenizer))
 
     @classmethod
     def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Albef:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BertTokenizer, BlipConfig, BlipForImageTextRetrieval, PreTrainedTokenizerBase
 
 from trainables.config import TinyConfig
-from trainables.models.fusion import VitBert, tiny_config
+from trainables.models.fusion import DROPPED, VIT_RULES, VitBert, at_size, official_config, tiny_config
+from trainables.models.official import State, fill, from_directory, renamed, tokenizer_beside
 
 
 class Blip(VitBert):
@@ -58,8 +60,24 @@ class Blip(VitBert):
         Raises:
             OSError: nothing there, or not a BLIP.
         """
-        network = BlipForImageTextRetrieval.from_pretrained(name, use_safetensors=True)
-        return cls(network, AutoTokenizer.from_pretrained(name))
+        return cls(from_directory(BlipForImageTextRetrieval, name), AutoTokenizer.from_pretrained(name))
+
+    @classmethod
+    def from_official(cls, state: State, path: Path, image_pixels: int | None) -> Blip:
+        """From the entries of a published `.pth` file, fine-tuned for retrieval or pre-trained.
+
+        Args:
+            state: see `official.read_state`.
+            path: for messages and the tokenizer beside it.
+            image_pixels: of a side; the position embeddings are resampled to it.
+
+        Raises:
+            InputError: entries that do not fit.
+        """
+        network = BlipForImageTextRetrieval(BlipConfig(**official_config(state, "text_encoder", image_pixels)))
+        entries = renamed(state, VIT_RULES, [*DROPPED, r"text_decoder\..*"])
+        fill(network, at_size(entries, network.config), path)
+        return cls(network, tokenizer_beside(path, BertTokenizer, "google-bert/bert-base-uncased"))
 
     @classmethod
     def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Blip:

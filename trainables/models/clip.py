@@ -1,19 +1,102 @@
-"""CLIP: `transformers.CLIPModel` from a hub id, a local directory, or built tiny."""
+"""CLIP: `transformers.CLIPModel` from a hub id, a directory, the file of OpenAI or open_clip, or built tiny."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from trainables.config import TinyConfig
 from trainables.models import RetrievalModel
+from trainables.models.official import (
+    State,
+    fill,
+    from_directory,
+    layers,
+    renamed,
+    resampled,
+    tokenizer_beside,
+)
+
+RULES = (
+    (r"^visual\.class_embedding", "vision_model.embeddings.class_embedding"),
+    (r"^visual\.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    (r"^visual\.conv1", "vision_model.embeddings.patch_embedding"),
+    (r"^visual\.ln_pre", "vision_model.pre_layrnorm"),  # sic
+    (r"^visual\.ln_post", "vision_model.post_layernorm"),
+    (r"^visual\.proj$", "visual_projection.weight"),
+    (r"^visual\.transformer\.resblocks", "vision_model.encoder.layers"),
+    (r"^positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    (r"^token_embedding", "text_model.embeddings.token_embedding"),
+    (r"^ln_final", "text_model.final_layer_norm"),
+    (r"^text_projection$", "text_projection.weight"),
+    (r"^transformer\.resblocks", "text_model.encoder.layers"),
+    (r"\.ln_(\d)\.", r".layer_norm\1."),
+    (r"\.attn\.", ".self_attn."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+)
+"""From OpenAI's names to those of `transformers`."""
+
+DROPPED = ("input_resolution", "context_length", "vocab_size")
+
+
+def _separated(state: State) -> State:
+    """Queries, keys and values by themselves, and projections as `nn.Linear` has them."""
+    entries: State = {}
+    for name, tensor in state.items():
+        stem, joined, kind = name.partition(".in_proj_")
+        if joined:
+            for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                entries[f"{stem}.{letter}_proj.{kind}"] = part
+        else:
+            entries[name] = tensor.T if name in ("visual.proj", "text_projection") else tensor
+    return entries
+
+
+def _official_config(state: State, path: Path, image_pixels: int | None) -> dict[str, Any]:
+    beside = path.with_name("open_clip_config.json")
+    told = json.loads(beside.read_text())["model_cfg"] if beside.exists() else {}
+    quick = told.get("quick_gelu", "input_resolution" in state or "quickgelu" in path.name.lower())
+    positions, patch = state["visual.positional_embedding"], state["visual.conv1.weight"].shape[-1]
+    length, text_width = state["positional_embedding"].shape
+    width, vocabulary = positions.shape[1], state["token_embedding.weight"].shape[0]
+
+    def tower(prefix: str, channels: int, heads: int) -> dict[str, Any]:
+        return {
+            "hidden_size": channels,
+            "intermediate_size": state[f"{prefix}.0.mlp.c_fc.weight"].shape[0],
+            "num_hidden_layers": layers(state, prefix),
+            "num_attention_heads": heads,
+            "hidden_act": "quick_gelu" if quick else "gelu",
+        }
+
+    # 64 channels a head, but 16 heads in the images towers that are wider than L: H has 80 channels, g 88, G 104.
+    vision = tower("visual.transformer.resblocks", width, min(width // 64, 16))
+    return {
+        "vision_config": {
+            **vision,
+            "image_size": image_pixels or round((len(positions) - 1) ** 0.5) * patch,
+            "patch_size": patch,
+        },
+        "text_config": {
+            **tower("transformer.resblocks", text_width, text_width // 64),
+            "vocab_size": vocabulary,
+            "max_position_embeddings": length,
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+            "pad_token_id": vocabulary - 1,
+        },
+        "projection_dim": state["text_projection"].shape[1],
+    }
 
 
 class Clip(RetrievalModel):
@@ -62,7 +145,32 @@ class Clip(RetrievalModel):
         Raises:
             OSError: nothing there, or not a CLIP.
         """
-        return cls(CLIPModel.from_pretrained(name, use_safetensors=True), AutoTokenizer.from_pretrained(name))
+        return cls(from_directory(CLIPModel, name), AutoTokenizer.from_pretrained(name))
+
+    @classmethod
+    def from_official(cls, state: State, path: Path, image_pixels: int | None) -> Clip:
+        """From the entries of OpenAI's or open_clip's state dict of a CLIP with a ViT.
+
+        OpenAI's weights were trained with QuickGELU, open_clip's with GELU unless they say otherwise. The entries look
+        the same, so what tells is OpenAI's `input_resolution`, an `open_clip_config.json` beside the file, or
+        `quickgelu` in the file's name, as open_clip names its own.
+
+        Args:
+            state: see `official.read_state`.
+            path: for messages, the activation and the tokenizer beside it.
+            image_pixels: of a side; the position embeddings are resampled to it.
+
+        Raises:
+            InputError: entries that do not fit.
+        """
+        config = CLIPConfig(**_official_config(state, path, image_pixels))
+        vision = config.vision_config
+        entries = renamed(_separated(state), RULES, DROPPED)
+        positions = "vision_model.embeddings.position_embedding.weight"
+        entries[positions] = resampled(entries[positions], vision.image_size // vision.patch_size)
+        clip = CLIPModel(config)
+        fill(clip, entries, path)
+        return cls(clip, tokenizer_beside(path, CLIPTokenizer, "openai/clip-vit-base-patch32"))
 
     @classmethod
     def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Clip:

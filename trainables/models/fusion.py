@@ -14,6 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from trainables.config import TinyConfig
 from trainables.models import FusionModel
+from trainables.models.official import State, layers, resampled
 
 
 class VitBert(FusionModel):
@@ -74,6 +75,67 @@ class VitBert(FusionModel):
         """Write configuration, weights and tokenizer."""
         self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+VIT_RULES = (
+    (r"^visual_encoder\.cls_token", "vision_model.embeddings.class_embedding"),
+    (r"^visual_encoder\.pos_embed", "vision_model.embeddings.position_embedding"),
+    (r"^visual_encoder\.patch_embed\.proj", "vision_model.embeddings.patch_embedding"),
+    (r"^visual_encoder\.norm\.", "vision_model.post_layernorm."),
+    (r"^visual_encoder\.blocks\.(\d+)\.norm", r"vision_model.encoder.layers.\1.layer_norm"),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.qkv", r"vision_model.encoder.layers.\1.self_attn.qkv"),
+    (r"^visual_encoder\.blocks\.(\d+)\.attn\.proj", r"vision_model.encoder.layers.\1.self_attn.projection"),
+    (r"^visual_encoder\.blocks", "vision_model.encoder.layers"),
+)
+"""From the names of ALBEF's and BLIP's ViT to those of `transformers`."""
+
+DROPPED = (
+    r"\w+_m\..*",  # momentum copies
+    r"image_queue|text_queue|idx_queue|queue_ptr|ptr_queue",
+    r"temp",
+    r"text_encoder\.(bert\.)?embeddings\.position_ids",  # 0, 1, 2, ...
+)
+"""What ALBEF's and BLIP's checkpoints hold for going on with their own training."""
+
+
+def official_config(state: State, text: str, image_pixels: int | None) -> dict[str, Any]:
+    """Keyword arguments of the `BlipConfig` that fits; published sizes have 64 channels a head.
+
+    Args:
+        state: official names.
+        text: prefix of the text encoder's names.
+        image_pixels: of a side; those of the checkpoint if not given.
+    """
+    positions, patch = state["visual_encoder.pos_embed"], state["visual_encoder.patch_embed.proj.weight"].shape[-1]
+    width, text_width = positions.shape[2], state["text_proj.weight"].shape[1]
+    return {
+        "vision_config": {
+            "hidden_size": width,
+            "intermediate_size": state["visual_encoder.blocks.0.mlp.fc1.weight"].shape[0],
+            "num_hidden_layers": layers(state, "visual_encoder.blocks"),
+            "num_attention_heads": width // 64,
+            "image_size": image_pixels or round((positions.shape[1] - 1) ** 0.5) * patch,
+            "patch_size": patch,
+            "layer_norm_eps": 1e-6,  # not the 1e-5 that `transformers` assumes for BLIP
+        },
+        "text_config": {
+            "hidden_size": text_width,
+            "intermediate_size": state[f"{text}.encoder.layer.0.intermediate.dense.weight"].shape[0],
+            "num_hidden_layers": layers(state, f"{text}.encoder.layer"),
+            "num_attention_heads": text_width // 64,
+            "vocab_size": state[f"{text}.embeddings.word_embeddings.weight"].shape[0],
+            "max_position_embeddings": state[f"{text}.embeddings.position_embeddings.weight"].shape[0],
+            "hidden_dropout_prob": 0.1,
+            "attention_probs_dropout_prob": 0.1,
+        },
+        "image_text_hidden_size": state["vision_proj.weight"].shape[0],
+    }
+
+
+def at_size(entries: State, config: Any) -> State:
+    """The entries with the ViT's position embeddings for the configured image size."""
+    name, vision = "vision_model.embeddings.position_embedding", config.vision_config
+    return {**entries, name: resampled(entries[name][0], vision.image_size // vision.patch_size)[None]}
 
 
 def tiny_config(config: TinyConfig, image_pixels: int, max_tokens: int, vocabulary: int, pad_token: int) -> Any:

@@ -1,0 +1,100 @@
+"""The attack on the matching score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from trainables.attacks.contract import Batch, Victim
+from trainables.attacks.image import Pgd
+from trainables.attacks.itm import ItmAttack, _by_image
+from trainables.attacks.registry import build_attack
+from trainables.attacks.substitutes import Substitutes
+from trainables.attacks.text import CaptionEncoder, encode_captions
+from trainables.command import InputError
+from trainables.config import AttackConfig, Protocol, TinyConfig
+from trainables.evaluation.robustness import check
+from trainables.models import parameters_of, tokenize
+from trainables.models.albef import Albef
+from trainables.models.blip import Blip
+from trainables.models.clip import Clip
+from trainables.pretrain import train_tokenizer
+
+WORDS = [
+    ["a", "red", "circle"],
+    ["the", "small", "blue", "square"],
+    ["two", "green", "stars"],
+    ["green", "triangle"],
+    ["a", "small", "triangle"],
+    ["a", "big", "red", "star"],
+]
+OWNER = torch.tensor([0, 0, 0, 1, 1, 2])
+CPU = torch.device("cpu")
+
+
+def stage(family: Any) -> tuple[Victim, Batch]:
+    torch.manual_seed(0)
+    size = TinyConfig(width=32, layers=2, heads=2, patch_pixels=8, embedding=16)
+    captions = [" ".join(words) for words in WORDS]
+    model = family.tiny(size, 32, 16, train_tokenizer(captions)).eval()
+    for parameter in parameters_of(model, "all"):
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+        parameter.requires_grad_(False)
+    victim = Victim(model, 16, encode_captions(model, captions, 16, CPU), OWNER, 3)
+    return victim, some(victim, torch.rand(3, 3, 32, 32), slice(0, 3))
+
+
+def some(victim: Victim, pixels: Tensor, images: slice) -> Batch:
+    """The batch of some images, each with its captions."""
+    substitutes = Substitutes.build(WORDS, [[["green", "tiny"] for _ in caption] for caption in WORDS], 2)
+    rows = np.flatnonzero((images.start <= OWNER) & (images.stop > OWNER))
+    owner, encode = OWNER[rows] - images.start, CaptionEncoder(victim.model, 16, CPU)
+    return Batch(pixels[images], torch.arange(3)[images], rows, owner, substitutes, lambda: substitutes, encode, 7)
+
+
+def logits(victim: Victim, pixels: Tensor, captions: list[str], owner: Tensor) -> Tensor:
+    model: Any = victim.model
+    tokens, mask = tokenize(model, captions, victim.max_tokens)
+    with torch.no_grad():
+        images = model.image_tokens(pixels)[owner]
+        return model.itm_logits(images, model.text_tokens(tokens, mask), mask)[:, 1]
+
+
+@pytest.mark.parametrize("family", [Albef, Blip])
+def test_lowers_the_matching_more_than_an_attack_on_similarity(family: Any) -> None:
+    victim, batch = stage(family)
+    attack = ItmAttack(epsilon=8 / 255, steps=5)
+    attacked = attack.run(victim, batch)
+    check(attack, batch, attacked)
+    assert attacked.captions != batch.captions()
+    clean = logits(victim, batch.pixels, attacked.captions, batch.owner)
+    ours = logits(victim, attacked.pixels, attacked.captions, batch.owner)
+    other = logits(victim, Pgd(8 / 255, 5).run(victim, batch).pixels, attacked.captions, batch.owner)
+    by_image = lambda values: torch.zeros(3).index_add(0, batch.owner, values)  # noqa: E731
+    assert (by_image(ours) < by_image(clean)).all()
+    assert (by_image(ours) < by_image(other)).all()
+
+
+def test_an_image_is_attacked_the_same_alone() -> None:
+    """Images differ in their numbers of captions; what fills up must not count."""
+    victim, batch = stage(Albef)
+    whole = ItmAttack(steps=5).run(victim, batch)
+    alone = ItmAttack(steps=5).run(victim, some(victim, batch.pixels, slice(1, 2)))
+    assert alone.captions == whole.captions[3:5]
+    # Where rounding turns a gradient's sign, a pixel moves elsewhere; that is rare.
+    assert ((alone.pixels - whole.pixels[1:2]).abs() > 1e-6).float().mean() < 0.002
+
+
+def test_every_image_gets_as_many_captions() -> None:
+    rows, own = _by_image(torch.tensor([0, 0, 0, 1, 2, 2]), 3)
+    assert rows.tolist() == [0, 1, 2, 3, 3, 3, 4, 5, 5]
+    assert own.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+
+
+def test_a_model_without_fusion_is_refused() -> None:
+    with pytest.raises(InputError, match="Clip has no such head"):
+        build_attack(AttackConfig(name="itm", attack="itm"), Protocol()).run(*stage(Clip))

@@ -1,0 +1,52 @@
+"""One way in: a model by its name, whatever its family and layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from trainables.command import InputError
+from trainables.models import RetrievalModel
+from trainables.models.albef import Albef
+from trainables.models.blip import Blip
+from trainables.models.clip import Clip
+from trainables.models.dual import Dual
+from trainables.models.official import read_state
+
+FAMILIES: dict[str, type[Albef | Blip | Clip]] = {"clip": Clip, "blip": Blip, "albef": Albef}
+"""By `model_type` in `config.json`."""
+
+SIGNS: dict[str, type[Albef | Blip | Clip]] = {
+    "visual.transformer.resblocks.0.attn.in_proj_weight": Clip,
+    "text_encoder.encoder.layer.0.crossattention.self.query.weight": Blip,  # in ALBEF the lower layers have none
+    "visual_encoder.blocks.0.attn.qkv.weight": Albef,
+}
+"""By an entry that is in the published file; the first that is found decides."""
+
+
+def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
+    """A model from the hub, from a directory, or from a file of OpenAI, open_clip, BLIP or ALBEF.
+
+    Args:
+        name: a directory, a checkpoint file, or a hub id.
+        image_pixels: of a side of the images to come; a file's position embeddings are resampled to it, as the
+            publications do. Other models interpolate while they run.
+
+    Raises:
+        InputError: a family that is not known, or a checkpoint that does not fit its family.
+        OSError: nothing there.
+    """
+    path = Path(name)
+    if path.is_file():
+        state = read_state(path)
+        family = next((family for sign, family in SIGNS.items() if sign in state), None)
+        if family is None:
+            raise InputError(f"{name} is no ALBEF, BLIP or CLIP with a ViT: its entries begin with {next(iter(state))}")
+        return family.from_official(state, path, image_pixels)
+    if (path / "image_tower").is_dir():
+        return Dual.load(name)
+    kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
+    if kind not in FAMILIES:
+        raise InputError(f"{name} is a {kind}; accepted are {', '.join(FAMILIES)}")
+    return FAMILIES[kind].load(name)
