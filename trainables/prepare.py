@@ -21,8 +21,7 @@ from trainables.data import Dataset, load_dataset
 from trainables.data.cache import locked
 from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
-from trainables.models.clip import Clip
-from trainables.models.dual import Dual
+from trainables.models.loading import load
 from trainables.pretrain import Log, make_base, make_masked_lm, make_tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -105,7 +104,10 @@ class Workshop:
         """The model before fine-tuning, and its hash."""
         model = self.config.model
         if model.base is not None:
-            return load_model(model.base), content_hash({"base": model.base})
+            base = load_model(model.base, self.config.data.image_pixels)
+            if model.family not in (None, type(base).__name__.lower()):
+                raise InputError(f"model.family is {model.family}, but {model.base} is a {type(base).__name__.lower()}")
+            return base, content_hash({"base": model.base})
         identity = {
             "data": self.pretraining.digest,
             "pixels": self.config.data.image_pixels,
@@ -177,18 +179,20 @@ def _groups(substitutes: Substitutes) -> np.ndarray:
     return np.unique(substitutes.texts(), return_inverse=True)[1]
 
 
-def load_model(name: str) -> RetrievalModel:
-    """A model by hub id or directory, whatever its family.
+def load_model(name: str, image_pixels: int | None = None) -> RetrievalModel:
+    """A model by hub id, directory or file, whatever its family, see `loading.load`.
 
     Raises:
         InputError: it cannot be loaded.
     """
-    return _named(name, Dual.load if (Path(name) / "image_tower").is_dir() else Clip.load)
+    return _named(name, lambda found: load(found, image_pixels))
 
 
 def _named(name: str, load: Callable[..., Any]) -> Any:
     try:
         return load(name)
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(
             f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}\n"

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainables.config import Point, TrialConfig
 from trainables.evaluation.robustness import evaluate
-from trainables.finetune import Clock, Trainee, original_embeddings, worker_loss
+from trainables.finetune import Clock, original_embeddings, worker_loss
+from trainables.objective import Trainee
 from trainables.prepare import prepare
 
 POINTS = {
@@ -23,54 +24,94 @@ POINTS = {
     "deviation": Point(
         contrastive_weight=0.3, temperature=0.1, epsilon=4 / 255, attack_steps=2, attack_objective="deviation"
     ),
+    "crossed, consistent, augmented": Point(
+        contrastive_weight=0.5,
+        temperature=0.1,
+        epsilon=4 / 255,
+        attack_steps=1,
+        words=1,
+        pairs="crossed",
+        companion="consistency",
+        captions_per_image=2,
+        text_augmentation="eda",
+        image_augmentation="crop",
+        ramp_end=0.9,
+    ),
+    "albef": Point(contrastive_weight=0.5, temperature=0.1, epsilon=4 / 255, attack_steps=1, words=1),
+    "blip": Point(contrastive_weight=0.0, temperature=0.1, words=1, captions_per_image=2),
 }
 
 
-def step(rank: int, world: int, config: TrialConfig, folder: str) -> None:
-    """One forward and backward pass as worker `rank`; saves loss, gradients and a small evaluation."""
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    prepared = prepare(config)
-    device = torch.device("cpu")
-    originals = original_embeddings(prepared, device)
+def configs(tiny_trial: TrialConfig) -> dict[str, TrialConfig]:
+    found = {}
+    for name, point in POINTS.items():
+        fusion = name in ("albef", "blip")
+        changes = {
+            "point": point,
+            "model": tiny_trial.model.model_copy(update={"family": name if fusion else "clip"}),
+            "protocol": tiny_trial.protocol.model_copy(update={"rerank": 5 if fusion else None}),
+        }
+        found[name] = tiny_trial.model_copy(update=changes)
+    return found
+
+
+def step(config: TrialConfig) -> dict[str, torch.Tensor]:
+    """One forward and backward pass, and a small evaluation: loss, gradients and ranks."""
+    prepared, device = prepare(config), torch.device("cpu")
     trainee = Trainee(prepared.base, config.point)
-    module = DistributedDataParallel(trainee) if world > 1 else trainee
-    loss = worker_loss(module, trainee, config, prepared, originals, 3, Clock(device))
+    originals = original_embeddings(prepared, device) if trainee.needs_original else None
+    module: torch.nn.Module = trainee
+    if dist.is_initialized():
+        module = DistributedDataParallel(trainee, find_unused_parameters=trainee.leaves_parts_out)
+    loss = worker_loss(module, trainee, config, prepared, originals, 3, 16, Clock(device), device)
     loss.backward()
     ranks = evaluate(trainee.model, prepared.gallery, config.protocol, max_tokens=32, device=device).ranks
     saved = {name: p.grad for name, p in trainee.named_parameters() if p.grad is not None}
     saved["loss"] = loss.detach()
-    saved |= {
+    return saved | {
         f"rank {target} {d}": torch.from_numpy(getattr(r, d)) for target, r in ranks.items() for d in ("tr", "ir")
     }
-    torch.save(saved, Path(folder) / f"{world}-{rank}.pt")
+
+
+def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -> None:
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    torch.save({name: step(config) for name, config in trials.items()}, Path(folder) / f"{world}-{rank}.pt")
     if world > 1:
         dist.destroy_process_group()
 
 
-def run_workers(world: int, config: TrialConfig, folder: Path) -> list[dict[str, torch.Tensor]]:
+Steps = list[dict[str, dict[str, torch.Tensor]]]
+
+
+@pytest.fixture(scope="module")
+def alone_and_together(tiny_trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Steps, Steps]:
+    """Every point's step by one worker, and by each of two; a process start costs more than all the steps."""
+    folder, trials = tmp_path_factory.mktemp("workers"), configs(tiny_trial)
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=step, args=(rank, world, config, str(folder))) for rank in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
-    return [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+    found = []
+    for world in (1, 2):
+        processes = [context.Process(target=worker, args=(rank, world, trials, str(folder))) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(300)
+            assert process.exitcode == 0
+        found.append([torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)])
+    return found[0], found[1]
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_two_workers_equal_one(name: str, tiny_trial: TrialConfig, tmp_path: Path) -> None:
-    config = tiny_trial.model_copy(update={"point": POINTS[name]})
-    prepare(config)
-    (alone,) = run_workers(1, config, tmp_path)
-    for worker in run_workers(2, config, tmp_path):
-        assert worker.keys() == alone.keys()
+def test_two_workers_equal_one(name: str, alone_and_together: tuple[Steps, Steps]) -> None:
+    alone = alone_and_together[0][0][name]
+    for together in alone_and_together[1]:
+        shared = together[name]
+        assert shared.keys() == alone.keys()
         assert len([key for key in alone if "log_temperature" in key]) == (1 if POINTS[name].temperature_learned else 0)
         for key, value in alone.items():
             if key.startswith("rank"):
-                np.testing.assert_array_equal(worker[key], value, err_msg=key)
+                np.testing.assert_array_equal(shared[key], value, err_msg=key)
             else:
-                torch.testing.assert_close(worker[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+                torch.testing.assert_close(shared[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
     assert max(value.abs().max() for key, value in alone.items() if "model" in key) > 1e-3

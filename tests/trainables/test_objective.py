@@ -1,0 +1,128 @@
+"""The loss is what it says: weights interpolate, companions are what they are called, parts are trained by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainables.attacks.noise import sample_keys
+from trainables.command import InputError
+from trainables.config import Point, TinyConfig
+from trainables.losses import consistency_loss, contrastive_loss, matching_loss, positive_pairs, similarity
+from trainables.models import RetrievalModel, tokenize
+from trainables.models.albef import Albef
+from trainables.models.blip import Blip
+from trainables.models.clip import Clip
+from trainables.objective import Pairs, Trainee
+from trainables.pretrain import train_tokenizer
+
+CAPTIONS = ["a red circle", "a blue square", "two green triangles", "a red square above a circle"]
+FAMILIES: dict[str, Any] = {"clip": Clip, "albef": Albef, "blip": Blip}
+TINY = TinyConfig(width=32, layers=2, heads=2, patch_pixels=8, embedding=16)
+
+
+def make(family: str) -> RetrievalModel:
+    torch.manual_seed(0)
+    return FAMILIES[family].tiny(TINY, 32, 16, train_tokenizer(CAPTIONS)).eval()
+
+
+def inputs(model: RetrievalModel, seed: int = 0) -> Pairs:
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return Pairs(pixels, *tokenize(model, CAPTIONS, 16))
+
+
+def loss_of(model: RetrievalModel, attacked: Pairs, clean: Pairs, **fields: Any) -> tuple[Tensor, list[Tensor]]:
+    trainee = Trainee(model, Point(temperature=0.2, **fields))
+    with torch.no_grad():
+        original = model.encode_image(clean.pixels)
+    positives = positive_pairs(torch.arange(4), torch.arange(4), torch.arange(4))
+    loss = trainee(attacked, clean, original, positives, sample_keys(0, 0, torch.arange(4)))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return loss, list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
+
+
+def parts(model: RetrievalModel, attacked: Pairs, clean: Pairs) -> dict[str, Tensor]:
+    """The terms, from the published formulas on plain features."""
+    positives, keys, tau = torch.eye(4, dtype=torch.bool), sample_keys(0, 0, torch.arange(4)), torch.tensor(0.2)
+    image, text = model.encode_image(attacked.pixels), model.encode_text(attacked.tokens, attacked.mask)
+    first_image, first_text = model.encode_image(clean.pixels), model.encode_text(clean.tokens, clean.mask)
+    found = {
+        "adversarial": contrastive_loss(similarity(image, text), positives, tau),
+        "crossed": (
+            contrastive_loss(similarity(image, first_text), positives, tau)
+            + contrastive_loss(similarity(first_image, text), positives, tau)
+        )
+        / 2,
+        "clean": contrastive_loss(similarity(first_image, first_text), positives, tau),
+        # FARE: squared L2 to the frozen clean embedding, here over that embedding's squared norm
+        "anchor": ((image - first_image).square().sum(1) / first_image.square().sum(1)).mean(),
+        "consistency": consistency_loss(similarity(first_image, first_text), similarity(image, text), tau),
+    }
+    if isinstance(model, Albef | Blip):
+        found["matching"] = matching_loss(
+            model,
+            model.image_tokens(attacked.pixels),
+            model.text_tokens(attacked.tokens, attacked.mask),
+            attacked.mask,
+            similarity(image, text) / tau,
+            positives,
+            keys,
+        )
+    return {name: value.detach() for name, value in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "companion", "pairs"),
+    [
+        *((family, companion, "adversarial") for family in FAMILIES for companion in ("auto", "anchor", "consistency")),
+        ("clip", "anchor", "crossed"),
+        ("albef", "matching", "crossed"),
+    ],
+)
+def test_weights_interpolate_between_contrastive_and_companion(family: str, companion: str, pairs: str) -> None:
+    model = make(family)
+    clean, attacked = inputs(model), inputs(model, seed=1)
+    expected = parts(model, attacked, clean)
+    kind = {"clip": "anchor"}.get(family, "matching") if companion == "auto" else companion
+    contrastive = "clean" if kind == "consistency" else pairs
+    fields = {"companion": companion, "pairs": pairs}
+    only_contrastive, one = loss_of(model, attacked, clean, contrastive_weight=1.0, **fields)
+    only_companion, zero = loss_of(model, attacked, clean, contrastive_weight=0.0, **fields)
+    mixed, between = loss_of(model, attacked, clean, contrastive_weight=0.3, **fields)
+    torch.testing.assert_close(only_contrastive.detach(), expected[contrastive])
+    torch.testing.assert_close(only_companion.detach(), expected[kind])
+    torch.testing.assert_close(mixed, 0.3 * only_contrastive + 0.7 * only_companion)
+    for full, none, some in zip(one, zero, between, strict=True):
+        torch.testing.assert_close(some, 0.3 * full + 0.7 * none, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["image", "text", "fusion"])
+def test_only_the_named_part_is_trained(family: str, part: str) -> None:
+    model = make(family)
+    if family == "clip" and part == "fusion":
+        with pytest.raises(InputError, match="no fusion parameters"):
+            Trainee(model, Point(trainable="fusion"))
+        return
+    Trainee(model, Point(trainable=part))
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    named = {id(p) for p in getattr(model, f"{part}_parameters")()}
+    assert trained == named
+
+
+def test_a_dual_encoder_cannot_match_pairs() -> None:
+    with pytest.raises(InputError, match="no fusion transformer"):
+        Trainee(make("clip"), Point(companion="matching"))
+
+
+def test_a_learned_temperature_stays_where_the_family_keeps_it() -> None:
+    for family, low, high in (("clip", 0.01, 1.0), ("blip", 0.001, 0.5)):
+        trainee = Trainee(make(family), Point(temperature=0.1, temperature_learned=True))
+        for given, kept in ((-20.0, low), (20.0, high), (-2.0, None)):
+            trainee.log_temperature.data.fill_(given)
+            trainee.clamp_temperature()
+            expected = torch.tensor(given).exp() if kept is None else torch.tensor(kept)
+            torch.testing.assert_close(trainee.log_temperature.exp().detach(), expected)
