@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from search_spaces.recipes import RECIPES
 from study.config import Objective
 from study.pareto import FrontEntry, front, hypervolume_history, measured, write_front, write_if_changed
 from study.records import Manifest, StudyPaths
@@ -18,9 +19,6 @@ History = Sequence[tuple[float, int, float, float]]
 INK = "#1f2933"
 FRONT_LINE = "#d55e00"
 HISTORY_LINE = "#0072b2"
-
-RECIPE_NAMES = {"finetune": "Finetune", "tecoa_itr": "TeCoA-ITR", "fare": "FARE", "mat": "MAT"}
-"""As the papers write them; others appear as they are."""
 
 LABEL_PLACES = ("top center", "bottom right", "top right", "bottom left")
 """In turn, because the published recipes often lie close together."""
@@ -250,7 +248,8 @@ def _error_bars(metrics: Sequence[Metric]) -> dict[str, Any]:
 
 
 def _recipe_name(recipe: str | None) -> str:
-    return escape(RECIPE_NAMES.get(recipe or "", recipe or ""))
+    """As the papers write them; others appear as they are."""
+    return escape({name: published.title for name, published in RECIPES.items()}.get(recipe, recipe or ""))  # type: ignore[call-overload]
 
 
 def _hover(trial: Manifest, axes: tuple[Axis, Axis], on_front: bool) -> str:

@@ -16,3 +16,15 @@ JOINT: dict[str, Knob] = {
     # The literature changes one word; nobody varies it in training.
     "words": Knob(kind="choice", choices=(0, 1, 2)),
 }
+"""For dual encoders, where the companion of the contrastive loss is the anchor."""
+
+FUSION: dict[str, Knob] = {
+    **JOINT,
+    # The companion is image-text matching. ALBEF and BLIP keep their temperature in [0.001, 0.5], and start at 0.07.
+    "temperature": Knob(kind="float", low=0.02, high=0.3, log=True),
+    # What of a fusion transformer is worth training under attack is an open question.
+    "trainable": Knob(kind="choice", choices=("all", "image", "fusion")),
+}
+"""For fusion transformers."""
+
+SPACES = {"joint": JOINT, "fusion": FUSION}

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from search_spaces.joint import JOINT
+from search_spaces.joint import JOINT, SPACES
 from search_spaces.recipes import Recipe
 from search_spaces.space import Knob, check_space
 from study.mlflow_store import redacted
@@ -90,12 +90,20 @@ def _name(value: str) -> str:
     return value
 
 
+def _named_space(value: object) -> object:
+    if isinstance(value, str) and value not in SPACES:
+        raise ValueError(f"no space of that name; there are {', '.join(SPACES)}, or give knobs by name")
+    return SPACES[value] if isinstance(value, str) else value
+
+
 class StudyConfig(Model):
     """A named, resumable exploration."""
 
     name: Annotated[str, AfterValidator(_name)] = Field("quickstart", description="of the study and its folder")
     studies_dir: Path = Field(Path("studies"), description="root of all studies")
-    space: dict[str, Knob] = Field(JOINT, description="knobs by name, in the order they are drawn")
+    space: Annotated[dict[str, Knob], BeforeValidator(_named_space)] = Field(
+        JOINT, description="knobs by name, in the order they are drawn; in a file also joint or fusion"
+    )
     recipes: tuple[Recipe, ...] = Field(
         ("finetune", "tecoa_itr", "fare", "mat"), description="published defences that run first"
     )

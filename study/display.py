@@ -134,25 +134,38 @@ class Display:
 def front_table(entries: Sequence[FrontEntry], manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> Table:
     """The front with intervals, and below it the recipes that are not on it."""
     table = Table(title="Pareto front, and the recipes beside it", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "trial", *(objective.metric for objective in objectives), "parameters"):
+    for name in ("", "trial", *(objective.metric for objective in objectives), "training", "parameters"):
         table.add_column(name)
     on_front = {entry.key for entry in entries}
+    costs = _training_costs(manifests)
     for entry in entries:
         cells = [
             f"{entry.values[o.metric]:.3f} [{entry.intervals[o.metric][0]:.3f}, {entry.intervals[o.metric][1]:.3f}]"
             for o in objectives
         ]
         what = f"{entry.recipe}: " if entry.recipe else ""
-        table.add_row(*(Text(cell) for cell in ("*", entry.key, *cells, what + _settings(entry.params))))
+        table.add_row(
+            *(Text(cell) for cell in ("*", entry.key, *cells, costs.get(entry.key, ""), what + _settings(entry.params)))
+        )
     for manifest in manifests:
         if manifest.recipe is None or manifest.key in on_front or manifest.state != "complete":
             continue
         metrics = [manifest.metrics.get(objective.metric) for objective in objectives]
         cells = [f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" if m else "" for m in metrics]
-        table.add_row(
-            *(Text(cell) for cell in ("", manifest.key, *cells, f"{manifest.recipe}: {_settings(manifest.params)}"))
-        )
+        what = f"{manifest.recipe}: {_settings(manifest.params)}"
+        table.add_row(*(Text(cell) for cell in ("", manifest.key, *cells, costs.get(manifest.key, ""), what)))
     return table
+
+
+def _training_costs(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """Seconds of training with its attack, and how many times that of MAT, as the papers compare."""
+    seconds = {
+        manifest.key: spent.get("attack", 0.0) + spent.get("train", 0.0)
+        for manifest in manifests
+        if (spent := manifest.cost.get("seconds"))
+    }
+    mat = next((seconds.get(manifest.key) for manifest in manifests if manifest.recipe == "mat"), None)
+    return {key: f"{value:.0f} s" + (f" x{value / mat:.2f}" if mat else "") for key, value in seconds.items()}
 
 
 def _settings(params: dict[str, object]) -> str:
