@@ -25,7 +25,7 @@ PIECE_SUBSTITUTES, COMBINATIONS = 4, 24
 LOGIT_CUT = 0.3
 """Under `logit_cut`."""
 
-BATCH = 512
+BATCH = 64
 """Captions in one pass; bounds memory, changes no result."""
 
 _STOP_WORDS = """
@@ -151,11 +151,13 @@ def masked_lm_substitutes(
     refill, early = "no_refill" not in quirks, "cls_offset" in quirks
     wanted = min(SUBSTITUTES + 1, sum(fit)) if refill else SUBSTITUTES  # one more, as the word itself is dropped
     words = [split_words(caption) for caption in captions]
-    options: list[list[list[str]]] = []
-    for start in range(0, len(words), BATCH):
-        chunk = words[start : start + BATCH]
+    seen = [caption[:FIRST_WORDS] for caption in words] if "first_30_words" in quirks else words
+    options: list[list[list[str]]] = [[[] for _ in caption] for caption in words]
+    order = sorted(range(len(words)), key=lambda row: len(words[row]))  # saves padding
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
         batch = tokenizer(
-            [caption[:FIRST_WORDS] for caption in chunk] if "first_30_words" in quirks else chunk,
+            [seen[row] for row in rows],
             is_split_into_words=True,
             padding=True,
             truncation=True,
@@ -163,31 +165,27 @@ def masked_lm_substitutes(
             return_tensors="pt",
         )
         logits = masked_lm(batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)).logits
-        pieces = logits.topk(PIECE_SUBSTITUTES, dim=-1).indices.tolist() if "subword_product" in quirks else None
-        heights, best = (logits.masked_fill(unfit, -torch.inf) if refill else logits).topk(wanted, dim=-1)
+        places: dict[tuple[int, int], list[int]] = {}
+        for index, row in enumerate(rows):
+            for position, word in enumerate(batch.word_ids(index)):
+                if word is not None and words[row][word] not in STOP_WORDS:
+                    places.setdefault((index, word), []).append(position - early)
+        whole = [key for key, own in places.items() if len(own) == 1 or "subword_product" not in quirks]
+        at = torch.tensor([(index, places[index, word][0]) for index, word in whole], device=device).reshape(-1, 2)
+        scores = logits[at[:, 0], at[:, 1]]
+        heights, best = (scores.masked_fill(unfit, -torch.inf) if refill else scores).topk(wanted)
         if "logit_cut" in quirks:
-            best = best.masked_fill(heights < LOGIT_CUT, -1)
-        ranked = best.tolist()
-        for row, caption in enumerate(chunk):
-            places: list[list[int]] = [[] for _ in caption]
-            for position, word in enumerate(batch.word_ids(row)):
-                if word is not None and caption[word] not in STOP_WORDS:
-                    places[word].append(position - early)
-            found: list[list[str]] = []
-            for text, own in zip(caption, places, strict=True):
-                if pieces and len(own) > 1:
-                    combinations = _plausible([pieces[row][place] for place in own], masked_lm)
-                    joined = [_joined([vocabulary[token] for token in tokens]) for tokens in combinations]
-                    found.append(
-                        [""] * SUBSTITUTES + [word if usable(word) and word != text else "" for word in joined]
-                    )
-                    continue
-                ranks = [
-                    vocabulary[token] if token >= 0 and fit[token] and vocabulary[token] != text else ""
-                    for token in (ranked[row][own[0]] if own else [])
-                ]
-                found.append([word for word in ranks if word][:SUBSTITUTES] if refill else ranks)
-            options.append(found)
+            best = best.masked_fill(heights < LOGIT_CUT, tokenizer.pad_token_id)
+        for (index, word), tokens in zip(whole, best.tolist(), strict=True):
+            text = words[rows[index]][word]
+            found = [vocabulary[token] if fit[token] and vocabulary[token] != text else "" for token in tokens]
+            options[rows[index]][word] = [text for text in found if text][:SUBSTITUTES] if refill else found
+        for index, word in places.keys() - set(whole):
+            text = words[rows[index]][word]
+            pieces = logits[index, places[index, word]].topk(PIECE_SUBSTITUTES).indices.tolist()
+            found = [_joined([vocabulary[token] for token in tokens]) for tokens in _plausible(pieces, masked_lm)]
+            kept = [joined if usable(joined) and joined != text else "" for joined in found]
+            options[rows[index]][word] = [""] * SUBSTITUTES + kept
     return Substitutes.build(words, options)
 
 

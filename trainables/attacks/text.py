@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.quirks import FIRST_WORDS, TEXT_QUIRKS, Quirks
-from trainables.models import RetrievalModel, tokenize
+from trainables.models import RetrievalModel
 
-ENCODE_BATCH = 512
-"""Captions encoded at once; bounds memory, changes no result."""
+ENCODE_BATCH = {"cuda": 512, "cpu": 64}
+"""Captions encoded at once: many fill a GPU, few stay in a processor's cache. Changes no result."""
 
 Encode = Callable[[Sequence[str]], Tensor]
 """Captions -> L2-normalised float32 features, (captions, dim)."""
@@ -28,18 +31,60 @@ Misfit = Callable[[Tensor, Tensor], Tensor]
 Importance = Literal["deletion", "unknown"]
 
 
+@lru_cache(maxsize=4)
+class WordTokens:
+    """Token ids of captions, put together from those of their words, each of which is tokenised once.
+
+    The tokenizers of CLIP, BERT and their like split at spaces before anything else, so the ids of a caption are those
+    of its words, one after another. For a tokenizer that does otherwise, captions are tokenised as a whole.
+    """
+
+    PROBE = "a dog's half-asleep dog 2"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._ids: dict[str, list[int]] = {}
+        whole = tokenizer(self.PROBE, return_special_tokens_mask=True)
+        tokens, special = whole["input_ids"], whole["special_tokens_mask"]
+        first, last = special.index(0), len(special) - special[::-1].index(0)
+        self._before, self._after = tokens[:first], tokens[last:]
+        self._by_words = self._joined([self.PROBE], len(tokens)) == [tokens]
+
+    def __call__(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+        """With special tokens, cut to `max_tokens`."""
+        if self._by_words:
+            return self._joined(captions, max_tokens)
+        return self._tokenizer(list(captions), truncation=True, max_length=max_tokens)["input_ids"]
+
+    def _joined(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+        words = [caption.split() for caption in captions]
+        new = [word for word in dict.fromkeys(chain.from_iterable(words)) if word not in self._ids]
+        if new:
+            self._ids.update(zip(new, self._tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
+        room = max_tokens - len(self._before) - len(self._after)
+        inside = (list(chain.from_iterable(map(self._ids.__getitem__, own)))[:room] for own in words)
+        return [[*self._before, *ids, *self._after] for ids in inside]
+
+
 @torch.no_grad()
 def encode_captions(model: RetrievalModel, captions: Sequence[str], max_tokens: int, device: torch.device) -> Tensor:
-    """L2-normalised float32 features, (captions, dim), encoded in order of length to save padding."""
-    tokens, mask = tokenize(model, captions, max_tokens)
-    lengths = mask.sum(1)
-    order = lengths.argsort(stable=True)
+    """L2-normalised float32 features, (captions, dim).
+
+    Captions are encoded in order of length, so that there is little padding. For CLIP's causal text tower, which is
+    read at the end-of-text token, leaving padding out is exact.
+    """
+    ids = WordTokens(model.tokenizer)(captions, max_tokens)
+    lengths = np.array([len(own) for own in ids])
+    order = lengths.argsort(kind="stable")
     parts = []
-    for rows in order.split(ENCODE_BATCH):
-        longest = int(lengths[rows[-1]])
-        features = model.encode_text(tokens[rows, :longest].to(device), mask[rows, :longest].to(device))
+    size = ENCODE_BATCH["cuda" if device.type == "cuda" else "cpu"]
+    for rows in np.split(order, range(size, len(order), size)):
+        mask = np.arange(lengths[rows[-1]]) < lengths[rows, None]
+        tokens = np.full(mask.shape, model.tokenizer.pad_token_id)
+        tokens[mask] = list(chain.from_iterable(ids[row] for row in rows))
+        features = model.encode_text(torch.from_numpy(tokens).to(device), torch.from_numpy(mask).long().to(device))
         parts.append(F.normalize(features.float(), dim=-1))
-    return torch.cat(parts)[order.argsort().to(device)]
+    return torch.cat(parts)[torch.from_numpy(order.argsort()).to(device)]
 
 
 class CaptionEncoder:
