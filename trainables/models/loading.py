@@ -43,7 +43,10 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
         family = next((family for sign, family in SIGNS.items() if sign in state), None)
         if family is None:
             raise InputError(f"{name} is no ALBEF, BLIP or CLIP with a ViT: its entries begin with {next(iter(state))}")
-        return family.from_official(state, path, image_pixels)
+        try:
+            return family.from_official(state, path, image_pixels)
+        except KeyError as error:
+            raise InputError(f"{name} does not fit {family.__name__}: missing is {error}") from error
     if (path / "image_tower").is_dir():
         return Dual.load(name)
     kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
