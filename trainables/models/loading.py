@@ -13,8 +13,14 @@ from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import Dual
 from trainables.models.official import read_state
+from trainables.models.siglip import Siglip
 
-FAMILIES: dict[str, type[Albef | Blip | Clip]] = {"clip": Clip, "blip": Blip, "albef": Albef}
+FAMILIES: dict[str, type[Albef | Blip | Clip | Siglip]] = {
+    "clip": Clip,
+    "siglip": Siglip,
+    "blip": Blip,
+    "albef": Albef,
+}
 """By `model_type` in `config.json`."""
 
 SIGNS: dict[str, type[Albef | Blip | Clip]] = {

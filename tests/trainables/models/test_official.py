@@ -441,7 +441,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_of_its_own_family(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "flava"}))
-    with pytest.raises(InputError, match="is a flava; accepted are clip, blip, albef"):
+    with pytest.raises(InputError, match="is a flava; accepted are clip, siglip, blip, albef"):
         load(str(tmp_path))
     with pytest.raises(InputError, match=r"nowhere' cannot be loaded.*"):
         load(str(tmp_path / "nowhere"))
