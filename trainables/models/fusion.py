@@ -125,6 +125,8 @@ def official_config(state: State, text: str, image_pixels: int | None) -> dict[s
             "num_attention_heads": text_width // 64,
             "vocab_size": state[f"{text}.embeddings.word_embeddings.weight"].shape[0],
             "max_position_embeddings": state[f"{text}.embeddings.position_embeddings.weight"].shape[0],
+            "bos_token_id": None,
+            "sep_token_id": None,
             "hidden_dropout_prob": 0.1,
             "attention_probs_dropout_prob": 0.1,
         },

@@ -13,8 +13,14 @@ from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import Dual
 from trainables.models.official import read_state
+from trainables.models.siglip import Siglip
 
-FAMILIES: dict[str, type[Albef | Blip | Clip]] = {"clip": Clip, "blip": Blip, "albef": Albef}
+FAMILIES: dict[str, type[Albef | Blip | Clip | Siglip]] = {
+    "clip": Clip,
+    "siglip": Siglip,
+    "blip": Blip,
+    "albef": Albef,
+}
 """By `model_type` in `config.json`."""
 
 SIGNS: dict[str, type[Albef | Blip | Clip]] = {
@@ -34,17 +40,32 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
             publications do. Other models interpolate while they run.
 
     Raises:
-        InputError: a family that is not known, or a checkpoint that does not fit its family.
-        OSError: nothing there.
+        InputError: nothing there, a family that is not known, or a checkpoint that does not fit its family.
     """
-    path = Path(name)
-    if path.is_file():
-        state = read_state(path)
-        family = next((family for sign, family in SIGNS.items() if sign in state), None)
-        if family is None:
-            raise InputError(f"{name} is no ALBEF, BLIP or CLIP with a ViT: its entries begin with {next(iter(state))}")
+    try:
+        return _from_file(Path(name), image_pixels) if Path(name).is_file() else _from_directory(name)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}\n"
+            "  give a hub id, a directory with config.json, model.safetensors and a tokenizer, or a published file"
+        ) from error
+
+
+def _from_file(path: Path, image_pixels: int | None) -> RetrievalModel:
+    state = read_state(path)
+    family = next((family for sign, family in SIGNS.items() if sign in state), None)
+    if family is None:
+        raise InputError(f"{path} is no ALBEF, BLIP or CLIP with a ViT: its entries begin with {next(iter(state))}")
+    try:
         return family.from_official(state, path, image_pixels)
-    if (path / "image_tower").is_dir():
+    except KeyError as error:
+        raise InputError(f"{path} does not fit {family.__name__}: missing is {error}") from error
+
+
+def _from_directory(name: str) -> RetrievalModel:
+    if (Path(name) / "image_tower").is_dir():
         return Dual.load(name)
     kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
     if kind not in FAMILIES:

@@ -34,8 +34,9 @@ def read_state(path: Path) -> State:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        reason, _, _ = str(error).partition("\n")
         raise InputError(
-            f"{path} cannot be read as plain tensors: {str(error).splitlines()[0]}\n"
+            f"{path} cannot be read as plain tensors: {reason or type(error).__name__}\n"
             "  save its state_dict() as .safetensors; TorchScript archives and pickled objects are not opened"
         ) from error
     for wrapper in ("model", "state_dict"):

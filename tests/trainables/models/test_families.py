@@ -18,6 +18,7 @@ from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import BagOfWords, Dual
+from trainables.models.siglip import Siglip
 from trainables.pretrain import train_tokenizer
 
 PIXELS, LENGTH = 32, 16
@@ -37,6 +38,7 @@ def dual(tokenizer: PreTrainedTokenizerBase) -> Dual:
 
 FAMILIES: dict[str, Callable[[PreTrainedTokenizerBase], RetrievalModel]] = {
     "clip": lambda tokenizer: Clip.tiny(TINY, PIXELS, LENGTH, tokenizer),
+    "siglip": lambda tokenizer: Siglip.tiny(TINY, PIXELS, LENGTH, tokenizer),
     "dual": dual,
     "blip": lambda tokenizer: Blip.tiny(TINY, PIXELS, LENGTH, tokenizer),
     "albef": lambda tokenizer: Albef.tiny(TINY, PIXELS, LENGTH, tokenizer),
@@ -137,7 +139,7 @@ def test_parts_are_a_partition(model: RetrievalModel, pixels: Tensor) -> None:
                 parameter.copy_(value)
 
 
-@pytest.mark.parametrize("name", ["clip", "dual"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "dual"])
 def test_without_fusion_there_is_none_to_train(name: str) -> None:
     with pytest.raises(InputError, match="no fusion parameters"):
         parameters_of(make(name), "fusion")
@@ -218,3 +220,12 @@ def test_blip_fuses_from_its_encoder_token() -> None:
     last = blip.network.config.text_config.vocab_size - 1
     assert last == len(blip.tokenizer) + 1
     assert (tokens[:, 0] == blip.tokenizer.bos_token_id).all()  # the caller's tokens are left as they were
+
+
+def test_siglip_captions_are_filled_up() -> None:
+    """Pooled at the last place, whatever mask and length the batch came with."""
+    siglip = make("siglip")
+    full = siglip.tokenizer(CAPTIONS, padding="max_length", max_length=LENGTH, return_tensors="pt")["input_ids"]
+    assert full.shape[1] == LENGTH > tokenize(siglip, CAPTIONS, LENGTH)[0].shape[1]
+    expected = siglip.siglip.get_text_features(full).pooler_output
+    assert torch.equal(siglip.encode_text(*tokenize(siglip, CAPTIONS, LENGTH)), expected)

@@ -5,6 +5,7 @@ The tables below are the published names and shapes, at the published sizes; the
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def vit(prefix: str, tokens: int) -> Shapes:
+def vit(prefix: str, tokens: int, depth: int = 12) -> Shapes:
     """ViT-B/16 as timm names it, in ALBEF and BLIP."""
     shapes: Shapes = {
         f"{prefix}.cls_token": (1, 1, 768),
@@ -37,14 +38,14 @@ def vit(prefix: str, tokens: int) -> Shapes:
         f"{prefix}.patch_embed.proj.weight": (768, 3, 16, 16),
         f"{prefix}.patch_embed.proj.bias": (768,),
     }
-    for block in (f"{prefix}.blocks.{index}" for index in range(12)):
+    for block in (f"{prefix}.blocks.{index}" for index in range(depth)):
         shapes |= norm(f"{block}.norm1", 768) | linear(f"{block}.attn.qkv", 2304, 768)
         shapes |= linear(f"{block}.attn.proj", 768, 768) | norm(f"{block}.norm2", 768)
         shapes |= linear(f"{block}.mlp.fc1", 3072, 768) | linear(f"{block}.mlp.fc2", 768, 3072)
     return shapes | norm(f"{prefix}.norm", 768)
 
 
-def bert(prefix: str, crossing: range, vocabulary: int, token_types: bool) -> Shapes:
+def bert(prefix: str, crossing: range, vocabulary: int, token_types: bool, depth: int = 12) -> Shapes:
     """BERT-base with cross-attention in some layers."""
     shapes: Shapes = {
         f"{prefix}.embeddings.position_ids": (1, 512),
@@ -54,7 +55,7 @@ def bert(prefix: str, crossing: range, vocabulary: int, token_types: bool) -> Sh
     if token_types:
         shapes[f"{prefix}.embeddings.token_type_embeddings.weight"] = (2, 768)
     shapes |= norm(f"{prefix}.embeddings.LayerNorm", 768)
-    for index in range(12):
+    for index in range(depth):
         layer = f"{prefix}.encoder.layer.{index}"
         for attention in ("attention", "crossattention") if index in crossing else ("attention",):
             for part in ("query", "key", "value"):
@@ -86,10 +87,10 @@ def albef_pretrained(m: str = "") -> Shapes:
     }
 
 
-def retrieval(m: str, crossing: range, vocabulary: int, token_types: bool) -> Shapes:
+def retrieval(m: str, crossing: range, vocabulary: int, token_types: bool, depth: int = 12) -> Shapes:
     return {
-        **vit(f"visual_encoder{m}", 577),
-        **bert(f"text_encoder{m}", crossing, vocabulary, token_types),
+        **vit(f"visual_encoder{m}", 577, depth),
+        **bert(f"text_encoder{m}", crossing, vocabulary, token_types, depth),
         **linear(f"vision_proj{m}", 256, 768),
         **linear(f"text_proj{m}", 256, 768),
     }
@@ -266,20 +267,20 @@ def test_albef(name: str, tmp_path: Path) -> None:
     assert isinstance(model, Albef)
     tokens, mask = tokenize(model, CAPTIONS, 30)
     assert tokens[0].tolist() == [101, 130, 131, 0, 0, 0, 0]  # [CLS] red circle, and no [SEP]
-    pixels = torch.rand(2, 3, 384, 384)
+    pixels = torch.rand(1, 3, 384, 384)
     if name == "albef-14m":
         square = state["visual_encoder.pos_embed"][0, 1:].view(1, 16, 16, 768).permute(0, 3, 1, 2)
         larger = F.interpolate(square, size=(24, 24), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
         first = state["visual_encoder.pos_embed"][:, :1]
         state["visual_encoder.pos_embed"] = torch.cat([first, larger.reshape(1, 576, 768)], 1)
     text = "text_encoder.bert" if name == "albef-14m" else "text_encoder"
-    image_tokens = reference_vit(state, pixels[:1])
-    close(model.image_tokens(pixels)[:1], image_tokens)
+    image_tokens = reference_vit(state, pixels)
+    close(model.image_tokens(pixels), image_tokens)
     lower = reference_bert(state, text, reference_embeddings(state, f"{text}.embeddings", tokens), mask, range(6))
     close(model.text_tokens(tokens, mask)[mask > 0], lower[mask > 0])
     close(model.encode_text(tokens, mask), F.linear(lower[:, 0], state["text_proj.weight"], state["text_proj.bias"]))
     close(
-        model.encode_image(pixels[:1]),
+        model.encode_image(pixels),
         F.linear(image_tokens[:, 0], state["vision_proj.weight"], state["vision_proj.bias"]),
     )
     fused = reference_bert(state, text, lower, mask, range(6, 12), image_tokens.expand(2, -1, -1))
@@ -307,6 +308,167 @@ def test_blip(tmp_path: Path) -> None:
     close(model.itm_logits(image_tokens, model.text_tokens(tokens, mask), mask), logits)
 
 
-@pytest.mark.parametrize("kind", ["openai", "open_clip", "open_clip-config", "open_clip-name"])
-def test_clip(kind: str, tmp_path: Path) -> None:
-    pass
+def clip_tokenizer(folder: Path) -> None:
+    """Bytes without merges, and CLIP's two special tokens at the end."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    words = letters + [f"filler{index}" for index in range(49406 - len(letters))] + ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+
+
+@pytest.mark.parametrize("openai", [True, False])
+def test_clip(openai: bool, tmp_path: Path) -> None:
+    """OpenAI's activation is QuickGELU, open_clip's is GELU."""
+    state = random_state(clip_shapes(openai))
+    clip_tokenizer(tmp_path)
+    if openai:
+        torch.save(state, tmp_path / "ViT-B-16.pt")
+        model: Any = load(str(tmp_path / "ViT-B-16.pt"))
+    else:
+        save_file(state, tmp_path / "open_clip_model.safetensors")
+        model = load(str(tmp_path / "open_clip_model.safetensors"))
+    model.eval()
+    tokens, mask = tokenize(model, CAPTIONS, 77)
+    assert tokens[0, 0] == 49406
+    assert (tokens == 49407).any(1).all()
+    pixels = torch.rand(1, 3, 224, 224)
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    x = F.conv2d((pixels - mean) / std, state["visual.conv1.weight"], stride=16).flatten(2).transpose(1, 2)
+    x = torch.cat([state["visual.class_embedding"].expand(1, 1, -1), x], 1) + state["visual.positional_embedding"]
+    x = F.layer_norm(x, (768,), state["visual.ln_pre.weight"], state["visual.ln_pre.bias"])
+    x = reference_clip(state, "visual.transformer", x, causal=False, quick=openai)[:, 0]
+    x = F.layer_norm(x, (768,), state["visual.ln_post.weight"], state["visual.ln_post.bias"])
+    close(model.encode_image(pixels), x @ state["visual.proj"])
+    x = state["token_embedding.weight"][tokens] + state["positional_embedding"][: tokens.shape[1]]
+    x = reference_clip(state, "transformer", x, causal=True, quick=openai)
+    x = F.layer_norm(x, (512,), state["ln_final.weight"], state["ln_final.bias"])
+    ends = x[torch.arange(2), (tokens == 49407).int().argmax(1)]
+    close(model.encode_text(tokens, mask), ends @ state["text_projection"])
+
+
+def small(shapes: Shapes) -> dict[str, Tensor]:
+    """The same entries with 64 channels."""
+    sides = {768: 64, 512: 64, 2304: 192, 1536: 192, 3072: 256, 2048: 256, 49408: 300}
+    return random_state({name: tuple(sides.get(side, side) for side in shape) for name, shape in shapes.items()})
+
+
+def small_clip() -> dict[str, Tensor]:
+    """One layer a tower."""
+    return small(
+        {name: shape for name, shape in clip_shapes(False).items() if ".resblocks." not in name or ".0." in name}
+    )
+
+
+def test_open_clip_tells_its_activation(tmp_path: Path) -> None:
+    clip_tokenizer(tmp_path)
+    state = small_clip()
+
+    def activation(file: str) -> str:
+        return Clip.from_official(state, tmp_path / file, None).clip.config.vision_config.hidden_act
+
+    assert activation("model.safetensors") == "gelu"
+    assert activation("vit_b_32-quickgelu-laion400m_e32.pt") == "quick_gelu"
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": True}}))
+    assert activation("model.safetensors") == "quick_gelu"
+
+
+def test_positions_are_resampled_when_they_must_be(tmp_path: Path) -> None:
+    clip_tokenizer(tmp_path)
+    state = small_clip()
+    model = Clip.from_official(state, tmp_path / "a.pt", 320)
+    weight = model.clip.vision_model.embeddings.position_embedding.weight
+    assert weight.shape == (1 + 20 * 20, 64)
+    assert torch.equal(weight[0], state["visual.positional_embedding"][0])
+    assert torch.equal(resampled(state["visual.positional_embedding"], 14), state["visual.positional_embedding"])
+
+
+def test_whatever_does_not_fit_is_told_at_once(tmp_path: Path) -> None:
+    clip_tokenizer(tmp_path)
+    state = small_clip()
+    del state["ln_final.weight"]
+    state["visual.ln_post.bias"] = torch.zeros(3)
+    state["visual.pool.weight"] = torch.zeros(3)
+    with pytest.raises(InputError) as caught:
+        Clip.from_official(state, tmp_path / "a.pt", None)
+    assert "missing: text_model.final_layer_norm.weight" in str(caught.value)
+    assert "unknown: visual.pool.weight" in str(caught.value)
+    assert "of another shape: vision_model.post_layernorm.bias" in str(caught.value)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (print, ("pickles are opened",))
+
+
+def test_no_pickle_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": {"weight": Bomb()}}, tmp_path / "bomb.pth")
+    with pytest.raises(InputError, match="cannot be read as plain tensors"):
+        load(str(tmp_path / "bomb.pth"))
+    assert "opened" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"not a checkpoint", "cannot be read as plain tensors"),
+        (b"", "cannot be read as plain tensors"),
+        ({"epoch": 3}, "holds no state dict"),
+        ({"model": {"layer.weight": torch.zeros(2)}}, "is no ALBEF, BLIP or CLIP"),
+    ],
+)
+def test_other_files_are_refused(content: Any, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(InputError, match=told):
+        load(str(path))
+
+
+def test_wrappers_are_taken_off(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {"module.logit_scale": torch.ones(())}}, tmp_path / "a.pt")
+    assert list(read_state(tmp_path / "a.pt")) == ["logit_scale"]
+
+
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "a.pt")
+    with pytest.raises(InputError, match="TorchScript archives and pickled objects are not opened"):
+        load(str(tmp_path / "a.pt"))
+
+
+def test_a_folder_is_of_its_own_family(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "flava"}))
+    with pytest.raises(InputError, match="is a flava; accepted are clip, siglip, blip, albef"):
+        load(str(tmp_path))
+    with pytest.raises(InputError, match=r"nowhere' cannot be loaded.*"):
+        load(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    clip_tokenizer(tmp_path)
+    model = Clip.from_official(small_clip(), tmp_path / "a.pt", None)
+    model.save(tmp_path / "model")
+    assert type(load(str(tmp_path / "model"))) is Clip
+    weights = read_state(tmp_path / "model" / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"missing are visual_projection\.weight"):
+        load(str(tmp_path / "model"))
+
+
+def test_momentum_copies_can_be_taken(tmp_path: Path) -> None:
+    """Encoders and projections come from the copies, the matching head is the only one there is."""
+    path = with_vocabulary(tmp_path)
+    copies = {**retrieval("", range(1, 2), 30522, True, 2), **retrieval("_m", range(1, 2), 30522, True, 2), **HEADS}
+    state = small(copies)
+    for name in [name for name in state if "_m." in name]:
+        state[name] = state[name.replace("_m.", ".")] + 1
+    own = Albef.from_official(state, path, None).state_dict()
+    copied = Albef.from_official(state, path, None, momentum=True).state_dict()
+    for name, tensor in own.items():
+        assert torch.equal(copied[name], tensor if "itm_head" in name else tensor + 1)
+
+
+def test_an_entry_that_tells_the_size_is_missing(tmp_path: Path) -> None:
+    torch.save({"visual_encoder.blocks.0.attn.qkv.weight": torch.zeros(192, 64)}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"does not fit Albef: missing is 'visual_encoder\.pos_embed'"):
+        load(str(tmp_path / "a.pth"))

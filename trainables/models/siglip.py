@@ -1,0 +1,86 @@
+"""SigLIP (Zhai et al. 2023): `transformers.SiglipModel` from a hub id, a directory, or built tiny."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, SiglipConfig, SiglipModel
+
+from trainables.config import TinyConfig
+from trainables.models import RetrievalModel
+from trainables.models.official import from_directory
+
+
+class Siglip(RetrievalModel):
+    """A `transformers` SigLIP; the trial owns the temperature, so neither scale nor bias of its own is used.
+
+    Captions are filled up to the full length and read without a mask, as the published models were trained: they are
+    pooled at the last place, which is padding in all but the longest captions.
+    """
+
+    def __init__(self, siglip: SiglipModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.siglip, self.tokenizer = siglip, tokenizer
+        self.siglip.logit_scale.requires_grad_(False)
+        self.siglip.logit_bias.requires_grad_(False)
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) in [0, 1] -> (batch, dim)."""
+        own_size = pixels.shape[-1] == self.siglip.config.vision_config.image_size
+        return self.siglip.get_image_features(2 * pixels - 1, interpolate_pos_encoding=not own_size).pooler_output
+
+    def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(batch, length) -> (batch, dim)."""
+        missing, pad = (
+            self.siglip.config.text_config.max_position_embeddings - tokens.shape[1],
+            self.tokenizer.pad_token_id,
+        )
+        return self.siglip.get_text_features(
+            F.pad(tokens.masked_fill(mask == 0, pad), (0, missing), value=pad)
+        ).pooler_output
+
+    def image_parameters(self) -> Iterator[nn.Parameter]:
+        """The vision tower, pooling included."""
+        return self.siglip.vision_model.parameters()
+
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """The text tower and its projection."""
+        return self.siglip.text_model.parameters()
+
+    def save(self, folder: Path) -> None:
+        """Write a directory that `transformers` and `Siglip.load` read."""
+        self.siglip.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def load(cls, name: str) -> Siglip:
+        """From a hub id or a directory.
+
+        Raises:
+            InputError: a checkpoint that lacks weights.
+            OSError: nothing there.
+        """
+        return cls(from_directory(SiglipModel, name), AutoTokenizer.from_pretrained(name))
+
+    @classmethod
+    def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Siglip:
+        """A small random one over the tokenizer's vocabulary; its embeddings are as wide as its towers."""
+        tower = {
+            "hidden_size": config.width,
+            "intermediate_size": 4 * config.width,
+            "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads,
+        }
+        text = {
+            **tower,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": max_tokens,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        vision = {**tower, "image_size": image_pixels, "patch_size": config.patch_pixels}
+        return cls(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)), tokenizer)
