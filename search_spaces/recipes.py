@@ -42,8 +42,8 @@ RECIPES: dict[Recipe, Published] = {
     ),
     "fare": Published(
         title="FARE",
-        source="Schlarmann et al. 2024: squared L2 to the frozen clean embedding, in loss and attack; PGD-10, image side",
-        inferred="relative to the embedding's squared norm here, so that it can be weighed against the contrastive loss",
+        source="Schlarmann et al. 2024: squared L2 to the frozen clean embedding in loss and attack; PGD-10, image side",
+        inferred="relative to the embedding's squared norm, so that it can be weighed against the contrastive loss",
         attack_steps=10,
         fields={
             "contrastive_weight": 0.0,
@@ -68,7 +68,7 @@ RECIPES: dict[Recipe, Published] = {
     ),
     "mmcoa": Published(
         title="MMCoA",
-        source="multimodal contrastive adversarial training: (attacked image, clean text), (clean image, attacked text)",
+        source="multimodal contrastive adversarial training: attacked image with clean text, clean image with attacked",
         inferred="both pairs weigh the same; its text attack follows embeddings of one modality, ours the pair",
         attack_steps=10,
         fields={"words": 1, "pairs": "crossed"},

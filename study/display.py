@@ -143,10 +143,8 @@ def front_table(entries: Sequence[FrontEntry], manifests: Sequence[Manifest], ob
             f"{entry.values[o.metric]:.3f} [{entry.intervals[o.metric][0]:.3f}, {entry.intervals[o.metric][1]:.3f}]"
             for o in objectives
         ]
-        what = f"{entry.recipe}: " if entry.recipe else ""
-        table.add_row(
-            *(Text(cell) for cell in ("*", entry.key, *cells, costs.get(entry.key, ""), what + _settings(entry.params)))
-        )
+        what = (f"{entry.recipe}: " if entry.recipe else "") + _settings(entry.params)
+        table.add_row(*(Text(cell) for cell in ("*", entry.key, *cells, costs.get(entry.key, ""), what)))
     for manifest in manifests:
         if manifest.recipe is None or manifest.key in on_front or manifest.state != "complete":
             continue
