@@ -146,6 +146,15 @@ def test_lengths_are_a_share_of_the_image(kind: Kind) -> None:
     assert np.abs(after - before)[8:-8, 8:-8].mean() < 0.15 * change
 
 
+def test_bends_go_both_ways_and_neither_follows_the_other() -> None:
+    ramps = [np.repeat(ramp[..., None], 3, axis=2) / 224 for ramp in np.indices((224, 224))]
+    moved = [224 * (corrupt(ramp, "elastic_transform", 1, rng()) - ramp)[8:-8, 8:-8, 0] for ramp in ramps]
+    uniform = 0.005 * 224 / 3**0.5  # the displacement of a pixel before it is smoothed
+    for pixels in moved:
+        assert pixels.std() == pytest.approx(12.5 * uniform / (2 * np.pi**0.5 * 0.01 * 224), rel=0.05)
+    assert abs(np.corrcoef(moved[0].ravel(), moved[1].ravel())[0, 1]) < 0.1
+
+
 def test_pixelated_photographs_have_few_colours(photos: list[Image.Image]) -> None:
     got = corrupt(at_size(photos[:1], 64)[0], "pixelate", 5, rng())
     assert len(np.unique(got.reshape(-1, 3), axis=0)) <= 16 * 16
