@@ -14,7 +14,7 @@ from trainables.data.corruptions import KINDS, Kind, corrupt
 
 RANDOM = {"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise", "glass_blur", "motion_blur", "snow", "fog"}
 RANDOM |= {"elastic_transform"}
-FALLING = {"saturate", "fog", "snow"}  # their published severities do not rise in pixels at every step
+UNEVEN = {"saturate", "fog", "snow"}  # their published severities do not rise in pixels at every step
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -53,7 +53,7 @@ def test_range_shape_and_determinism(photos: list[Image.Image], kind: Kind, size
         assert (got != corrupt(image, kind, severity, rng(1))).any() == (kind in RANDOM)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in FALLING])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in UNEVEN])
 @pytest.mark.parametrize("size", [64, 224])
 def test_photographs_are_spoiled_more_at_every_severity(photos: list[Image.Image], kind: Kind, size: int) -> None:
     images = at_size(photos, size)[: 9 if size == 64 else 3]
@@ -65,7 +65,7 @@ def test_photographs_are_spoiled_more_at_every_severity(photos: list[Image.Image
     assert distance[-1] > 0.04
 
 
-@pytest.mark.parametrize("kind", sorted(FALLING))
+@pytest.mark.parametrize("kind", sorted(UNEVEN))
 def test_the_worst_severity_spoils_more_than_the_mildest(photos: list[Image.Image], kind: Kind) -> None:
     distance = [
         np.mean([np.abs(corrupt(image, kind, severity, rng(i)) - image).mean() for i, image in enumerate(images)])
