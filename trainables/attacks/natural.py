@@ -36,7 +36,7 @@ class Corruption(Attack):
     severity: Annotated[int, Field(ge=1, le=5)] = 3
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
-        """Each image's randomness is its own, and the same for all severities."""
+        """Each image's randomness is its own."""
         images = batch.pixels.permute(0, 2, 3, 1).double().cpu().numpy()
         corrupted = [
             corruptions.corrupt(image, self.kind, self.severity, np.random.default_rng(key))

@@ -4,8 +4,8 @@ Kinds, order of steps and the five severities are the published ones, which are 
 (radii, sigmas, flakes, displacements) keep their share of the image; strengths of pixels (noise, brightness, contrast,
 saturation), JPEG quality and the factors of zoom and pixelation are the same at every size. Left out: frost, which
 needs photographs of ice, and spatter. Not pixel for pixel the published images: blurs use anti-aliased kernels, glass
-moves every pixel instead of swapping pairs, fog is the sum of its octaves, and elastic has the constants
-of Michaelis et al. (2019), which rise with severity. On small images the weakest blurs do next to nothing.
+moves every pixel instead of swapping pairs, fog is the sum of its octaves, and elastic has the constants of Michaelis
+et al. (2019), which rise with severity. On small images the weakest blurs do next to nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def corrupt(image: np.ndarray, kind: Kind, severity: int, rng: np.random.Generat
         image: (size, size, 3) in [0, 1].
         kind: of corruption.
         severity: 1 to 5.
-        rng: all randomness. With the same one, severities differ in strength only.
+        rng: all randomness.
 
     Returns:
         The same shape and range.

@@ -20,7 +20,7 @@ FILES = {"tr": "{}_image_to_caption.json", "ir": "{}_caption_to_image.json"}
 """Ids of the right answers by id of the query, `{"id": [id, ...]}`, as github.com/naver-ai/eccv-caption has them."""
 
 
-def extended_recalls(
+def extended_metrics(
     image_features: Tensor,
     text_features: Tensor,
     image_ids: np.ndarray,
@@ -109,7 +109,7 @@ def answer_places(queries: Tensor, gallery: Tensor, relevant: sparse.csr_array, 
         depth: places are exact up to here; those beyond are only known to be beyond. At least 1.
     """
     places: list[np.ndarray] = []
-    for scores, right in scored(queries, gallery, relevant):
+    for _, scores, right in scored(queries, gallery, relevant):
         counts = right.sum(1)
         most = int(counts.max())
         best_right = scores.masked_fill(~right, -torch.inf).topk(most).values

@@ -13,6 +13,7 @@ from trainables.attacks.natural import NATURAL_ATTACKS, CaptionNoise, natural_at
 from trainables.attacks.registry import build_attack
 from trainables.command import InputError
 from trainables.config import AttackConfig, Protocol, TrialConfig
+from trainables.evaluation.intervals import robustness_metrics
 from trainables.evaluation.robustness import evaluate
 from trainables.prepare import prepare
 
@@ -65,6 +66,15 @@ def test_words_without_bound_pass_the_check(tiny_trial: TrialConfig) -> None:
         for before, after in zip(gallery.texts, seen(tiny_trial, 50)["keys"].captions, strict=True)
     ]
     assert np.mean(changed) > tiny_trial.protocol.words
+
+
+def test_the_whole_natural_protocol_obeys_the_contract(tiny_trial: TrialConfig) -> None:
+    prepared = prepare(tiny_trial)
+    protocol = tiny_trial.protocol.model_copy(update={"attacks": NATURAL_ATTACKS, "eight_bit": True})
+    ranks = evaluate(prepared.base, prepared.gallery.first(4), protocol, max_tokens=32, device=torch.device("cpu"))
+    assert list(ranks) == protocol.targets
+    found = robustness_metrics(ranks, (1, 5, 10), samples=100, confidence=0.95, seed=0)
+    assert all(f"{attack.name}/mmi" in found for attack in NATURAL_ATTACKS)
 
 
 def test_the_natural_protocol_can_be_built(tmp_path: Path) -> None:

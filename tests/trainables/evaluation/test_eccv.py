@@ -13,7 +13,7 @@ import torch
 from scipy import sparse
 from torch.nn import functional as F
 
-from trainables.evaluation.eccv import answer_places, extended_recalls, precision
+from trainables.evaluation.eccv import answer_places, extended_metrics, precision
 
 
 def test_places_and_precision_by_hand() -> None:
@@ -49,7 +49,7 @@ def test_equals_the_authors_package_on_coco(real_data: Path) -> None:
     texts = F.normalize(images[owner] + 0.2 * normal(25000), dim=-1)
 
     # The COCO test split has ten more captions, which must not count.
-    mine = extended_recalls(
+    mine = extended_metrics(
         images, torch.cat([texts, images[:10]]), image_ids, np.append(caption_ids, -1 - np.arange(10)), folder
     )
     with warnings.catch_warnings():
@@ -86,10 +86,10 @@ def test_a_gallery_without_any_query_is_told(tmp_path: Path) -> None:
         (tmp_path / f"{name}_caption_to_image.json").write_text(json.dumps(backward))
     images, texts = torch.eye(3), torch.eye(3)[[0, 1, 1, 2]]
     captions = np.array([11, 12, 21, 99])
-    found = extended_recalls(images, texts, np.array([1, 2, 3]), captions, tmp_path, recall_at=(1, 2))
+    found = extended_metrics(images, texts, np.array([1, 2, 3]), captions, tmp_path, recall_at=(1, 2))
     assert found["coco/tr_r1"] == 1 / 2  # caption 12 looks like image 2 and ties with 21; image 3 and 99 are unknown
     assert found["coco/ir_r1"] == 2 / 3
     assert found["cxc/tr_r1"] == 0
     assert found["eccv/ir_map_at_r"] == 1
     with pytest.raises(ValueError, match=r"no query of .*cxc_image_to_caption\.json"):
-        extended_recalls(images[:1], texts[:2], np.array([1]), captions[:2], tmp_path)
+        extended_metrics(images[:1], texts[:2], np.array([1]), captions[:2], tmp_path)
