@@ -107,7 +107,7 @@ def write_front_files(
 def _summary(manifests: Sequence[Manifest], entries: Sequence[FrontEntry], history: History) -> str:
     states = [manifest.state for manifest in manifests]
     counts = [f"{states.count('complete')} complete", f"{len(entries)} on the front"]
-    counts += [f"{states.count(state)} {state}" for state in ("infeasible", "failed") if state in states]
+    counts += [f"{states.count(state)} {state}" for state in ("stopped", "infeasible", "failed") if state in states]
     if history:
         counts.append(f"hypervolume {history[-1][3]:.1%} of the box")
         counts.append(f"{_duration(history[-1][2])} of device time")

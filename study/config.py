@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,38 @@ class Objective(Model):
         if not self.low < self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
         return self
+
+
+class Constraint(Model):
+    """A bound that a usable trial keeps. One beyond it is infeasible: never on the front, and the sampler learns."""
+
+    metric: str = Field(description="a metric of the evaluation, or cost/device_seconds")
+    at_least: float | None = Field(None, description="smallest value that is allowed")
+    at_most: float | None = Field(None, description="largest value that is allowed")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Constraint:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("a constraint needs at_least or at_most, one of them")
+        return self
+
+    def excess(self, value: float) -> float:
+        """By how much a value is beyond the bound; 0 or less if it is not, infinite for NaN."""
+        if math.isnan(value):
+            return math.inf
+        return value - self.at_most if self.at_most is not None else (self.at_least or 0.0) - value
+
+    def __str__(self) -> str:
+        bound = f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+        return f"{self.metric} {bound}"
+
+
+class EarlyStopping(Model):
+    """Successive halving: at a rung, only the best `1 / eta` of the trials that reached it go on."""
+
+    enabled: bool = True
+    eta: int = Field(3, ge=2, description="a rung lets 1/eta of the trials go on, and the next rung is eta times later")
+    first_epoch: int = Field(1, ge=1, description="epoch after which the first rung is")
 
 
 class Budget(Model):
@@ -111,7 +144,9 @@ class StudyConfig(Model):
     objectives: tuple[Objective, ...] = Field(
         (Objective(metric="clean/mr_r1"), Objective(metric="both/mr_r1")), min_length=1, max_length=4
     )
+    constraints: tuple[Constraint, ...] = Field((), description="bounds that a usable trial keeps")
     budget: Budget = Budget()
+    early_stopping: EarlyStopping = EarlyStopping()
     sampler: Literal["tpe", "random"] = Field("tpe", description="how searched points are proposed")
     seed: int = Field(0, ge=0, description="of the sampler and of every trial")
     data: DataConfig = DataConfig()
@@ -132,9 +167,10 @@ class StudyConfig(Model):
     @model_validator(mode="after")
     def _parts_fit(self) -> StudyConfig:
         known = [*self.protocol.metric_names, COST]
-        unknown = [objective.metric for objective in self.objectives if objective.metric not in known]
-        if unknown:
-            raise ValueError(f"objectives: no metric {', '.join(unknown)}; metrics are {', '.join(known)}")
+        for field, parts in (("objectives", self.objectives), ("constraints", self.constraints)):
+            unknown = [part.metric for part in parts if part.metric not in known]
+            if unknown:
+                raise ValueError(f"{field}: no metric {', '.join(unknown)}; metrics are {', '.join(known)}")
         if self.trial.training.batch_size % self.trial.workers.count:
             raise ValueError(
                 f"trial.training.batch_size {self.trial.training.batch_size} is no multiple of trial.workers.count "
@@ -194,7 +230,17 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict[str, Any]:
     """What makes results comparable: the fields of the config that decide them, and hashes of data and code."""
-    deciding = ("space", "recipes", "recipe_temperature", "objectives", "protocol", "data", "trial", "seed")
+    deciding = (
+        "space",
+        "recipes",
+        "recipe_temperature",
+        "objectives",
+        "constraints",
+        "protocol",
+        "data",
+        "trial",
+        "seed",
+    )
     fields = config.model_dump(mode="json", include=set(deciding))
     fields["data"].pop("root")  # the digest says what is there; where it lies does not matter
     fields["trial"]["workers"].pop("cpus_per_worker")
@@ -214,7 +260,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> str:
     """Write `study.yaml`, or hold the config against the one that is there. Returns the fingerprint's hash.
 
-    Budget, tracking, cluster, storage and sampler may change freely.
+    Budget, early stopping, tracking, cluster, storage and sampler may change freely.
 
     Raises:
         InputError: the fingerprint differs and the change is not accepted; with the differences.

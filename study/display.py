@@ -64,12 +64,10 @@ class Display:
         """A table that stays."""
         self._console.print(table)
 
-    def seen(self, record: TrialRecord, manifests: Sequence[Manifest]) -> None:
-        """A trial of an earlier session."""
-        for manifest in manifests:
-            if manifest.number == record.number:
-                self._rows[record.number] = self._ended_row(record, manifest)
-                self._ended += 1
+    def seen(self, record: TrialRecord, manifest: Manifest) -> None:
+        """A trial that ended in an earlier session."""
+        self._rows[record.number] = self._ended_row(record, manifest)
+        self._ended += 1
 
     def changed(self, record: TrialRecord, what: Event | Manifest) -> None:
         """Something happened to a trial."""
@@ -102,6 +100,8 @@ class Display:
 
     def _ended_row(self, record: TrialRecord, manifest: Manifest) -> Row:
         metrics = {name: metric.value for name, metric in manifest.metrics.items()}
+        if manifest.state == "stopped" and manifest.rungs:
+            metrics = manifest.rungs[max(manifest.rungs)]
         note = (manifest.reason or "").splitlines()[0] if manifest.reason else ""
         return Row(record, manifest.state, int(manifest.cost.get("steps", 0)), self._values(metrics), note)
 

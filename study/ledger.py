@@ -1,4 +1,4 @@
-"""The ledger: the only writer of the Optuna study, and through it of manifests.
+"""The ledger: the only writer of the Optuna study, and through it of manifests and logs.
 
 What exists decides what happens next: `plan` is a pure function from (what the database says, which manifests exist) to
 actions, so resuming is not a mode. An ended trial is first written as a manifest, then told to Optuna; a stop between
@@ -8,18 +8,33 @@ the two is mended by telling it again from the manifest.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from search_spaces.recipes import recipe_point
 from search_spaces.space import params_of, suggest
-from study.config import StudyConfig
+from study.config import COST, StudyConfig
 from study.pareto import measured
-from study.records import Manifest, State, StudyPaths, TrialRecord, read_manifest, write_manifest
+from study.records import (
+    Ended,
+    Event,
+    Manifest,
+    State,
+    StudyPaths,
+    TrialRecord,
+    append_event,
+    read_events,
+    read_manifest,
+    write_manifest,
+)
+from study.samplers import make_sampler
+from study.scheduler import RungTable, is_rung, violation
+from study.store import MirroredStorage
 from trainables.config import Point, TrialConfig
 from trainables.trial import Outcome
 
@@ -44,7 +59,7 @@ class Plan:
     fresh: int
 
 
-def plan(records: Sequence[TrialRecord], with_manifest: set[str], budget: int) -> Plan:
+def plan(records: Sequence[TrialRecord], with_manifest: Collection[str], budget: int) -> Plan:
     """Decide from what exists.
 
     Args:
@@ -81,139 +96,218 @@ class Ledger:
 
     Args:
         config: of the study.
-        paths: its files.
+        paths: its files; None writes nothing anywhere, for simulations.
         fingerprint: goes into every manifest.
+        clock: the time, in seconds.
     """
 
-    def __init__(self, config: StudyConfig, paths: StudyPaths, fingerprint: str) -> None:
-        self._config, self._paths, self._fingerprint = config, paths, fingerprint
-        self._study = optuna.create_study(
-            study_name=config.name,
-            storage=open_storage(paths, config.storage),
-            directions=[objective.direction for objective in config.objectives],
-            load_if_exists=True,
-        )
-        self._study.sampler = make_sampler(config, len(self._study.trials))
-        known = {record.recipe for record in self.records()}
+    def __init__(
+        self, config: StudyConfig, paths: StudyPaths | None, fingerprint: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._config, self._paths, self._fingerprint, self._clock = config, paths, fingerprint, clock
+        database = open_storage(paths, config.storage) if paths else None
+        directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
+        self._storage = MirroredStorage(database, config.name, directions)
+        self._study = optuna.load_study(study_name=config.name, storage=self._storage)
+        existing = _records(self._study, config.name)
+        self._study.sampler = make_sampler(config, len(existing))
+        known = {record.recipe for record in existing}
         for recipe in config.recipes:
             if recipe not in known:
                 params = params_of(config.space, self._recipe_point(recipe)) or {}
                 self._study.enqueue_trial(params, user_attrs={"recipe": recipe})
+        self._all = _records(self._study, config.name)
+        for record in self._all[len(existing) :]:
+            self._storage.save(record.number)
+        self._waiting = sum(record.state == "waiting" for record in self._all)
+        self._searched = sum(record.recipe is None for record in self._all)
+        self._rungs = RungTable(config.objectives, config.constraints, config.early_stopping)
+        self._manifests: dict[str, Manifest] = {}
+        self._verdicts: dict[str, str] = {}
+        self._read_what_happened()
         for number in self.plan().tell:
-            manifest = read_manifest(paths.manifest(self.key(number)))
-            if manifest is not None:
-                self._tell(manifest)
+            self._tell(self._manifests[self._all[number].key])
 
-    def key(self, number: int) -> str:
-        """Stable name of a trial in every store."""
-        return trial_key(self._config.name, number)
+    def _read_what_happened(self) -> None:
+        """Manifests, and the rungs of all trials: those of unfinished ones are in their logs only."""
+        if self._paths is None:
+            return
+        found = (read_manifest(self._paths.manifest(record.key)) for record in self._all)
+        manifests = sorted((manifest for manifest in found if manifest), key=lambda manifest: manifest.ended)
+        self._manifests = {manifest.key: manifest for manifest in manifests}
+        for manifest in manifests:
+            for step, metrics in manifest.rungs.items():
+                self._rungs.add(manifest.key, step, metrics)
+        logs = [
+            (event, record.key)
+            for record in self._all
+            if record.state == "running" and record.key not in self._manifests
+            for event in read_events(self._paths.events(record.key))
+            if event.event == "rung"
+        ]
+        for event, key in sorted(logs, key=lambda log: log[0].time):
+            self._rungs.add(key, event.step, event.metrics)
+            if event.message:
+                self._verdicts[key] = event.message
 
     def records(self) -> list[TrialRecord]:
         """All trials, in order."""
-        return _records(self._study, self._config.name)
+        return list(self._all)
 
     def manifests(self) -> list[Manifest]:
         """All ended trials, in the order they ended."""
-        found = (read_manifest(self._paths.manifest(record.key)) for record in self.records())
-        return sorted((manifest for manifest in found if manifest), key=lambda manifest: manifest.ended)
+        return list(self._manifests.values())
 
     def plan(self) -> Plan:
         """What is left to do."""
-        records = self.records()
-        keys = {record.key for record in records if self._paths.manifest(record.key).exists()}
-        return plan(records, keys, self._config.budget.trials)
+        return plan(self._all, self._manifests.keys(), self._config.budget.trials)
+
+    def take_next(self) -> TrialRecord | None:
+        """The next trial, running from now on: recipes first, then what the sampler proposes; None at the end."""
+        left = self._waiting or self._searched < self._config.budget.trials
+        return self.take() if left else None
 
     def take(self, number: int | None = None) -> TrialRecord:
-        """The next trial, which is running from now on: recipes first, then what the sampler proposes.
+        """A trial that is running from now on: the next one, whatever the budget, or an interrupted one.
 
         Args:
-            number: an interrupted trial to go on with instead.
+            number: of an interrupted trial.
         """
-        if number is None:
-            trial = self._study.ask()
-        else:
-            trial = optuna.trial.Trial(self._study, self._study.trials[number]._trial_id)
+        trial = self._study.ask() if number is None else optuna.trial.Trial(self._study, number)
         recipe = trial.user_attrs.get("recipe")
         if recipe is None or params_of(self._config.space, self._recipe_point(recipe)) is not None:
             suggest(
                 self._config.space, trial
             )  # a recipe outside the space has no parameters the sampler could learn from
-        return _record(self._study.trials[trial.number], self._config.name)
+        self._storage.save(trial.number)
+        return self._update(trial.number)
 
     def point(self, record: TrialRecord) -> Point:
         """What the trial trains with."""
         return self._recipe_point(record.recipe) if record.recipe else Point.model_validate(record.params)
 
+    def log(self, record: TrialRecord, event: Event) -> None:
+        """Add to the trial's log."""
+        if self._paths is not None:
+            append_event(self._paths.events(record.key), event)
+
+    def rung(self, record: TrialRecord, step: int, epoch: int, metrics: Mapping[str, float]) -> str | None:
+        """Enter a small evaluation.
+
+        Args:
+            record: the trial.
+            step: optimiser step.
+            epoch: epochs done.
+            metrics: what was measured, with `cost/device_seconds` held so far.
+
+        Returns:
+            Why the trial must stop here, or None if it goes on. Recipes always go on.
+        """
+        self._rungs.add(record.key, step, metrics)
+        stopping = self._config.early_stopping
+        if record.recipe is not None or not is_rung(epoch, stopping.first_epoch, stopping.eta):
+            return None
+        return self._rungs.stop_reason(record.key, step)
+
+    def verdict(self, record: TrialRecord) -> str | None:
+        """Why an interrupted trial must not go on: an earlier session stopped it, and ended before it wrote so."""
+        return self._verdicts.get(record.key)
+
     def finish(self, record: TrialRecord, outcome: Outcome, trial: TrialConfig) -> Manifest:
         """Account for an ended trial: manifest first, then Optuna. Twice is as good as once."""
         result = outcome.result
-        fields: dict[str, Any] = {}
-        if result is not None:
-            fields = {
-                "metrics": result.metrics,
-                "cost": {
-                    "device_seconds": result.device_seconds,
-                    "seconds": result.seconds,
-                    "steps": result.steps,
-                    "resumed_from_steps": result.resumed_from_steps,
-                    "final_temperature": result.temperature,
-                },
-                "versions": result.versions,
-                "hashes": result.hashes,
-                "correct": result.correct,
-                "queries": result.queries,
-            }
+        if result is None:
+            return self._end(record, trial, outcome.state, outcome.reason, cost=self._cost_so_far(record))
+        fields: dict[str, Any] = {
+            "metrics": result.metrics,
+            "cost": {
+                "device_seconds": result.device_seconds,
+                "seconds": result.seconds,
+                "steps": result.steps,
+                "resumed_from_steps": result.resumed_from_steps,
+                "final_temperature": result.temperature,
+            },
+            "versions": result.versions,
+            "hashes": result.hashes,
+            "correct": result.correct,
+            "queries": result.queries,
+        }
+        values = {name: metric.value for name, metric in result.metrics.items()}
+        values[COST] = result.device_seconds
+        broken = [str(constraint) for constraint in self._config.constraints if violation([constraint], values) > 0]
+        if outcome.state == "complete" and broken:
+            return self._end(record, trial, "infeasible", f"does not keep {', '.join(broken)}", **fields)
+        return self._end(record, trial, outcome.state, outcome.reason, **fields)
+
+    def stop(self, record: TrialRecord, reason: str, trial: TrialConfig) -> Manifest:
+        """Account for a trial that was stopped early. It has rungs and the cost until the last, and no measurements."""
+        return self._end(record, trial, "stopped", reason, cost=self._cost_so_far(record))
+
+    def _cost_so_far(self, record: TrialRecord) -> dict[str, Any]:
+        rungs = self._rungs.of(record.key)
+        return {"device_seconds": rungs[max(rungs)][COST], "steps": max(rungs)} if rungs else {}
+
+    def _end(
+        self, record: TrialRecord, trial: TrialConfig, state: Ended, reason: str | None, **fields: Any
+    ) -> Manifest:
         manifest = Manifest(
             key=record.key,
             number=record.number,
             recipe=record.recipe,
             params=record.params,
             point=trial.point.model_dump(mode="json"),
-            state=outcome.state,
-            reason=outcome.reason,
+            state=state,
+            reason=reason,
+            rungs={step: dict(metrics) for step, metrics in self._rungs.of(record.key).items()},
             seeds={"study": self._config.seed, "trial": trial.seed, "protocol": self._config.protocol.seed},
             fingerprint=self._fingerprint,
-            ended=time.time(),
+            ended=self._clock(),
             **fields,
         )
-        manifest = write_manifest(self._paths.manifest(record.key), manifest)
+        if self._paths is not None:
+            manifest = write_manifest(self._paths.manifest(record.key), manifest)
+        manifest = self._manifests.setdefault(record.key, manifest)
         self._tell(manifest)
         return manifest
 
     def _tell(self, manifest: Manifest) -> None:
-        frozen = self._study.trials[manifest.number]
-        if frozen.state.is_finished():
+        number = manifest.number
+        if self._all[number].state != "running":
             return
-        if manifest.state == "complete":
-            values = [measured(manifest, objective.metric).value for objective in self._config.objectives]
-            self._study.tell(manifest.number, values)
-            return
-        trial = optuna.trial.Trial(self._study, frozen._trial_id)
-        trial.set_user_attr("reason", manifest.reason)
+        trial = optuna.trial.Trial(self._study, number)
+        if manifest.reason:
+            trial.set_user_attr("reason", manifest.reason)
+        if manifest.rungs:
+            searched = [objective.metric for objective in self._config.objectives]
+            rungs = {str(step): [row.get(name) for name in searched] for step, row in manifest.rungs.items()}
+            trial.set_user_attr("rungs", rungs)
+        values = [measured(manifest, objective.metric).value for objective in self._config.objectives]
         if manifest.state == "infeasible":
             trial.set_user_attr(INFEASIBLE, True)
-            trial.set_constraint(INFEASIBLE, 1.0)
-            self._study.tell(manifest.number, state=TrialState.PRUNED)
+        if manifest.metrics:
+            for constraint in self._config.constraints:
+                trial.set_constraint(str(constraint), constraint.excess(measured(manifest, constraint.metric).value))
+            self._study.tell(number, values)
+        elif manifest.state == "failed":
+            self._study.tell(number, state=TrialState.FAIL)
         else:
-            self._study.tell(manifest.number, state=TrialState.FAIL)
+            if manifest.state == "infeasible":
+                trial.set_constraint(INFEASIBLE, 1.0)
+            self._study.tell(number, state=TrialState.PRUNED)
+        self._storage.save(number)
+        self._update(number)
+
+    def _update(self, number: int) -> TrialRecord:
+        record = _record(self._storage.get_trial(number), self._config.name)
+        if number == len(self._all):
+            self._searched += 1
+        elif self._all[number].state == "waiting":
+            self._waiting -= 1
+        self._all[number : number + 1] = [record]
+        return record
 
     def _recipe_point(self, recipe: Any) -> Point:
         return recipe_point(recipe, self._config.protocol.epsilon, self._config.recipe_temperature)
-
-
-def make_sampler(config: StudyConfig, trials: int) -> optuna.samplers.BaseSampler:
-    """The sampler by name.
-
-    Args:
-        config: of the study.
-        trials: how many there are already. It is part of the seed, so that a resumed study does not draw again what it
-            drew first.
-    """
-    seed = config.seed * 1_000_003 + trials
-    if config.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    startup = min(10, 2 + config.budget.trials // 4)  # a small budget cannot spend ten trials on random points
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
 
 
 def trial_key(study: str, number: int) -> str:
@@ -236,9 +330,10 @@ def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:
 
 
 def _state(state: TrialState, attributes: Mapping[str, Any]) -> State:
-    if state == TrialState.PRUNED:
+    if INFEASIBLE in attributes:
         return "infeasible"
     states: dict[TrialState, State] = {
+        TrialState.PRUNED: "stopped",
         TrialState.WAITING: "waiting",
         TrialState.RUNNING: "running",
         TrialState.COMPLETE: "complete",

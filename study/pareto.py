@@ -79,17 +79,34 @@ def front_mask(costs: Floats) -> npt.NDArray[np.bool_]:
         bool (n,).
     """
     mask = np.zeros(len(costs), dtype=bool)
-    front: list[int] = []
-    # In lexicographic order a point can only be dominated by an earlier one.
-    for index in np.lexsort(costs.T[::-1]):
-        point = costs[index]
-        if not np.isfinite(point).all():
-            continue
-        kept = costs[front]
-        if not ((kept <= point).all(axis=1) & (kept < point).any(axis=1)).any():
-            front.append(int(index))
-    mask[front] = True
+    order = np.lexsort(costs.T[::-1])
+    left = order[np.isfinite(costs[order]).all(axis=1)]
+    # In lexicographic order a point can only be dominated by an earlier one, so the first that is left is on the front.
+    while len(left):
+        point, others = costs[left[0]], costs[left]
+        mask[left[(others == point).all(axis=1)]] = True
+        left = left[(others < point).any(axis=1)]
     return mask
+
+
+def crowding_distance(costs: Floats) -> Floats:
+    """How much room each point of one front has (Deb et al. 2002, NSGA-II, section III.B).
+
+    Args:
+        costs: (n, m) of points that do not dominate each other.
+
+    Returns:
+        (n,): the sum over axes of the distance between a point's two neighbours as a share of the front's extent;
+        infinite at the ends.
+    """
+    distance = np.zeros(len(costs))
+    for column in costs.T:
+        order = np.argsort(column, kind="stable")
+        ordered = column[order]
+        distance[order[[0, -1]]] = np.inf
+        if ordered[-1] > ordered[0]:
+            distance[order[1:-1]] += (ordered[2:] - ordered[:-2]) / (ordered[-1] - ordered[0])
+    return distance
 
 
 def hypervolume(costs: Floats, reference: float = REFERENCE) -> float:

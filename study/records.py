@@ -15,9 +15,13 @@ from typing import Any, Literal
 
 from trainables.config import Metric, Model
 
-State = Literal["waiting", "running", "complete", "infeasible", "failed"]
-"""Of a trial. `infeasible`: the point itself cannot work (diverged, out of memory), which the sampler learns.
-`failed`: the infrastructure or the code broke, which it does not."""
+Ended = Literal["complete", "stopped", "infeasible", "failed"]
+"""How a trial ended. `stopped`: early, as others were better at a rung; it has no final measurements. `infeasible`: the
+point itself cannot be used (diverged, out of memory, beyond a constraint). The sampler learns from both. `failed`: the
+infrastructure or the code broke, from which it does not."""
+
+State = Literal["waiting", "running"] | Ended
+"""Of a trial."""
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,21 @@ class Event(Model):
 
 
 class Manifest(Model):
-    """An ended trial. Written once, never changed."""
+    """An ended trial. Written once, never changed.
+
+    `metrics` are those of the full evaluation. `rungs` are what the small ones measured, by optimiser step, with the
+    device-seconds held until then; they are never compared with `metrics`.
+    """
 
     key: str
     number: int
     recipe: str | None
     params: dict[str, Any]
     point: dict[str, Any]
-    state: Literal["complete", "infeasible", "failed"]
+    state: Ended
     reason: str | None = None
     metrics: dict[str, Metric] = {}
+    rungs: dict[int, dict[str, float]] = {}
     cost: dict[str, Any] = {}
     seeds: dict[str, int] = {}
     versions: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Ray Tune's `Searcher` over the ledger. Tune is disposable: this holds nothing that cannot be read again."""
+"""Ray Tune over the ledger. Tune is disposable: what is here holds nothing that cannot be read again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from study.config import COST
 from study.ledger import Ledger
-from study.records import Event, Manifest, StudyPaths, TrialRecord, append_event
+from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
 from trainables.trial import Outcome
 
@@ -20,68 +22,74 @@ class LedgerSearcher(Searcher):
 
     Args:
         ledger: the study.
-        paths: its files.
         make_trial: from a taken trial to the configuration that runs it.
         retries: of lost workers.
-        on_change: called with (what happened, trial, event or manifest) for display and tracking.
+        on_change: called with (trial, event or manifest) for display and tracking.
+        clock: the time, in seconds.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        paths: StudyPaths,
         make_trial: Callable[[TrialRecord], TrialConfig],
         retries: int,
         on_change: Callable[[TrialRecord, Event | Manifest], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self._ledger, self._paths, self._make_trial = ledger, paths, make_trial
+        self._ledger, self._make_trial, self._clock = ledger, make_trial, clock
         self._retries, self._on_change = retries, on_change
         self._interrupted = ledger.plan().go_on
         self._taken: dict[str, tuple[TrialRecord, TrialConfig]] = {}
         self._seen_step: dict[str, int] = {}
+        self._stopped: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration, or FINISHED."""
-        if self._interrupted:
-            record = self._ledger.take(self._interrupted.pop(0))
-        elif any(other.state == "waiting" for other in self._ledger.records()) or self._ledger.plan().fresh:
-            record = self._ledger.take()
-        else:
+        record = self._ledger.take(self._interrupted.pop(0)) if self._interrupted else self._ledger.take_next()
+        if record is None:
             return str(Searcher.FINISHED)
         trial = self._make_trial(record)
+        if (reason := self._ledger.verdict(record)) is not None:
+            self._end(record, self._ledger.stop(record, reason, trial))
+            return self.suggest(trial_id)
         self._taken[trial_id] = record, trial
-        self._write(record, Event(time=time.time(), event="start", message=_describe(trial)))
+        self._write(record, Event(time=self._clock(), event="start", message=_describe(trial)))
         return {"trial": trial.model_dump(mode="json"), "retries": self._retries}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Log a rung."""
+    def rung(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Log a report of a trial, and say whether it goes on."""
         if trial_id not in self._taken or "history" not in result:
-            return
+            return True
         record, trial = self._taken[trial_id]
         step, resumed = int(result["step"]), int(result["resumed_from_step"])
         if trial_id not in self._seen_step and resumed >= 0:
-            self._write(record, Event(time=time.time(), event="resume", step=resumed, message=f"from step {resumed}"))
+            self._write(record, Event(time=self._clock(), event="resume", step=resumed, message=f"from step {resumed}"))
         if self._seen_step.get(trial_id, -1) >= step:
-            return
+            return True
         self._seen_step[trial_id] = step
         metrics = {name: float(result[name]) for name in trial.protocol.metric_names if name in result}
-        metrics["device_seconds"] = float(result["device_seconds"])
+        metrics[COST] = float(result["device_seconds"])
+        reason = None if result["last"] else self._ledger.rung(record, step, int(result["epoch"]), metrics)
         history = json.loads(result["history"])
-        self._write(record, Event(time=time.time(), event="rung", step=step, metrics=metrics, history=history))
+        event = Event(time=self._clock(), event="rung", step=step, metrics=metrics, history=history)
+        self._write(record, event.model_copy(update={"message": reason or ""}))
+        if reason is not None:
+            self._stopped[trial_id] = reason
+        return reason is None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Account for the trial."""
         if trial_id not in self._taken:
             return
         record, trial = self._taken.pop(trial_id)
-        if result and "outcome" in result:
-            outcome = Outcome.model_validate_json(result["outcome"])
+        if trial_id in self._stopped:
+            self._end(record, self._ledger.stop(record, self._stopped.pop(trial_id), trial))
+        elif result and "outcome" in result:
+            self._end(record, self._ledger.finish(record, Outcome.model_validate_json(result["outcome"]), trial))
         else:
-            outcome = Outcome(state="failed", reason="the process of the trial was lost, more often than allowed")
-        ended = Event(time=time.time(), event="end", message=outcome.state)
-        append_event(self._paths.events(record.key), ended)
-        self._on_change(record, self._ledger.finish(record, outcome, trial))
+            lost = Outcome(state="failed", reason="the process of the trial was lost, more often than allowed")
+            self._end(record, self._ledger.finish(record, lost, trial))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher into a session's folder; nothing of ours belongs there."""
@@ -94,8 +102,33 @@ class LedgerSearcher(Searcher):
         """Nothing to restore."""
 
     def _write(self, record: TrialRecord, event: Event) -> None:
-        append_event(self._paths.events(record.key), event)
+        self._ledger.log(record, event)
         self._on_change(record, event)
+
+    def _end(self, record: TrialRecord, manifest: Manifest) -> None:
+        self._ledger.log(record, Event(time=self._clock(), event="end", message=manifest.state))
+        self._on_change(record, manifest)
+
+
+class HalvingScheduler(FIFOScheduler):
+    """Ray Tune's scheduler: first come, first served; what the ledger says must stop is stopped.
+
+    Args:
+        searcher: logs the reports and asks the ledger.
+    """
+
+    def __init__(self, searcher: LedgerSearcher) -> None:
+        super().__init__()
+        self._searcher = searcher
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """CONTINUE or STOP."""
+        goes_on = self._searcher.rung(trial.trial_id, result)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As for the searcher: nothing of ours belongs into Tune's snapshots."""
+        return {}
 
 
 def _describe(trial: TrialConfig) -> str:

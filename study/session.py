@@ -66,8 +66,8 @@ class Session:
         total = config.budget.trials + sum(record.recipe is not None for record in records)
         self._display = Display(f"study {config.name}", config.objectives, total)
         manifests = ledger.manifests()
-        for record in records:
-            self._display.seen(record, manifests)
+        for manifest in manifests:
+            self._display.seen(records[manifest.number], manifest)
         self._stopped_by: int | None = None
 
     def explore(self, trials: int) -> None:
@@ -108,7 +108,7 @@ class Session:
         if entries:
             self._display.print(front_table(entries, manifests, self._config.objectives))
         for manifest in manifests:
-            if manifest.state != "complete":
+            if manifest.state in ("infeasible", "failed"):
                 say(f"{manifest.key} {manifest.state}: {manifest.reason}")
         if self._tracking.last_error:
             say(f"MLflow is behind: {self._tracking.last_error}")
@@ -116,7 +116,9 @@ class Session:
         say(f"files: {paths.front}  {paths.pareto_page}  {paths.root / 'trials'}")
         say(f"to look at it: {ui_command(self._config.tracking.uri, paths)}")
         if complete:
-            say(f"study {self._config.name} is done: {len(manifests)} trials, {len(entries)} on the front")
+            stopped = sum(manifest.state == "stopped" for manifest in manifests)
+            early = f", {stopped} of them stopped early" if stopped else ""
+            say(f"study {self._config.name} is done: {len(manifests)} trials{early}, {len(entries)} on the front")
             return DONE if entries else FAILED
         left = self._config.budget.trials - searched + len(unfinished)
         say(f"study {self._config.name} is not done, {left} trials are left: run the same command again to go on")
@@ -197,20 +199,23 @@ class Session:
         import ray
         from ray import tune
 
-        from study.searcher import LedgerSearcher
+        from study.searcher import HalvingScheduler, LedgerSearcher
 
         def make(record: TrialRecord) -> TrialConfig:
             return template.model_copy(update={"key": record.key, "point": self._ledger.point(record)})
 
         retries = self._config.budget.max_failures
-        searcher = LedgerSearcher(self._ledger, self._paths, make, retries, self._changed)
+        searcher = LedgerSearcher(self._ledger, make, retries, self._changed)
         resources = {"CPU": TRIAL_CPUS}
         if "trial_driver" in ray.cluster_resources():
             resources["trial_driver"] = 0.01  # keeps trial processes off nodes that may be taken away
         tuner = tune.Tuner(
             tune.with_resources(tune_trial, resources),
             tune_config=tune.TuneConfig(
-                search_alg=searcher, num_samples=trials, max_concurrent_trials=concurrency, metric=None
+                search_alg=searcher,
+                scheduler=HalvingScheduler(searcher),
+                num_samples=trials,
+                max_concurrent_trials=concurrency,
             ),
             run_config=tune.RunConfig(
                 name=f"session-{time.time_ns()}",

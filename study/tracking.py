@@ -44,8 +44,8 @@ from study.records import (
 Final = Literal["finished", "interrupted"]
 """How a driver leaves the study: the budget is spent, or somebody or something stopped it."""
 
-STATUS = {"complete": "FINISHED", "infeasible": "KILLED", "failed": "FAILED"}
-"""MLflow's run status of an ended trial."""
+STATUS = {"complete": "FINISHED", "stopped": "KILLED", "infeasible": "KILLED", "failed": "FAILED"}
+"""MLflow's run status of an ended trial; the tag `state` tells early stopping from what cannot be used."""
 
 _log = logging.getLogger(__name__)
 
