@@ -111,6 +111,7 @@ class Manifest(Model):
     point: dict[str, Any]
     state: Literal["complete", "infeasible", "failed"]
     reason: str | None = None
+    trace: str | None = None
     metrics: dict[str, Metric] = {}
     cost: dict[str, Any] = {}
     seeds: dict[str, int] = {}

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 from study.ledger import Ledger
 from study.records import Event, Manifest, StudyPaths, TrialRecord, append_event
 from trainables.config import TrialConfig
-from trainables.trial import Outcome
+from trainables.trial import Outcome, Patience
 
 
 class LedgerSearcher(Searcher):
@@ -22,7 +22,8 @@ class LedgerSearcher(Searcher):
         ledger: the study.
         paths: its files.
         make_trial: from a taken trial to the configuration that runs it.
-        retries: of lost workers.
+        patience: with a trial.
+        may_start: whether the budget has room for another trial. Interrupted ones go on all the same.
         on_change: called with (what happened, trial, event or manifest) for display and tracking.
     """
 
@@ -31,12 +32,13 @@ class LedgerSearcher(Searcher):
         ledger: Ledger,
         paths: StudyPaths,
         make_trial: Callable[[TrialRecord], TrialConfig],
-        retries: int,
+        patience: Patience,
+        may_start: Callable[[], bool],
         on_change: Callable[[TrialRecord, Event | Manifest], None],
     ) -> None:
         super().__init__()
         self._ledger, self._paths, self._make_trial = ledger, paths, make_trial
-        self._retries, self._on_change = retries, on_change
+        self._patience, self._may_start, self._on_change = patience, may_start, on_change
         self._interrupted = ledger.plan().go_on
         self._taken: dict[str, tuple[TrialRecord, TrialConfig]] = {}
         self._seen_step: dict[str, int] = {}
@@ -45,6 +47,8 @@ class LedgerSearcher(Searcher):
         """The next trial's configuration, or FINISHED."""
         if self._interrupted:
             record = self._ledger.take(self._interrupted.pop(0))
+        elif not self._may_start():
+            return str(Searcher.FINISHED)
         elif any(other.state == "waiting" for other in self._ledger.records()) or self._ledger.plan().fresh:
             record = self._ledger.take()
         else:
@@ -52,7 +56,7 @@ class LedgerSearcher(Searcher):
         trial = self._make_trial(record)
         self._taken[trial_id] = record, trial
         self._write(record, Event(time=time.time(), event="start", message=_describe(trial)))
-        return {"trial": trial.model_dump(mode="json"), "retries": self._retries}
+        return {"trial": trial.model_dump(mode="json"), "patience": self._patience.model_dump()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Log a rung."""
