@@ -42,7 +42,7 @@ RECIPES: dict[Recipe, Published] = {
     ),
     "fare": Published(
         title="FARE",
-        source="Schlarmann et al. 2024: squared L2 to the frozen clean embedding in loss and attack; PGD-10, image side",
+        source="Schlarmann et al. 2024: squared L2 to the frozen embedding in loss and attack; PGD-10, image side",
         inferred="relative to the embedding's squared norm, so that it can be weighed against the contrastive loss",
         attack_steps=10,
         fields={

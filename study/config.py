@@ -89,10 +89,34 @@ class EarlyStopping(Model):
 
 
 class Budget(Model):
-    """When a study is done."""
+    """When a study is done: the first limit that is reached ends it. Trials that run then are finished.
+
+    Empty limits are none. A larger budget goes on with a study that is done.
+    """
 
     trials: int = Field(12, ge=0, le=1_000_000, description="searched trials; recipes come on top")
-    max_failures: int = Field(2, ge=0, description="retries of a trial whose worker or node was lost")
+    wall_hours: float | None = Field(None, gt=0, description="time that drivers worked on the study, all sessions")
+    device_hours: float | None = Field(None, gt=0, description="devices x time held, all attempts")
+    money: float | None = Field(None, gt=0, description="device-hours and head by their price")
+    plateau_trials: int | None = Field(None, ge=1, description="complete trials without growth of the hypervolume")
+    plateau_growth: float = Field(0.001, ge=0, lt=1, description="share of the box that is not yet growth")
+    trial_hours: float | None = Field(None, gt=0, description="wall time of one trial; above it is infeasible")
+    silent_minutes: float = Field(
+        30, gt=0, description="a worker that reports nothing for so long, or 5 of its slowest epochs, is stuck"
+    )
+    max_failures: int = Field(2, ge=0, description="retries of a trial whose worker or node was lost or stuck")
+    alike_failures: int = Field(3, ge=1, description="trials that fail alike before the study stops")
+
+
+class Price(Model):
+    """What devices cost while they are held. Money is in any one currency."""
+
+    currency: str = Field("USD", description="only shown")
+    device_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {}, description="price of a device-hour by kind, such as l4=0.98"
+    )
+    head_hour: float = Field(0, ge=0, description="price of an hour of the head node, while a driver works")
+    device: str | None = Field(None, description="kind of device trials run on; empty: what Ray finds")
 
 
 class TrialTemplate(Model):
@@ -147,6 +171,7 @@ class StudyConfig(Model):
     constraints: tuple[Constraint, ...] = Field((), description="bounds that a usable trial keeps")
     budget: Budget = Budget()
     early_stopping: EarlyStopping = EarlyStopping()
+    price: Price = Price()
     sampler: Literal["tpe", "random"] = Field("tpe", description="how searched points are proposed")
     seed: int = Field(0, ge=0, description="of the sampler and of every trial")
     data: DataConfig = DataConfig()
@@ -176,6 +201,8 @@ class StudyConfig(Model):
                 f"trial.training.batch_size {self.trial.training.batch_size} is no multiple of trial.workers.count "
                 f"{self.trial.workers.count}"
             )
+        if self.budget.money is not None and not self.price.device_hour:
+            raise ValueError("budget.money needs price.device_hour, what an hour of a device costs")
         return self
 
     @property
@@ -260,7 +287,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> str:
     """Write `study.yaml`, or hold the config against the one that is there. Returns the fingerprint's hash.
 
-    Budget, early stopping, tracking, cluster, storage and sampler may change freely.
+    Budget, early stopping, price, tracking, cluster, storage and sampler may change freely.
 
     Raises:
         InputError: the fingerprint differs and the change is not accepted; with the differences.

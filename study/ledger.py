@@ -76,19 +76,29 @@ def plan(records: Sequence[TrialRecord], with_manifest: Collection[str], budget:
     )
 
 
-def open_storage(paths: StudyPaths, url: str | None) -> optuna.storages.RDBStorage:
-    """The study's database: SQLite in its folder unless a URL is given."""
+def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optuna.storages.RDBStorage:
+    """The study's database: SQLite in its folder unless a URL is given.
+
+    Args:
+        paths: of the study.
+        url: of another database.
+        make: its tables, where they do not exist.
+    """
     if url is None:
         return optuna.storages.RDBStorage(
-            f"sqlite:///{paths.database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+            f"sqlite:///{paths.database.resolve()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            skip_table_creation=not make,
         )
-    return optuna.storages.RDBStorage(url)
+    return optuna.storages.RDBStorage(url, skip_table_creation=not make)
 
 
-def read_records(paths: StudyPaths, storage: str | None) -> list[TrialRecord]:
-    """All trials of a study, in order; changes nothing."""
-    study = optuna.load_study(study_name=paths.root.name, storage=open_storage(paths, storage))
-    return _records(study, paths.root.name)
+def read_records(name: str, storage: optuna.storages.RDBStorage) -> list[TrialRecord]:
+    """All trials of a study, in order; changes nothing. None where the study was not begun yet."""
+    try:
+        return _records(optuna.load_study(study_name=name, storage=storage), name)
+    except KeyError:
+        return []
 
 
 class Ledger:
@@ -217,7 +227,9 @@ class Ledger:
         """Account for an ended trial: manifest first, then Optuna. Twice is as good as once."""
         result = outcome.result
         if result is None:
-            return self._end(record, trial, outcome.state, outcome.reason, cost=self._cost_so_far(record))
+            return self._end(
+                record, trial, outcome.state, outcome.reason, trace=outcome.trace, cost=self._cost_so_far(record)
+            )
         fields: dict[str, Any] = {
             "metrics": result.metrics,
             "cost": {

@@ -119,6 +119,7 @@ class Manifest(Model):
     point: dict[str, Any]
     state: Ended
     reason: str | None = None
+    trace: str | None = None
     metrics: dict[str, Metric] = {}
     rungs: dict[int, dict[str, float]] = {}
     cost: dict[str, Any] = {}

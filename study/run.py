@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from study.config import Arguments, StudyConfig, fingerprint, freeze, parse
 from study.mlflow_store import redacted
 from study.records import StudyPaths
 from trainables.command import InputError, told_errors
 from trainables.config import TrialConfig
-
-if TYPE_CHECKING:
-    from study.ledger import Ledger
 
 FREE_BYTES = 500_000_000
 """Needed in the study's folder to begin."""
@@ -78,26 +75,32 @@ def driver_lock(config: StudyConfig) -> Iterator[None]:
 
 def run(config: Arguments) -> int:
     """Look at what exists, do what is left, say what came out. Returns the exit code."""
-    from study.ledger import Ledger
+    from study.lease import Lease
+    from study.ledger import Ledger, open_storage
     from study.session import Session
     from trainables.data import load_dataset
 
     template = trial_template(config)
     dataset = load_dataset(template.data, template.cache_dir)
-    mark = freeze(config, fingerprint(config, dataset.digest, code_digest()), config.accept_changes)
     with told_storage(config):
-        ledger = Ledger(config, config.paths, mark)
-    todo = left_to_do(ledger)
-    session = Session(config, ledger, template)
-    if todo:
-        session.explore(todo)
-    return session.close()
+        engine = open_storage(config.paths, config.storage).engine
+    with Lease(engine, config.name, lost=leave_at_once) as lease:
+        mark = freeze(config, fingerprint(config, dataset.digest, code_digest()), config.accept_changes)
+        with told_storage(config):
+            ledger = Ledger(config, config.paths, mark)
+        session = Session(config, ledger, template, lease)
+        todo = session.left_to_do()
+        if todo:
+            session.explore(todo)
+        return session.close()
 
 
-def left_to_do(ledger: Ledger) -> int:
-    """Trials that have not ended."""
-    plan = ledger.plan()
-    return len(plan.go_on) + plan.fresh + sum(record.state == "waiting" for record in ledger.records())
+def leave_at_once() -> None:
+    """End this process without another write: the study is somebody else's now."""
+    from study.session import RESUMABLE
+
+    print("another driver has taken the study over, because this one was asleep for too long", file=sys.stderr)
+    os._exit(RESUMABLE)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from study.config import COST
 from study.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
-from trainables.trial import Outcome
+from trainables.trial import Outcome, Patience
 
 
 class LedgerSearcher(Searcher):
@@ -23,7 +23,8 @@ class LedgerSearcher(Searcher):
     Args:
         ledger: the study.
         make_trial: from a taken trial to the configuration that runs it.
-        retries: of lost workers.
+        patience: with a trial.
+        may_start: whether the budget has room for another trial. Interrupted ones go on all the same.
         on_change: called with (trial, event or manifest) for display and tracking.
         clock: the time, in seconds.
     """
@@ -32,13 +33,14 @@ class LedgerSearcher(Searcher):
         self,
         ledger: Ledger,
         make_trial: Callable[[TrialRecord], TrialConfig],
-        retries: int,
+        patience: Patience,
+        may_start: Callable[[], bool],
         on_change: Callable[[TrialRecord, Event | Manifest], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self._ledger, self._make_trial, self._clock = ledger, make_trial, clock
-        self._retries, self._on_change = retries, on_change
+        self._patience, self._may_start, self._on_change = patience, may_start, on_change
         self._interrupted = ledger.plan().go_on
         self._taken: dict[str, tuple[TrialRecord, TrialConfig]] = {}
         self._seen_step: dict[str, int] = {}
@@ -46,7 +48,12 @@ class LedgerSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration, or FINISHED."""
-        record = self._ledger.take(self._interrupted.pop(0)) if self._interrupted else self._ledger.take_next()
+        if self._interrupted:
+            record: TrialRecord | None = self._ledger.take(self._interrupted.pop(0))
+        elif self._may_start():
+            record = self._ledger.take_next()
+        else:
+            record = None
         if record is None:
             return str(Searcher.FINISHED)
         trial = self._make_trial(record)
@@ -55,7 +62,7 @@ class LedgerSearcher(Searcher):
             return self.suggest(trial_id)
         self._taken[trial_id] = record, trial
         self._write(record, Event(time=self._clock(), event="start", message=_describe(trial)))
-        return {"trial": trial.model_dump(mode="json"), "retries": self._retries}
+        return {"trial": trial.model_dump(mode="json"), "patience": self._patience.model_dump()}
 
     def rung(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Log a report of a trial, and say whether it goes on."""

@@ -15,8 +15,11 @@ import warnings
 from contextlib import ExitStack
 from typing import Any
 
+from study.budget import Limit, device_kind, ended_by, limits, planned_trials, reached, usage
 from study.config import StudyConfig
 from study.display import Display, front_table
+from study.failures import AlikeFailures
+from study.lease import Lease
 from study.ledger import Ledger
 from study.mlflow_store import TrackingError
 from study.pareto import FrontEntry, hypervolume_history
@@ -26,10 +29,11 @@ from study.warm_start import WarmStart, command
 from trainables.command import InputError
 from trainables.config import TrialConfig
 from trainables.data import DataError
-from trainables.trial import ENVIRONMENT, RESERVED_SHARE, tune_trial
+from trainables.trial import ENVIRONMENT, RESERVED_SHARE, Patience, tune_trial
 
 DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
-"""Exit codes: done; done without one complete trial; run the same command again; Ctrl-C. (2: unusable input.)"""
+"""Exit codes: done; done without one complete trial, or stopped by a bug; run the same command again; Ctrl-C. (2:
+unusable input.)"""
 
 LOCAL_ENVIRONMENT = {
     "RAY_maximum_startup_concurrency": "16",  # forks are cheap; Ray's default is one start per core
@@ -50,25 +54,34 @@ class Session:
     config: of the study.
     ledger: opened and reconciled.
     template: what all trials share.
+    lease: held while the session lasts.
 
     Raises:
         InputError: the tracking server cannot be used.
     """
 
-    def __init__(self, config: StudyConfig, ledger: Ledger, template: TrialConfig) -> None:
+    def __init__(self, config: StudyConfig, ledger: Ledger, template: TrialConfig, lease: Lease) -> None:
         self._config, self._ledger, self._template, self._paths = config, ledger, template, config.paths
+        self._lease, self._device = lease, lease.last_device
         try:
             projection = Projection(self._paths, config.tracking.uri, config.name, config.objectives)
         except TrackingError as error:
             raise InputError(f"tracking.uri: {error}") from None
         self._tracking = BackgroundProjection(projection)
         records = ledger.records()
-        total = config.budget.trials + sum(record.recipe is not None for record in records)
-        self._display = Display(f"study {config.name}", config.objectives, total)
+        self._display = Display(f"study {config.name}", config.objectives, planned_trials(config.budget, records))
         manifests = ledger.manifests()
         for manifest in manifests:
             self._display.seen(records[manifest.number], manifest)
         self._stopped_by: int | None = None
+        self._closing = False
+        self._alike = AlikeFailures(config.budget.alike_failures)
+
+    def left_to_do(self) -> int:
+        """Trials that would still be run: interrupted ones, and others while the budget has room."""
+        plan = self._ledger.plan()
+        waiting = sum(record.state == "waiting" for record in self._ledger.records())
+        return len(plan.go_on) + (0 if reached(self._limits()) else plan.fresh + waiting)
 
     def explore(self, trials: int) -> None:
         """Run so many trials, or until a signal. Ray is started and stopped."""
@@ -80,6 +93,8 @@ class Session:
         stack = ExitStack()
         try:
             cpus, gpus = self._connect(stack)
+            self._lease.use(self._device)
+            self._limits()  # tells now if the device has no price
             signal.signal(signal.SIGTERM, self._stop)
             signal.signal(signal.SIGINT, self._stop)
             self._prepare(gpus > 0)
@@ -100,10 +115,8 @@ class Session:
         """Bring MLflow up to date, print the front, and say how the study stands. Returns the exit code."""
         entries = self._write_front()
         records, manifests = self._ledger.records(), self._ledger.manifests()
-        unfinished = [record for record in records if record.state in ("waiting", "running")]
-        searched = sum(record.recipe is None for record in records)
-        complete = not unfinished and searched >= self._config.budget.trials
-        self._tracking.finish(records, "finished" if complete else "interrupted")
+        by = None if self._alike.bug else ended_by(self._limits(), records)
+        self._tracking.finish(records, "finished" if by else "interrupted")
         say = self._display.say
         if entries:
             self._display.print(front_table(entries, manifests, self._config.objectives))
@@ -115,12 +128,16 @@ class Session:
         paths = self._paths
         say(f"files: {paths.front}  {paths.pareto_page}  {paths.root / 'trials'}")
         say(f"to look at it: {ui_command(self._config.tracking.uri, paths)}")
-        if complete:
+        if by is not None:
             stopped = sum(manifest.state == "stopped" for manifest in manifests)
             early = f", {stopped} of them stopped early" if stopped else ""
             say(f"study {self._config.name} is done: {len(manifests)} trials{early}, {len(entries)} on the front")
+            say(f"ended by {by}")
             return DONE if entries else FAILED
-        left = self._config.budget.trials - searched + len(unfinished)
+        left = planned_trials(self._config.budget, records) - len(manifests)
+        if self._alike.bug is not None:
+            say(self._alike.told(self._config.name))
+            return FAILED
         say(f"study {self._config.name} is not done, {left} trials are left: run the same command again to go on")
         return INTERRUPTED if self._stopped_by == signal.SIGINT else RESUMABLE
 
@@ -149,6 +166,9 @@ class Session:
                 "  leave cluster.address empty for this machine, or give host:port of a running head, or auto"
             ) from None
         resources = ray.cluster_resources()
+        mark = "accelerator_type:"
+        kinds = [name.removeprefix(mark) for name in resources if name.startswith(mark)]
+        self._device = device_kind(self._config.price, kinds)
         return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
 
     def _prepare(self, use_gpu: bool) -> None:
@@ -205,7 +225,7 @@ class Session:
             return template.model_copy(update={"key": record.key, "point": self._ledger.point(record)})
 
         retries = self._config.budget.max_failures
-        searcher = LedgerSearcher(self._ledger, make, retries, self._changed)
+        searcher = LedgerSearcher(self._ledger, make, self._patience(), self._may_start, self._changed)
         resources = {"CPU": TRIAL_CPUS}
         if "trial_driver" in ray.cluster_resources():
             resources["trial_driver"] = 0.01  # keeps trial processes off nodes that may be taken away
@@ -226,9 +246,33 @@ class Session:
         )
         tuner.fit()
 
+    def _patience(self) -> Patience:
+        budget = self._config.budget
+        return Patience(
+            retries=budget.max_failures,
+            silent_seconds=60 * budget.silent_minutes,
+            trial_seconds=None if budget.trial_hours is None else 3600 * budget.trial_hours,
+        )
+
+    def _limits(self) -> list[Limit]:
+        config, records, manifests = self._config, self._ledger.records(), self._ledger.manifests()
+        wall = self._lease.worked_seconds()
+        used = usage(self._paths, config.budget, config.objectives, records, manifests, wall)
+        return limits(config.budget, config.price, self._device, used)
+
+    def _may_start(self) -> bool:
+        """Whether another trial may start."""
+        limit = reached(self._limits())
+        if (limit is not None or self._alike.bug is not None) and not self._closing:
+            self._closing = True
+            reason = limit or f"{self._config.budget.alike_failures} trials failed alike"
+            self._display.say(f"no further trial starts: {reason}; those that run are finished")
+        return not self._closing
+
     def _changed(self, record: TrialRecord, what: Event | Manifest) -> None:
         self._display.changed(record, what)
         if isinstance(what, Manifest):
+            self._alike.add(what)
             self._write_front()
         self._tracking.request(self._ledger.records())
 

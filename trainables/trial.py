@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from trainables.command import read_config, told_errors
 from trainables.config import Model, TrialConfig, TrialResult
 
@@ -31,11 +33,24 @@ RESERVED_SHARE = 0.8
 """Of a worker's cores that Ray books. The rest is for the trial's own process and Ray's helpers, which only wait."""
 
 
+class Patience(Model):
+    """How often and how long a trial is tried."""
+
+    retries: int = Field(0, ge=0, description="how often a lost or stuck worker or node is made up for")
+    silent_seconds: float = Field(1800, gt=0, description="a worker that reports nothing for so long is stuck")
+    trial_seconds: float | None = Field(None, gt=0, description="longest a trial may hold its devices, all attempts")
+
+
+class TooLong(Exception):
+    """The trial held its devices longer than a trial may: the point itself is too dear."""
+
+
 class Outcome(Model):
     """How a trial ended."""
 
     state: Literal["complete", "infeasible", "failed"]
     reason: str | None = None
+    trace: str | None = Field(None, description="where the trial's own code failed")
     result: TrialResult | None = None
 
 
@@ -47,21 +62,27 @@ def worker(config: dict[str, Any]) -> None:
 
     from trainables.finetune import finetune
     from trainables.prepare import prepare
+    from trainables.watchdog import Watchdog
 
-    trial = TrialConfig.model_validate(config)
+    trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
     if not torch.cuda.is_available():
         torch.set_num_threads(max(1, int(trial.workers.cpus_per_worker)))
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
+        watchdog.beat()
+        held = metrics["device_seconds"] / trial.workers.count
+        if patience.trial_seconds is not None and held > patience.trial_seconds and not metrics["last"]:
+            raise TooLong(f"{held:.0f} s by step {metrics['step']}, more than {patience.trial_seconds:.0f} s")
 
     checkpoint = ray.train.get_checkpoint()
-    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+    watchdog = Watchdog(patience.silent_seconds)
+    with watchdog, tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
         finetune(trial, prepare(trial), get_device(), folder, Path(scratch), report)
 
 
-def run_trial(config: TrialConfig, retries: int = 0, callbacks: Sequence[Any] = ()) -> Outcome:
+def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: Sequence[Any] = ()) -> Outcome:  # noqa: B008, it is frozen
     """Run the trial as a Ray Train job, going on from its last checkpoint if it has run before.
 
     What the trial itself does wrong ends it at once, with the reason. A lost worker or node is tried again from the
@@ -69,7 +90,7 @@ def run_trial(config: TrialConfig, retries: int = 0, callbacks: Sequence[Any] = 
 
     Args:
         config: `storage_path` and `key` name the run: the same pair finds the same checkpoints.
-        retries: how often a lost worker or node is made up for.
+        patience: with it.
         callbacks: for Ray Train's run configuration.
     """
     from ray.train import (
@@ -85,10 +106,10 @@ def run_trial(config: TrialConfig, retries: int = 0, callbacks: Sequence[Any] = 
     workers = config.workers
     gpus = workers.gpus_per_worker or 0
     storage = config.storage_path if "://" in config.storage_path else str(Path(config.storage_path).resolve())
-    for attempt in range(retries + 1):
+    for attempt in range(patience.retries + 1):
         trainer = TorchTrainer(
             worker,
-            train_loop_config=config.model_dump(mode="json"),
+            train_loop_config={"trial": config.model_dump(mode="json"), "patience": patience.model_dump()},
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=workers.count,
@@ -110,11 +131,11 @@ def run_trial(config: TrialConfig, retries: int = 0, callbacks: Sequence[Any] = 
             checkpoint = trainer.fit().checkpoint
         except WorkerGroupError as error:
             outcome = _own_fault(error.worker_failures)
-            if outcome is None and attempt < retries:
+            if outcome is None and attempt < patience.retries:
                 continue
             return outcome or Outcome(state="failed", reason=f"workers lost {attempt + 1} times: {_last_line(error)}")
         except TrainingFailedError as error:
-            if attempt < retries:
+            if attempt < patience.retries:
                 continue
             return Outcome(state="failed", reason=_last_line(error))
         with checkpoint.as_directory() as folder:
@@ -132,8 +153,10 @@ def _own_fault(failures: dict[int, Exception]) -> Outcome | None:
         if isinstance(cause, RayError):
             continue
         name = type(cause).__name__
-        infeasible = name in ("Diverged", "OutOfMemoryError")
-        return Outcome(state="infeasible" if infeasible else "failed", reason=f"{name}: {cause}")
+        reason = f"{name}: {cause}"
+        if name in ("Diverged", "OutOfMemoryError", "TooLong"):
+            return Outcome(state="infeasible", reason=reason)
+        return Outcome(state="failed", reason=reason, trace=getattr(failure, "_traceback_str", None))
     return None
 
 
@@ -148,7 +171,7 @@ def tune_trial(config: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     trial = TrialConfig.model_validate(config["trial"])
-    outcome = run_trial(trial, config["retries"], [TuneReportCallback()])
+    outcome = run_trial(trial, Patience.model_validate(config["patience"]), [TuneReportCallback()])
     tune.report({"outcome": outcome.model_dump_json()})
 
 

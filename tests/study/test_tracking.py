@@ -12,10 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from dashboards.pareto_page import write_front_files
 from study import track
-from study.config import Objective
+from study.config import Budget, Objective, StudyConfig
+from study.ledger import open_storage
 from study.mlflow_store import TrackingError, _create_database, import_mlflow, metric_name, redacted
 from study.records import (
     Event,
@@ -569,15 +571,12 @@ def test_mlflow_says_nothing_by_itself(study: FakeStudy, capfd: pytest.CaptureFi
 
 @pytest.fixture
 def known_study(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
-    config = SimpleNamespace(
-        name="study",
-        storage=None,
-        objectives=OBJECTIVES,
-        budget=SimpleNamespace(trials=5),
-        tracking=SimpleNamespace(uri=None),
+    config = StudyConfig(
+        name="study", studies_dir=study.paths.root.parent, objectives=OBJECTIVES, budget=Budget(trials=5)
     )
-    monkeypatch.setattr(track, "load_frozen", lambda paths: config)
-    monkeypatch.setattr("study.ledger.read_records", lambda paths, storage: study.records)
+    study.paths.config.write_text(yaml.safe_dump({"config": config.model_dump(mode="json")}, sort_keys=False))
+    open_storage(study.paths, None)
+    monkeypatch.setattr("study.ledger.read_records", lambda name, storage: study.records)
     for _ in study.life():
         pass
     study.end(5, 0.9, 0.9)
@@ -616,12 +615,12 @@ def test_the_command_refuses_what_it_cannot_use(known_study: FakeStudy, capsys: 
     assert "MLflow at nonsense://x failed" in capsys.readouterr().err
 
 
-def test_a_study_is_finished_when_its_budget_is_spent_and_nothing_is_left(known_study: FakeStudy) -> None:
-    config: Any = SimpleNamespace(budget=SimpleNamespace(trials=5))
-    assert track.study_end(known_study.records, config) == "finished"
-    assert track.study_end(known_study.records[:-1], config) == "interrupted"
-    known_study.state(0, "waiting")
-    assert track.study_end(known_study.records, config) == "interrupted"
+def test_a_study_with_something_left_to_do_is_interrupted(
+    known_study: FakeStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known_study.records = known_study.records[:-1]
+    assert run_track(known_study) == 0
+    assert "the study is interrupted" in capsys.readouterr().out
 
 
 def test_store_whose_creation_was_cut_short(tmp_path: Path) -> None:

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.command import InputError
 from trainables.models import tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
+from trainables.models.clip import Clip
 from trainables.models.loading import load
+from trainables.models.official import read_state, resampled
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -1,0 +1,103 @@
+"""`python -m study.export`: a study as two tables, one row a trial and one row a logged value."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events
+from study.view import StudyView, read_study, study_parser
+from trainables.command import told_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("csv", "parquet")
+
+
+def trial_row(record: TrialRecord, manifest: Manifest | None, on_front: bool) -> dict[str, Any]:
+    """A trial as one wide row.
+
+    Columns are `param/...` as searched, `point/...` as trained with, every metric by its own name with `.low` and
+    `.high` of its interval, and `cost/...`.
+    """
+    row: dict[str, Any] = {
+        "key": record.key,
+        "number": record.number,
+        "recipe": record.recipe,
+        "state": manifest.state if manifest else record.state,
+        "on_front": on_front,
+        **{f"param/{name}": value for name, value in record.params.items()},
+    }
+    if manifest is None:
+        return row
+    row |= {"reason": manifest.reason, "ended": manifest.ended, "fingerprint": manifest.fingerprint}
+    row |= {f"point/{name}": value for name, value in manifest.point.items()}
+    for name, metric in manifest.metrics.items():
+        row |= {name: metric.value, f"{name}.low": metric.low, f"{name}.high": metric.high}
+    for name, value in manifest.cost.items():
+        if isinstance(value, dict):
+            row |= {f"cost/{name}/{phase}": seconds for phase, seconds in value.items()}
+        elif not isinstance(value, list):
+            row[f"cost/{name}"] = value
+    return row
+
+
+def event_rows(key: str, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+    """A trial's log in long form: one row a value, `train/...` for the history and `rung/...` for small evaluations.
+
+    An event without values is one row without a name.
+    """
+    for event in events:
+        shared = {"key": key, "time": event.time, "event": event.event, "step": event.step}
+        if not event.metrics and not event.history:
+            yield {**shared, "name": None, "value": None, "message": event.message}
+        for entry in event.history:
+            at = {**shared, "step": int(entry.get("step", event.step)), "time": entry.get("time", event.time)}
+            for name, value in entry.items():
+                if name not in ("step", "time"):
+                    yield {**at, "name": f"train/{name}", "value": value, "message": event.message}
+        for name, value in event.metrics.items():
+            yield {**shared, "name": f"rung/{name}", "value": value, "message": event.message}
+
+
+def tables(view: StudyView) -> dict[str, pd.DataFrame]:
+    """`trials`, wide, and `events`, long."""
+    import pandas as pd
+
+    from study.pareto import front
+
+    ended = {manifest.key: manifest for manifest in view.manifests}
+    members = {entry.key for entry in front(view.manifests, view.config.objectives)}
+    trials = [trial_row(record, ended.get(record.key), record.key in members) for record in view.records]
+    logged = [
+        row for record in view.records for row in event_rows(record.key, read_events(view.paths.events(record.key)))
+    ]
+    columns = ["key", "time", "event", "step", "name", "value", "message"]
+    return {"trials": pd.DataFrame(trials).convert_dtypes(), "events": pd.DataFrame(logged, columns=columns)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = study_parser("python -m study.export", __doc__)
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help="folder for the tables (default: export in the study's folder)")
+    options = parser.parse_args(arguments)
+    with told_errors():
+        view = read_study(StudyPaths(options.studies_dir / options.name))
+        folder = options.out or view.paths.root / "export"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in tables(view).items():
+            path = folder / f"{name}.{options.format}"
+            if options.format == "csv":
+                table.to_csv(path, index=False)
+            else:
+                table.to_parquet(path, index=False)
+            print(f"{path}: {len(table)} rows, {len(table.columns)} columns")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

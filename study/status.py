@@ -1,0 +1,180 @@
+"""`python -m study.status`: how a study stands, from any shell, while it runs and afterwards. Changes nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from study.budget import Limit, device_kind, ended_by, limits, money, remaining_seconds, usage
+from study.records import StudyPaths, read_events
+from study.view import StudyView, read_study, study_parser
+from trainables.command import InputError, told_errors
+from trainables.config import Model
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+class LimitStatus(Model):
+    """A limit of the budget."""
+
+    name: str
+    spent: float
+    limit: float
+    left: float
+    unit: str
+
+
+class EventStatus(Model):
+    """Something that happened to a trial."""
+
+    time: float
+    key: str
+    event: str
+    step: int
+    message: str
+
+
+class Status(Model):
+    """How a study stands; what `--json` prints."""
+
+    name: str
+    state: str
+    """running: a driver works on it. finished: the budget is spent. interrupted: the same command goes on."""
+    ended_by: str | None
+    trials: int
+    states: dict[str, int]
+    front: list[dict[str, Any]]
+    hypervolume: float
+    limits: list[LimitStatus]
+    wall_seconds: float
+    device_seconds: float
+    device: str
+    money: float | None
+    currency: str
+    remaining_seconds: float | None
+    sessions: int
+    events: list[EventStatus]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.ended_by is not None
+
+
+def status_of(view: StudyView, shown_events: int = 8) -> Status:
+    """Everything about a study, from what is recorded of it."""
+    from study.pareto import front, hypervolume_history
+
+    config, now = view.config, time.time()
+    wall = sum(row.seconds(now if view.running else None) for row in view.sessions)
+    used = usage(view.paths, config.budget, config.objectives, view.records, view.manifests, wall)
+    kinds = [row.device for row in view.sessions if row.device]
+    device = device_kind(config.price, kinds[-1:])
+    found = limits(config.budget, config.price, device, used)
+    by = ended_by(found, view.records)
+    history = hypervolume_history(view.manifests, config.objectives)
+    priced = device in config.price.device_hour
+    return Status(
+        name=config.name,
+        state="running" if view.running else "finished" if by else "interrupted",
+        ended_by=str(by) if by else None,
+        trials=used.planned_trials,
+        states=dict(Counter(record.state for record in view.records)),
+        front=[entry.model_dump(mode="json") for entry in front(view.manifests, config.objectives)],
+        hypervolume=history[-1][-1] if history else 0.0,
+        limits=[_limit(limit) for limit in found],
+        wall_seconds=wall,
+        device_seconds=used.device_seconds,
+        device=device,
+        money=money(config.price, device, used.device_seconds / 3600, wall / 3600) if priced else None,
+        currency=config.price.currency,
+        remaining_seconds=None if by else remaining_seconds(found, wall),
+        sessions=len(view.sessions),
+        events=_last_events(view, shown_events),
+    )
+
+
+def _limit(limit: Limit) -> LimitStatus:
+    return LimitStatus(name=limit.name, spent=limit.spent, limit=limit.limit, left=limit.left, unit=limit.unit)
+
+
+def _last_events(view: StudyView, count: int) -> list[EventStatus]:
+    happened = [
+        EventStatus(time=event.time, key=record.key, event=event.event, step=event.step, message=event.message)
+        for record in view.records
+        for event in read_events(view.paths.events(record.key))
+    ]
+    return sorted(happened, key=lambda event: event.time)[-count:]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = study_parser("python -m study.status", __doc__)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--events", type=int, default=8, help="how many of the last events (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    with told_errors():
+        if options.events < 0:
+            raise InputError(f"--events: {options.events} is negative; 0 shows none")
+        view = read_study(StudyPaths(options.studies_dir / options.name))
+        status = status_of(view, options.events)
+        if options.json:
+            print(status.model_dump_json(indent=1))
+        else:
+            _print(status, view)
+    return 0
+
+
+def _print(status: Status, view: StudyView) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    console.print(page(status, view))
+
+
+def page(status: Status, view: StudyView) -> Group:
+    """What a person reads."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from study.display import front_table
+    from study.pareto import front
+
+    states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items())) or "none yet"
+    lines = [f"study {status.name} is {status.state}: {states}, {status.trials} planned"]
+    lines += [f"ended by {status.ended_by}"] if status.ended_by else []
+    lines += [f"hypervolume {status.hypervolume:.3f}, {len(status.front)} on the front"]
+    held = f"{status.device_seconds / 3600:.2f} device-hours ({status.device})"
+    paid = f", {status.money:.2f} {status.currency}" if status.money is not None else ""
+    lines += [f"{duration(status.wall_seconds)} in {status.sessions} sessions, {held}{paid}"]
+    if status.remaining_seconds is not None:
+        lines += [f"about {duration(status.remaining_seconds)} left"]
+    budget = Table(box=None, pad_edge=False)
+    for name in ("budget", "spent", "left", "of", ""):
+        budget.add_column(name, justify="left" if name in ("budget", "") else "right")
+    for limit in status.limits:
+        numbers = (f"{value:.4g}" for value in (limit.spent, limit.left, limit.limit))
+        budget.add_row(limit.name, *numbers, limit.unit)
+    log = Table(box=None, pad_edge=False, show_header=False)
+    for event in status.events:
+        when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time))
+        log.add_row(when, Text(event.key), event.event, f"step {event.step}", Text(event.message))
+    objectives = view.config.objectives
+    table = front_table(front(view.manifests, objectives), view.manifests, objectives)
+    return Group(*(Text(line) for line in lines), Text(), budget, Text(), table, Text(), log)
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that leaves two digits: `5.2 h`, `43 min`, `12 s`."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

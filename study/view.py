@@ -1,0 +1,88 @@
+"""A study as it is at this moment, read from another process without changing it."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from study.config import StudyConfig, load_frozen
+from study.records import Manifest, StudyPaths, TrialRecord, read_manifest
+from trainables.command import InputError
+
+if TYPE_CHECKING:
+    from study.lease import SessionRow
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """What is recorded of a study.
+
+    Attributes:
+        config: frozen with it.
+        paths: its files.
+        records: all trials of the ledger, in order.
+        manifests: the ended ones, in the order they ended.
+        sessions: of drivers, in order.
+        running: whether a driver works on it now.
+    """
+
+    config: StudyConfig
+    paths: StudyPaths
+    records: list[TrialRecord]
+    manifests: list[Manifest]
+    sessions: list[SessionRow]
+    running: bool
+
+
+def study_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Flags of every command about an existing study."""
+    parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("--name", default="quickstart", help="the study (default: %(default)s)")
+    parser.add_argument("--studies-dir", type=Path, default=Path("studies"), help="default: %(default)s")
+    return parser
+
+
+def read_study(paths: StudyPaths) -> StudyView:
+    """Read everything that is recorded.
+
+    Raises:
+        InputError: there is no such study, or its database cannot be used.
+    """
+    from study.lease import sessions
+    from study.ledger import open_storage, read_records
+    from study.run import told_storage
+
+    if not paths.config.exists():
+        known = ", ".join(sorted(path.parent.name for path in paths.root.parent.glob("*/study.yaml"))) or "none"
+        raise InputError(f"there is no study at {paths.root}; studies in {paths.root.parent}: {known}")
+    config = load_frozen(paths)
+    records: list[TrialRecord] = []
+    rows: list[SessionRow] = []
+    if config.storage is not None or paths.database.exists():
+        with told_storage(config):
+            storage = open_storage(paths, config.storage, make=False)
+            records, rows = read_records(config.name, storage), sessions(storage.engine, config.name)
+    read = (read_manifest(paths.manifest(record.key)) for record in records)
+    manifests = sorted((manifest for manifest in read if manifest), key=lambda manifest: manifest.ended)
+    return StudyView(config, paths, records, manifests, rows, _driver_runs(paths, rows))
+
+
+def _driver_runs(paths: StudyPaths, rows: Sequence[SessionRow]) -> bool:
+    """Whether a driver has the study: it holds the lock file on this machine, or its heart beats on another."""
+    now, host = time.time(), socket.gethostname()
+    if any(row.open and not row.gone(now, host) for row in rows):
+        return True
+    if not paths.lock.exists():
+        return False
+    with paths.lock.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

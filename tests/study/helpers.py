@@ -1,0 +1,65 @@
+"""A study with a ledger and without Ray: trials that take no time and end as they are told."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from search_spaces.joint import JOINT
+from study.config import Budget, Objective, StudyConfig, freeze
+from study.ledger import Ledger
+from study.records import Event, Manifest, append_event
+from trainables.config import Metric, TrialConfig, TrialResult
+from trainables.trial import Outcome
+
+
+def study(folder: Path, trials: int = 2, **fields: Any) -> StudyConfig:
+    """A study of two recipes and so many searched trials."""
+    given: dict[str, Any] = {
+        "name": "s",
+        "studies_dir": folder,
+        "space": JOINT,
+        "recipes": ("finetune", "fare"),
+        "objectives": (Objective(metric="clean/mr_r1"), Objective(metric="both/mr_r1")),
+        "budget": Budget(trials=trials),
+    }
+    return StudyConfig(**{**given, **fields})
+
+
+def opened(config: StudyConfig) -> Ledger:
+    """Its ledger, with the study frozen."""
+    config.paths.root.mkdir(parents=True, exist_ok=True)
+    freeze(config, {"mark": 1}, accept_changes=True)
+    return Ledger(config, config.paths, "print")
+
+
+def complete(clean: float = 0.5, both: float = 0.1, device_seconds: float = 1) -> Outcome:
+    """A trial that measured so much."""
+    values = {"clean/mr_r1": clean, "both/mr_r1": both}
+    return Outcome(
+        state="complete",
+        result=TrialResult(
+            metrics={name: Metric(value=value, low=value - 0.01, high=value + 0.01) for name, value in values.items()},
+            correct={},
+            queries={},
+            device_seconds=device_seconds,
+            seconds={"train": device_seconds},
+            steps=1,
+            resumed_from_steps=[],
+            temperature=0.1,
+            hashes={},
+            versions={},
+        ),
+    )
+
+
+def run_next(ledger: Ledger, config: StudyConfig, outcome: Outcome, held: float = 0.5) -> Manifest:
+    """Take a trial, log a rung, and end it."""
+    record = ledger.take()
+    log = config.paths.events(record.key)
+    append_event(log, Event(time=time.time(), event="start", message="begun"))
+    history = [{"step": 1, "time": time.time(), "loss": 2.0}]
+    rung = {"clean/mr_r1": 0.3, "device_seconds": held}
+    append_event(log, Event(time=time.time(), event="rung", step=2, metrics=rung, history=history))
+    return ledger.finish(record, outcome, TrialConfig())

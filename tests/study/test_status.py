@@ -1,0 +1,142 @@
+"""A study as another process sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from study import export, status
+from study.config import Budget, Price, StudyConfig
+from study.lease import Lease
+from study.ledger import open_storage
+from study.records import Event, append_event
+from study.view import read_study
+from tests.study.helpers import complete, opened, run_next, study
+from trainables.config import TrialConfig
+from trainables.trial import Outcome
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> StudyConfig:
+    budget = Budget(trials=4, device_hours=1, money=10)
+    return study(tmp_path, budget=budget, price=Price(device_hour={"l4": 36.0}, device="l4"))
+
+
+def half_done(config: StudyConfig) -> None:
+    """Two complete trials, one failed, one running, in a session that is over."""
+    ledger = opened(config)
+    with Lease(open_storage(config.paths, None).engine, "s", lambda: None):
+        run_next(ledger, config, complete(0.9, 0.1, device_seconds=300))
+        run_next(ledger, config, complete(0.4, 0.3, device_seconds=200))
+        run_next(ledger, config, Outcome(state="failed", reason="lost"), held=100)
+        going = ledger.take()
+        append_event(config.paths.events(going.key), Event(time=time.time(), event="start", message="last"))
+        time.sleep(0.01)
+
+
+def arguments(config: StudyConfig, *more: str) -> list[str]:
+    return ["--name", "s", "--studies-dir", str(config.studies_dir), *more]
+
+
+def test_status_as_json(config: StudyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    half_done(config)
+    before = {path: path.stat().st_mtime_ns for path in config.paths.root.rglob("*")}
+    assert status.main(arguments(config, "--json", "--events", "3")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {path: path.stat().st_mtime_ns for path in config.paths.root.rglob("*")} == before, "it reads only"
+    assert told["state"] == "interrupted"
+    assert told["states"] == {"complete": 2, "failed": 1, "running": 1}
+    assert told["trials"] == 6
+    assert told["device_seconds"] == 600
+    assert told["money"] == pytest.approx(6, abs=0.01)
+    assert [entry["key"] for entry in told["front"]] == ["s-t00000-s0", "s-t00001-s0"]
+    assert 0 < told["hypervolume"] < 1
+    limits = {limit["name"]: limit for limit in told["limits"]}
+    assert limits["device_hours"]["spent"] == pytest.approx(1 / 6)
+    assert limits["money"]["left"] == pytest.approx(4, abs=0.01)
+    # Money is the nearest limit: 6 of 10 are spent, so two thirds of the time that was worked are left.
+    assert told["remaining_seconds"] == pytest.approx(told["wall_seconds"] * 4 / 6, rel=0.01)
+    assert [event["event"] for event in told["events"]] == ["start", "rung", "start"]
+    assert told["events"][-1]["message"] == "last"
+
+
+def test_status_for_people(config: StudyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    half_done(config)
+    assert status.main(arguments(config)) == 0
+    shown = capsys.readouterr().out
+    assert "study s is interrupted: 2 complete, 1 failed, 1 running, 6 planned" in shown
+    assert "0.900 [0.890, 0.910]" in shown
+    assert "6.00 USD" in shown
+
+
+def test_a_study_is_running_while_its_driver_lives(config: StudyConfig) -> None:
+    half_done(config)
+    with Lease(open_storage(config.paths, None).engine, "s", lambda: None):
+        assert status.status_of(read_study(config.paths)).state == "running"
+    assert status.status_of(read_study(config.paths)).state == "interrupted"
+
+
+def test_a_study_is_finished_by_the_limit_that_is_reached(config: StudyConfig) -> None:
+    half_done(config)
+    spent = config.model_copy(update={"budget": Budget(trials=4, device_hours=0.1)})
+    ledger = opened(spent)
+    assert status.status_of(read_study(config.paths)).ended_by is None, "a trial is still to be finished"
+    going = next(record for record in ledger.records() if record.state == "running")
+    ledger.finish(going, complete(), TrialConfig())
+    ended = status.status_of(read_study(config.paths))
+    assert ended.state == "finished"
+    assert ended.ended_by == "budget.device_hours: 0.1669 of 0.1 device-hours"
+
+
+def test_a_study_that_was_only_begun(config: StudyConfig) -> None:
+    opened(config)
+    config.paths.database.unlink()
+    told = status.status_of(read_study(config.paths))
+    assert (told.state, told.states, told.front) == ("interrupted", {}, [])
+
+
+def test_unknown_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        status.main(["--name", "none", "--studies-dir", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "there is no study at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", export.FORMATS)
+def test_export(config: StudyConfig, kind: str, tmp_path: Path) -> None:
+    half_done(config)
+    assert export.main(arguments(config, "--format", kind, "--out", str(tmp_path / "out"))) == 0
+    read = pd.read_csv if kind == "csv" else pd.read_parquet
+    trials, events = (read(tmp_path / "out" / f"{name}.{kind}") for name in ("trials", "events"))
+    assert trials["state"].tolist() == ["complete", "complete", "failed", "running"]
+    assert trials["on_front"].tolist() == [True, True, False, False]
+    assert trials["clean/mr_r1.low"][0] == pytest.approx(0.89)
+    assert trials["cost/seconds/train"][1] == 200
+    assert trials["param/temperature"].notna().tolist() == [True, False, True, True]
+    assert trials["reason"][2] == "lost"
+    rungs = events[events["name"] == "rung/device_seconds"]
+    assert rungs["value"].tolist() == [0.5, 0.5, 100]
+    loss = events[(events["name"] == "train/loss") & (events["key"] == "s-t00001-s0")]
+    assert (loss["value"].item(), loss["step"].item()) == (2.0, 1)
+    assert events["message"].iloc[-1] == "last"
+
+
+@pytest.mark.parametrize("command", ["status", "export", "track"])
+def test_help_comes_at_once(command: str) -> None:
+    seconds = []
+    for _ in range(2):
+        began = os.times()
+        done = subprocess.run(
+            [sys.executable, "-m", f"study.{command}", "--help"], capture_output=True, text=True, check=True
+        )
+        ended = os.times()
+        seconds.append(sum(ended[2:4]) - sum(began[2:4]))
+    assert "--studies-dir" in done.stdout
+    assert min(seconds) < 1
