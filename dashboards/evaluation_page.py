@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 from dashboards.pareto_page import STYLE
 
 if TYPE_CHECKING:
-    from trainables.config import Audit
+    from trainables.config import Audit, Metric
     from trainables.evaluate import EvaluationManifest
     from trainables.evaluation.examples import Answer, Example
+
+SHOWN = ("rsum", "tr_asr_r1", "ir_asr_r1")
+"""Measures beside the recalls: their sum, and the share of the queries answered when clean that an attack loses."""
 
 OWN_STYLE = """
 .example { display: grid; gap: 1rem; grid-template-columns: repeat(3, minmax(0, 10rem)); }
@@ -61,21 +64,28 @@ def evaluation_page(manifest: EvaluationManifest, target: str, examples: Sequenc
 
 
 def _metrics_section(manifest: EvaluationManifest) -> str:
-    names = list(dict.fromkeys(name.partition("/")[2] for name in manifest.metrics))
+    measured = dict.fromkeys(name.partition("/")[2] for name in manifest.metrics)
+    names = [name for name in measured if name.startswith(("tr_r", "ir_r")) or name in SHOWN]
     targets = list(dict.fromkeys(name.partition("/")[0] for name in manifest.metrics))
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = ""
     for target in targets:
         cells = ""
         for name in names:
-            metric = manifest.metrics[f"{target}/{name}"]
-            cells += f'<td>{metric.value:.3f} <span class="interval">[{metric.low:.3f}, {metric.high:.3f}]</span></td>'
+            metric = manifest.metrics.get(f"{target}/{name}")
+            cells += f"<td>{_shown(metric)}</td>"
         rows += f'<tr><th scope="row">{escape(target)}</th>{cells}</tr>\n'
     return (
         '<section>\n<h2>Recall</h2>\n<div class="scroll" tabindex="0" role="region" aria-label="Recall">\n<table>\n'
         f'<thead><tr><th scope="col">attack</th>{head}</tr></thead>\n<tbody>{rows}</tbody>\n</table>\n</div>\n'
         "</section>\n"
     )
+
+
+def _shown(metric: Metric | None) -> str:
+    if metric is None:
+        return ""
+    return f'{metric.value:.3f} <span class="interval">[{metric.low:.3f}, {metric.high:.3f}]</span>'
 
 
 def _audit_section(audit: Audit) -> str:

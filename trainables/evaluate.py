@@ -52,7 +52,7 @@ class Arguments(Flags):
     model_config = SettingsConfigDict(cli_prog_name="python -m trainables.evaluate")
 
     model: str = Field(description="folder of a trial (studies/NAME/runs/KEY), folder of a model, or hub id")
-    protocol: str = Field("search", description="search, strong, or a YAML file with the fields of a protocol")
+    protocol: str = Field("search", description="search, strong, natural, grid, or a YAML file of a protocol")
     data: DataConfig = DataConfig()
     masked_lm: str | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
     max_tokens: int = Field(77, ge=4, le=512, description="captions are cut to this many tokens")
@@ -61,6 +61,8 @@ class Arguments(Flags):
     words: int | None = Field(None, ge=0, le=10, description="words changed per caption; empty: the protocol's")
     gallery_images: int | None = Field(None, ge=2, description="evaluation images; empty: the protocol's")
     seed: int | None = Field(None, description="of the attacks; empty: the protocol's")
+    fold_images: int | None = Field(None, ge=2, description="also within blocks of so many images: 1000 is COCO 1K")
+    ground_truth: Path | None = Field(None, description="folder of ECCV Caption's and CxC's ids, for COCO's test split")
     examples: int = Field(8, ge=0, le=100, description="images shown on the page")
     cache_dir: Path = Field(Path("studies/.cache"), description="prepared data and adversarial examples")
     out: Path | None = Field(None, description="folder for the results; empty: evaluations/MODEL-PROTOCOL")
@@ -77,9 +79,11 @@ class EvaluationManifest(Model):
     protocol: Protocol
     protocol_hash: str
     metrics: dict[str, Metric]
+    further: dict[str, float] = Field({}, description="within folds, and by CxC and ECCV Caption, without intervals")
     audit: Audit | None
     correct: dict[str, str]
     queries: dict[str, int]
+    captions_per_image: list[int]
     seconds: float
     versions: dict[str, str]
 
@@ -150,6 +154,7 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
 def protocol_of(arguments: Arguments, subject: Subject) -> Protocol:
     """The named protocol, with a trial's own budget unless flags say otherwise."""
     from trainables.evaluation.protocols import named_protocol
+    from trainables.models import FusionModel
 
     changes: dict[str, Any] = {}
     if subject.trial is not None:
@@ -158,11 +163,15 @@ def protocol_of(arguments: Arguments, subject: Subject) -> Protocol:
         if arguments.protocol == "search":
             changes["gallery_images"] = own.gallery_images
     flags = {name: getattr(arguments, name) for name in ("epsilon", "words", "gallery_images", "seed")}
-    return named_protocol(arguments.protocol, {**changes, **{k: v for k, v in flags.items() if v is not None}})
+    changes |= {name: value for name, value in flags.items() if value is not None}
+    if arguments.protocol == "natural":
+        changes.pop("eight_bit", None)
+    return named_protocol(arguments.protocol, changes, fusion=isinstance(subject.model, FusionModel))
 
 
 def run(arguments: Arguments) -> EvaluationManifest:
     """Evaluate, and write the results."""
+    import numpy as np
     import torch
 
     from dashboards.evaluation_page import evaluation_page
@@ -170,7 +179,15 @@ def run(arguments: Arguments) -> EvaluationManifest:
     from trainables.evaluation.adversarial import AdversarialCache, model_digest, replay
     from trainables.evaluation.audit import audit
     from trainables.evaluation.examples import examples
-    from trainables.evaluation.robustness import correct_bits, evaluate, result_metrics
+    from trainables.evaluation.protocols import budgets
+    from trainables.evaluation.robustness import evaluate
+    from trainables.evaluation.scores import (
+        all_metrics,
+        correct_bits,
+        expected_metrics,
+        extended_recalls,
+        fold_recalls,
+    )
     from trainables.finetune import library_versions
     from trainables.prepare import Workshop
 
@@ -210,6 +227,14 @@ def run(arguments: Arguments) -> EvaluationManifest:
     replayed = arguments.transfer_from is not None
     scored = protocol.model_copy(update={"eight_bit": protocol.eight_bit and not replayed})  # they are rounded already
     found = measure(subject.model, scored, attacks)
+    metrics = all_metrics(found.ranks, scored)
+    further: dict[str, float] = {}
+    if arguments.protocol == "grid":
+        metrics |= expected_metrics({budget: found.ranks[name] for name, budget in budgets(protocol).items()}, scored)
+    if arguments.fold_images:
+        further |= fold_recalls(found.features, gallery, arguments.fold_images)
+    if arguments.ground_truth:
+        further |= extended_recalls(found.features, workshop.dataset.test, arguments.ground_truth)
     verdict = None
     if protocol.audit:
         _log("looking for gradient masking")
@@ -229,10 +254,12 @@ def run(arguments: Arguments) -> EvaluationManifest:
         data_digest=data,
         protocol=protocol,
         protocol_hash=content_hash(protocol),
-        metrics=result_metrics(found.ranks, scored),
+        metrics=metrics,
+        further=further,
         audit=verdict,
         correct=correct_bits(found.ranks, scored),
         queries={"tr": len(found.ranks[CLEAN].tr), "ir": len(found.ranks[CLEAN].ir)},
+        captions_per_image=np.bincount(gallery.caption_image).tolist(),
         seconds=round(time.time() - started, 3),
         versions=library_versions(),
     )
@@ -285,6 +312,8 @@ def _print(manifest: EvaluationManifest, out: Path) -> None:
         shown.add_row(target, *(f"{100 * m.value:.1f} [{100 * m.low:.0f}, {100 * m.high:.0f}]" for m in metrics))
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(shown)
+    if manifest.further:
+        console.print(", ".join(f"{name} {100 * value:.1f}" for name, value in manifest.further.items()))
     if manifest.audit is not None:
         console.print(f"gradient masking: {manifest.audit.verdict}")
         for check in manifest.audit.checks:

@@ -23,7 +23,8 @@ from trainables.attacks.training import attack_pairs
 from trainables.batches import draw_batch, eda, epoch_shape, ramped_epsilon, random_crops, rate_factor
 from trainables.config import TrialConfig, TrialResult
 from trainables.evaluation.audit import audit
-from trainables.evaluation.robustness import attackable, autocast, correct_bits, evaluate, result_metrics
+from trainables.evaluation.robustness import attackable, autocast, evaluate
+from trainables.evaluation.scores import correct_bits, recall_metrics
 from trainables.losses import positive_pairs
 from trainables.models import tokenize
 from trainables.objective import Pairs, Trainee
@@ -251,7 +252,7 @@ def finetune(
             max_tokens=config.model.max_tokens,
             device=device,
         ).ranks
-        metrics = result_metrics(ranks, protocol)
+        metrics = recall_metrics(ranks, protocol)
         clock.settle()
         clock.mark("train")
         device_seconds = state["device_seconds"] + world * (time.time() - started)

@@ -11,9 +11,11 @@ import torch
 import yaml
 
 from dashboards.evaluation_page import marked
+from trainables.attacks.natural import NATURAL_ATTACKS
 from trainables.command import InputError
 from trainables.config import Point, TrialConfig
 from trainables.evaluate import EvaluationManifest, load_subject, parse, run
+from trainables.evaluation.protocols import named_protocol
 from trainables.finetune import finetune
 from trainables.prepare import prepare
 
@@ -44,7 +46,12 @@ def evaluated(out: Path, *flags: str) -> EvaluationManifest:
 def test_a_trial_measured_again_is_what_the_trial_measured(trial_run: Path, tmp_path: Path) -> None:
     manifest = evaluated(tmp_path, "--model", str(trial_run), "--examples", "3")
     result = json.loads(next(trial_run.glob("*/result.json")).read_text())
-    assert {name: metric.model_dump() for name, metric in manifest.metrics.items()} == result["metrics"]
+    measured = {name: manifest.metrics[name].model_dump() for name in result["metrics"]}
+    assert measured == result["metrics"]
+    clean, both = (manifest.metrics[f"{target}/tr_r5"].value for target in ("clean", "both"))
+    assert manifest.metrics["both/tr_drop_r5"].value == pytest.approx(clean - both)
+    assert both >= clean * (1 - manifest.metrics["both/tr_asr_r5"].value) - 1e-9
+    assert manifest.metrics["clean/rsum"].value > manifest.metrics["both/rsum"].value
     assert manifest.correct == result["correct"]
     assert manifest.temperature == pytest.approx(0.07)
     lines = (tmp_path / "table.csv").read_text().splitlines()
@@ -68,6 +75,30 @@ def test_a_model_without_a_trial_needs_data_and_a_protocol_file(
     assert manifest.audit is not None
     assert "Gradient masking" in (tmp_path / "out" / "examples.html").read_text()
     assert manifest.temperature == load_subject(str(base)).temperature
+
+
+def test_a_grid_of_strengths_and_folds(trial_run: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(trial_run), "--protocol", "grid", "--gallery-images", "12", "--fold-images", "6"]
+    manifest = evaluated(tmp_path, *flags)
+    table = {name: metric.value for name, metric in manifest.metrics.items() if name.endswith("/mr_r5")}
+    grid = [value for name, value in table.items() if name.startswith("both-") and ".float" not in name]
+    assert len(grid) == 4 * 3 - 1
+    assert min([*grid, table["clean/mr_r5"]]) < table["expected/mr_r5"] < max([*grid, table["clean/mr_r5"]])
+    assert manifest.further["clean/folds_tr_r5"] >= manifest.metrics["clean/tr_r5"].value, (
+        "smaller galleries are easier"
+    )
+    with pytest.raises(InputError, match="fold_images"):
+        evaluated(tmp_path, *flags[:-1], "5")
+
+
+def test_nature_is_a_protocol_too(trial_run: Path, tmp_path: Path) -> None:
+    protocol = {"attacks": [attack.model_dump() for attack in NATURAL_ATTACKS[::9]], "eight_bit": False}
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump(protocol))
+    assert named_protocol("natural", {}).targets[1:] == [attack.name for attack in NATURAL_ATTACKS]
+    manifest = evaluated(
+        tmp_path, "--model", str(trial_run), "--protocol", str(tmp_path / "some.yaml"), "--gallery-images", "12"
+    )
+    assert all(f"{attack.name}/mmi" in manifest.metrics for attack in NATURAL_ATTACKS[::9])
 
 
 def test_examples_made_on_one_model_are_replayed_on_another(trial_run: Path, base: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trainables.attacks.natural import NATURAL_ATTACKS
 from trainables.command import InputError, all_mistakes, read_yaml
-from trainables.config import Protocol
+from trainables.config import CLEAN, AttackConfig, Protocol
+from trainables.evaluation.expected import Budget
 
 EVERYTHING = 1_000_000
 """As many evaluation images as there are."""
@@ -17,32 +19,62 @@ EVERYTHING = 1_000_000
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # What a study measures in every trial.
     "search": {},
-    # The multimodal attacks of the literature, the strongest torchattacks has, and the audit.
+    # The multimodal attacks of the literature, the strongest of torchattacks on images, and the audit.
     "strong": {
         "attacks": ("image", "text", "both", "co", "sga", "cmi", "torchattacks:APGD"),
         "audit": True,
         "gallery_images": EVERYTHING,
     },
+    # Corruptions and caption noise: nobody attacks. They are made from 8-bit images and are no larger for being floats.
+    "natural": {"attacks": NATURAL_ATTACKS, "eight_bit": False, "gallery_images": EVERYTHING},
+    # Sep-Attack over a grid of strengths, for the expected robustness.
+    "grid": {"gallery_images": EVERYTHING},
 }
 
+FUSION = {"attacks": (*PROTOCOLS["strong"]["attacks"], "itm"), "rerank": 256}
+"""What `strong` has beside for fusion transformers: their ranks after matching, and the attack on matching itself."""
 
-def named_protocol(name: str, changes: Mapping[str, Any]) -> Protocol:
+GRID_RADII = (0.0, 0.5, 1.0, 2.0)
+"""Times the protocol's epsilon."""
+GRID_WORDS = (0, 1, 2)
+
+
+def named_protocol(name: str, changes: Mapping[str, Any], *, fusion: bool = False) -> Protocol:
     """A protocol by name, or from a YAML file with the fields of `Protocol`.
 
     Args:
         name: of `PROTOCOLS`, or a path.
         changes: fields that differ.
+        fusion: whether the model can match pairs.
 
     Raises:
         InputError: no such protocol, or fields that cannot be.
     """
     if name in PROTOCOLS:
-        fields = PROTOCOLS[name]
+        fields = {**PROTOCOLS[name], **(FUSION if fusion and name == "strong" else {})}
     elif Path(name).is_file():
         fields = read_yaml(Path(name))
     else:
         raise InputError(f"protocol {name!r}: no such protocol or file; protocols are {', '.join(PROTOCOLS)}")
     try:
-        return Protocol.model_validate({**fields, **changes})
+        protocol = Protocol.model_validate({**fields, **changes})
     except ValidationError as error:
         raise all_mistakes(error, f"protocol {name}") from None
+    return protocol if name != "grid" else protocol.model_copy(update={"attacks": _grid(protocol.epsilon)})
+
+
+def _grid(epsilon: float) -> tuple[AttackConfig, ...]:
+    return tuple(
+        AttackConfig(
+            name=f"both-{radius:g}x-{words}w", attack="both", options={"epsilon": radius * epsilon, "words": words}
+        )
+        for radius in GRID_RADII
+        for words in GRID_WORDS
+        if radius or words
+    )
+
+
+def budgets(protocol: Protocol) -> dict[str, Budget]:
+    """Radius and words of every target of the protocol `grid`."""
+    found = {a.name: (float(str(a.options["epsilon"])), int(str(a.options["words"]))) for a in protocol.attacks}
+    return {CLEAN: (0.0, 0), **found}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from rapidfuzz.distance import Levenshtein
 from torch import Tensor, nn
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
@@ -24,16 +21,12 @@ from trainables.attacks.quirks import Quirks
 from trainables.attacks.registry import build_attack
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
+from trainables.attacks.threat_model import check, eight_bit
 from trainables.command import InputError
-from trainables.config import CLEAN, FLOAT, MATCHING, Metric, Protocol
-from trainables.evaluation.intervals import recall_metrics
+from trainables.config import CLEAN, FLOAT, MATCHING, Protocol
 from trainables.evaluation.reranking import compact, reranked
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import FusionModel, RetrievalModel
-
-
-class ThreatModelError(Exception):
-    """An attack did more than its threat model allows: the numbers would be worthless."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +174,9 @@ def evaluate(
                     made[name].add(labels, batch.caption_rows, scored[0][1])
                 text_features = batch.encode(attacked.captions)
                 for target, pair in scored:
+                    if "image" not in attack.changes:
+                        found[target].append((batch.clean_features(victim), text_features))
+                        continue
                     with torch.no_grad():
                         found[target].append((victim.encode_image(pair.pixels), text_features))
         features = {}
@@ -250,13 +246,6 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
-def eight_bit(clean: Tensor, attacked: Tensor, epsilon: float) -> Tensor:
-    """Attacked pixels on the 255 levels of image files, still within epsilon of `clean`, which is on them."""
-    levels = math.floor(255 * epsilon + 1e-4)
-    moved = ((attacked - clean) * 255).round().clamp_(-levels, levels)
-    return ((clean * 255).round() + moved).clamp_(0, 255) / 255
-
-
 def _shared(rows: Tensor, places: np.ndarray, total: int) -> Tensor:
     """Every worker's rows, each at its place, (total, dim)."""
     if not dist.is_initialized():
@@ -265,78 +254,3 @@ def _shared(rows: Tensor, places: np.ndarray, total: int) -> Tensor:
     everyone[torch.as_tensor(places, device=rows.device)] = rows
     dist.all_reduce(everyone)
     return everyone
-
-
-def check(attack: Attack, batch: Batch, attacked: Attacked) -> None:
-    """Refuse to score what breaks the threat model.
-
-    Raises:
-        ThreatModelError: naming the bound.
-    """
-    check_images(batch.pixels, attacked.pixels, attack.epsilon if "image" in attack.changes else 0.0)
-    words, characters = (attack.words, attack.characters) if "text" in attack.changes else (0, 0)
-    if words is not None:
-        check_captions(batch.captions(), attacked.captions, words, characters)
-
-
-def check_images(clean: Tensor, attacked: Tensor, epsilon: float) -> None:
-    """Refuse to score images that break the threat model.
-
-    Raises:
-        ThreatModelError: naming the bound.
-    """
-    moved = (attacked - clean).abs().max().item()
-    if not moved <= epsilon + 1e-6:
-        raise ThreatModelError(f"an attacked pixel moved by {moved}, more than epsilon = {epsilon}")
-    if not (attacked.min().item() >= 0 and attacked.max().item() <= 1):
-        raise ThreatModelError("an attacked pixel lies outside [0, 1]")
-
-
-def check_captions(clean: Sequence[str], attacked: Sequence[str], words: int, characters: int = 0) -> None:
-    """Refuse to score captions that break the threat model.
-
-    Args:
-        clean: before.
-        attacked: after, in the same order.
-        words: that may differ.
-        characters: largest Levenshtein distance; above 0 it counts instead of the words.
-
-    Raises:
-        ThreatModelError: naming the caption.
-    """
-    for before, after in zip(clean, attacked, strict=True):
-        if before == after:
-            continue
-        if characters:
-            changed, bound, unit = Levenshtein.distance(before, after), characters, "characters"
-        else:
-            old, new = before.split(), after.split()
-            changed = sum(a != b for a, b in zip(old, new, strict=False)) + abs(len(old) - len(new))
-            bound, unit = words, "words"
-        if changed > bound:
-            raise ThreatModelError(f"{changed} {unit} changed, more than {bound}: {before!r} -> {after!r}")
-
-
-def result_metrics(ranks: dict[str, Ranks], protocol: Protocol) -> dict[str, Metric]:
-    """All metrics of the protocol, with intervals."""
-    return {
-        f"{target}/{name}": metric
-        for target, target_ranks in ranks.items()
-        for name, metric in recall_metrics(
-            target_ranks,
-            protocol.recall_at,
-            samples=protocol.bootstrap_samples,
-            confidence=protocol.confidence,
-            seed=protocol.seed,
-        ).items()
-    }
-
-
-def correct_bits(ranks: dict[str, Ranks], protocol: Protocol) -> dict[str, str]:
-    """Which queries were answered, by `target/direction_rk`: bits packed by `np.packbits`, in base64."""
-    return {
-        f"{target}/{direction}_r{k}": base64.b64encode(np.packbits(values <= k).tobytes()).decode()
-        for target, target_ranks in ranks.items()
-        for direction, values in (("tr", target_ranks.tr), ("ir", target_ranks.ir))
-        for k in protocol.recall_at
-    }

@@ -15,9 +15,9 @@ from trainables.attacks.itm import ItmAttack, _by_image
 from trainables.attacks.registry import build_attack
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
+from trainables.attacks.threat_model import check
 from trainables.command import InputError
 from trainables.config import AttackConfig, Protocol, TinyConfig
-from trainables.evaluation.robustness import check
 from trainables.models import parameters_of, tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip

@@ -12,9 +12,11 @@ from attack_world import MAX_TOKENS, World
 from trainables.attacks.quirks import Quirk
 from trainables.attacks.registry import BUILT_IN, build_attack
 from trainables.attacks.sga import Sga
+from trainables.attacks.threat_model import ThreatModelError
 from trainables.command import InputError
 from trainables.config import AttackConfig, Protocol
-from trainables.evaluation.robustness import ThreatModelError, evaluate, result_metrics
+from trainables.evaluation.robustness import evaluate
+from trainables.evaluation.scores import recall_metrics
 
 STRANGER = '''
 from __future__ import annotations
@@ -64,7 +66,7 @@ def measured(world: World, protocol: Protocol) -> dict[str, Any]:
         device=torch.device("cpu"),
         observe=lambda name, images, attacked: seen.update({name: attacked}),
     )
-    return {**seen, **result_metrics(ranks, protocol)}
+    return {**seen, **recall_metrics(ranks, protocol)}
 
 
 def test_a_strangers_attack_is_measured_by_its_name(world: World, stranger: Path) -> None:

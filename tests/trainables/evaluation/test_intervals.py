@@ -18,7 +18,7 @@ from trainables.evaluation.intervals import (
     stored_ranks,
 )
 from trainables.evaluation.retrieval import Ranks
-from trainables.evaluation.robustness import correct_bits
+from trainables.evaluation.scores import correct_bits
 
 DRAWS = {"samples": 400, "confidence": 0.9, "seed": 5}
 AT = (1, 5, 10)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from trainables.attacks.threat_model import ThreatModelError, check_captions, check_images
 from trainables.config import TrialConfig
 from trainables.evaluation.retrieval import Ranks
-from trainables.evaluation.robustness import ThreatModelError, check_captions, check_images, evaluate
+from trainables.evaluation.robustness import evaluate
 from trainables.prepare import prepare
 
 
