@@ -9,12 +9,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.blip.modeling_blip import BlipAttention
 
 from trainables.config import TinyConfig
 from trainables.models import FusionModel
 from trainables.models.official import State, layers, resampled
+
+
+class FusedAttention(BlipAttention):
+    """The same attention without its (tokens, tokens) weights in memory: 577 tokens and 12 heads make 16 MB a layer."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """(batch, tokens, width) -> the same; no weights."""
+        joined = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, self.head_dim))
+        queries, keys, values = joined.permute(2, 0, 3, 1, 4)
+        dropped = self.dropout.p if self.training else 0.0
+        seen = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropped)
+        return self.projection(seen.transpose(1, 2).flatten(2)), None
 
 
 class VitBert(FusionModel):
@@ -33,6 +47,8 @@ class VitBert(FusionModel):
     def __init__(self, network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.network: Any = network
+        for layer in network.vision_model.encoder.layers:
+            layer.self_attn.__class__ = FusedAttention  # the same weights under the same names
         self.tokenizer = tokenizer
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)

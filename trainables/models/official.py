@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ def read_state(path: Path) -> State:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, what is dropped is never read: more than half of a published file are momentum copies and queues.
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         reason, _, _ = str(error).partition("\n")
         raise InputError(

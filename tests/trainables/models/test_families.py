@@ -165,7 +165,13 @@ def test_captions_of_an_image_share_it(fusion: FusionModel, pixels: Tensor) -> N
     """Image-major scores, 2 images with 4 captions each, are those of the 8 pairs."""
     tokens, mask = tokenize(fusion, CAPTIONS * 2, LENGTH)
     images, texts = fusion.image_tokens(pixels[:2]), fusion.text_tokens(tokens, mask)
+    keyed: list[int] = []
+    keys: Any = [module for name, module in fusion.named_modules() if name.endswith("crossattention.self.key")]
+    hooks = [key.register_forward_hook(lambda module, inputs, output: keyed.append(len(inputs[0]))) for key in keys]
     shared = fusion.itm_logits(images, texts, mask)
+    assert keyed == [2] * len(keys) != []  # keys of two images, not of eight pairs
+    for hook in hooks:
+        hook.remove()
     close(shared, fusion.itm_logits(images.repeat_interleave(4, 0), texts, mask))
     assert (shared[:4] - shared[4:]).abs().max() > 1e-3
 
