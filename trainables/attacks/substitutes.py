@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainables.attacks.quirks import FIRST_WORDS, Quirks
@@ -83,10 +82,11 @@ class Substitutes:
 
     def options_of(self, caption: int, candidates: int = SUBSTITUTES) -> list[list[str]]:
         """For each of its words the substitutes among the best `candidates` predictions; none for stop words."""
-        rows = self.options[self.starts[caption] : self.starts[caption + 1]].tolist()
-        return [
-            [self._spelled[entry] for entry in (*row[:candidates], *row[SUBSTITUTES:]) if entry >= 0] for row in rows
-        ]
+        rows = self.options[self.starts[caption] : self.starts[caption + 1]]
+        kept = rows >= 0
+        kept[:, candidates:SUBSTITUTES] = False
+        entries = iter(rows[kept].tolist())
+        return [[self._spelled[entry] for entry in islice(entries, count)] for count in kept.sum(1).tolist()]
 
     def take(self, captions: np.ndarray) -> Substitutes:
         """Those of some captions, in the given order."""
@@ -153,6 +153,7 @@ def masked_lm_substitutes(
     words = [split_words(caption) for caption in captions]
     seen = [caption[:FIRST_WORDS] for caption in words] if "first_30_words" in quirks else words
     options: list[list[list[str]]] = [[[] for _ in caption] for caption in words]
+    pieces: dict[int, list[tuple[int, int, list[list[int]]]]] = {}
     order = sorted(range(len(words)), key=lambda row: len(words[row]))  # saves padding
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
@@ -181,11 +182,16 @@ def masked_lm_substitutes(
             found = [vocabulary[token] if fit[token] and vocabulary[token] != text else "" for token in tokens]
             options[rows[index]][word] = [text for text in found if text][:SUBSTITUTES] if refill else found
         for index, word in places.keys() - set(whole):
-            text = words[rows[index]][word]
-            pieces = logits[index, places[index, word]].topk(PIECE_SUBSTITUTES).indices.tolist()
-            found = [_joined([vocabulary[token] for token in tokens]) for tokens in _plausible(pieces, masked_lm)]
-            kept = [joined if usable(joined) and joined != text else "" for joined in found]
-            options[rows[index]][word] = [""] * SUBSTITUTES + kept
+            best = logits[index, places[index, word]].topk(PIECE_SUBSTITUTES).indices
+            pieces.setdefault(len(best), []).append((rows[index], word, best.tolist()))
+    for same_length in pieces.values():
+        for start in range(0, len(same_length), BATCH // 4):
+            part = same_length[start : start + BATCH // 4]
+            plausible = _plausible([best for _, _, best in part], masked_lm)
+            for (row, word, _), combinations in zip(part, plausible, strict=True):
+                joined = [_joined([vocabulary[token] for token in tokens]) for tokens in combinations]
+                kept = [text if usable(text) and text != words[row][word] else "" for text in joined]
+                options[row][word] = [""] * SUBSTITUTES + kept
     return Substitutes.build(words, options)
 
 
@@ -202,8 +208,15 @@ def _joined(pieces: Sequence[str]) -> str:
     return " ".join(pieces).replace(" ##", "")
 
 
-def _plausible(options: Sequence[Sequence[int]], masked_lm: PreTrainedModel) -> list[list[int]]:
-    """The first combinations of the pieces' options, those first that the model, shown nothing else, expects most."""
-    combinations = torch.tensor(list(islice(product(*options), COMBINATIONS)), device=masked_lm.device)
-    surprise = F.cross_entropy(masked_lm(combinations).logits.mT, combinations, reduction="none").mean(1)
-    return combinations[surprise.argsort(stable=True)].tolist()
+def _plausible(words: Sequence[Sequence[Sequence[int]]], masked_lm: PreTrainedModel) -> list[list[list[int]]]:
+    """For each word the first combinations of its pieces' options, the one first that the model, alone, expects most.
+
+    Args:
+        words: (words, pieces, options) tokens.
+        masked_lm: sees a combination and nothing around it.
+    """
+    tokens = torch.tensor([list(islice(product(*options), COMBINATIONS)) for options in words], device=masked_lm.device)
+    logs = masked_lm(tokens.flatten(0, 1)).logits.log_softmax(-1).view(*tokens.shape, -1)
+    expected = logs.gather(-1, tokens[..., None]).mean((2, 3))
+    order = expected.argsort(dim=1, descending=True, stable=True)
+    return tokens.gather(1, order[..., None].expand_as(tokens)).tolist()

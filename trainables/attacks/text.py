@@ -43,27 +43,27 @@ class WordTokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._ids: dict[str, list[int]] = {}
+        self._ids: dict[str, Sequence[int]] = {}
         whole = tokenizer(self.PROBE, return_special_tokens_mask=True)
         tokens, special = whole["input_ids"], whole["special_tokens_mask"]
         first, last = special.index(0), len(special) - special[::-1].index(0)
         self._before, self._after = tokens[:first], tokens[last:]
-        self._by_words = self._joined([self.PROBE], len(tokens)) == [tokens]
+        self._by_words = self._joined([self.PROBE], len(tokens)) == [tuple(tokens)]
 
-    def __call__(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+    def __call__(self, captions: Sequence[str], max_tokens: int) -> Sequence[Sequence[int]]:
         """With special tokens, cut to `max_tokens`."""
         if self._by_words:
             return self._joined(captions, max_tokens)
         return self._tokenizer(list(captions), truncation=True, max_length=max_tokens)["input_ids"]
 
-    def _joined(self, captions: Sequence[str], max_tokens: int) -> list[list[int]]:
+    def _joined(self, captions: Sequence[str], max_tokens: int) -> Sequence[Sequence[int]]:
         words = [caption.split() for caption in captions]
         new = [word for word in dict.fromkeys(chain.from_iterable(words)) if word not in self._ids]
         if new:
             self._ids.update(zip(new, self._tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
         room = max_tokens - len(self._before) - len(self._after)
-        inside = (list(chain.from_iterable(map(self._ids.__getitem__, own)))[:room] for own in words)
-        return [[*self._before, *ids, *self._after] for ids in inside]
+        inside = (tuple(chain.from_iterable(map(self._ids.__getitem__, own)))[:room] for own in words)
+        return [(*self._before, *ids, *self._after) for ids in inside]  # tuples weigh less on the garbage collector
 
 
 @torch.no_grad()
