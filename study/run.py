@@ -15,7 +15,7 @@ from study.config import Arguments, StudyConfig, fingerprint, freeze, parse
 from study.mlflow_store import redacted
 from study.records import StudyPaths
 from trainables.command import InputError, told_errors
-from trainables.config import TrialConfig
+from trainables.config import AttackConfig, Protocol, TrialConfig
 
 FREE_BYTES = 500_000_000
 """Needed in the study's folder to begin."""
@@ -85,7 +85,7 @@ def run(config: Arguments) -> int:
     with told_storage(config):
         engine = open_storage(config.paths, config.storage).engine
     with Lease(engine, config.name, lost=leave_at_once) as lease:
-        mark = freeze(config, fingerprint(config, dataset.digest, code_digest()), config.accept_changes)
+        mark = freeze(config, fingerprint(config, dataset.digest, code_digest(config.protocol)), config.accept_changes)
         with told_storage(config):
             ledger = Ledger(config, config.paths, mark)
         session = Session(config, ledger, template, lease)
@@ -117,8 +117,8 @@ def told_storage(config: StudyConfig) -> Iterator[None]:
         raise InputError(f"storage: the study's database {where} cannot be used: {reason}") from None
 
 
-def code_digest() -> str:
-    """Hash of the code that decides results: everything of `trainables` and `search_spaces`."""
+def code_digest(protocol: Protocol) -> str:
+    """Hash of the code that decides results: `trainables`, `search_spaces`, and files with attacks of the protocol."""
     import search_spaces
     import trainables
 
@@ -127,6 +127,8 @@ def code_digest() -> str:
         root = Path(package.__file__ or "").parent
         for path in sorted(root.rglob("*.py")):
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    for file in filter(None, (attack.file for attack in protocol.attacks)):
+        digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()[:16]
 
 
@@ -143,12 +145,18 @@ def trial_template(config: StudyConfig) -> TrialConfig:
         data=config.data.model_copy(update={"root": _resolved(config.data.root)}),
         model=model.model_copy(update={**local, "pretrain": pretrain}),
         training=config.trial.training,
-        protocol=config.protocol,
+        protocol=config.protocol.model_copy(update={"attacks": tuple(map(_found_anywhere, config.protocol.attacks))}),
         workers=config.trial.workers,
         seed=config.seed,
         cache_dir=(config.studies_dir / ".cache").resolve(),
         storage_path=str(config.paths.runs.resolve()),
     )
+
+
+def _found_anywhere(attack: AttackConfig) -> AttackConfig:
+    if attack.file is None:
+        return attack
+    return attack.model_copy(update={"attack": f"{attack.file.resolve()}:{attack.attack.rpartition(':')[2]}"})
 
 
 def _resolved(path: Path | None) -> Path | None:

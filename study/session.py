@@ -312,8 +312,11 @@ def _prepare_part(config: dict[str, Any], part: str) -> None:
     """A Ray task: make one of the shared parts."""
     import torch
 
+    from trainables.attacks.registry import build_attacks
     from trainables.prepare import Workshop
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
-    getattr(Workshop(TrialConfig.model_validate(config), print), part)()
+    trial = TrialConfig.model_validate(config)
+    build_attacks(trial.protocol)  # what is wrong with them is told now, not by every trial
+    getattr(Workshop(trial, print), part)()

@@ -6,11 +6,17 @@ import importlib.util
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
+import trainables.evaluate
+from search_spaces.recipes import RECIPES, recipe_point
 from study.config import PRESETS, Arguments, parse
 from study.records import StudyPaths
+from trainables.attacks.registry import build_attack
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,7 +40,7 @@ def test_flags_exist() -> None:
     ours += re.findall(r"python -m study\.run .*", joined)  # also where another program starts it
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", "\n".join(ours)))
     assert len(named) > 10
-    assert named - {"--help", "--rebuild"} <= known_flags(Arguments)
+    assert named - {"--help", "--rebuild"} <= known_flags(Arguments) | known_flags(trainables.evaluate.Arguments)
 
 
 def test_modules_and_files_exist() -> None:
@@ -51,6 +57,31 @@ def test_two_commands_and_what_ci_runs() -> None:
     assert "pip install uv && uv run python -m study.run\n" in README
     assert "pip install uv && uv run pytest\n" in README
     assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+def block(language: str, part: str) -> str:
+    return next(text for text in re.findall(rf"```{language}\n(.*?)```", README, flags=re.S) if part in text)
+
+
+def test_the_attack_of_the_how_to_works(tmp_path: Path) -> None:
+    (tmp_path / "my_attack.py").write_text(block("python", "# my_attack.py"))
+    text = block("yaml", "Blackout").replace("my_attack.py", str(tmp_path / "my_attack.py"))
+    (tmp_path / "my_study.yaml").write_text(text)
+    protocol = parse(["--config", str(tmp_path / "my_study.yaml")]).protocol
+    attacks = {attack.name: build_attack(attack, protocol) for attack in protocol.attacks}
+    assert list(attacks) == ["both", "sga-published", "apgd", "fog-3", "typing", "mine"]
+    pixels = torch.ones(1, 3, 4, 4)
+    batch = SimpleNamespace(pixels=pixels, captions=lambda: ["a cat"])
+    attacked = attacks["mine"].run(cast(Any, None), cast(Any, batch))
+    assert attacked.pixels[0, 0].sum(1).tolist() == [0, 0, 4, 4]
+    assert attacked.captions == ["a cat"]
+
+
+def test_recipes_are_those_of_the_table() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([01]) \| (\d+) \| (\d) \| (\w+) \|", README, flags=re.M)
+    told = {name: (float(w), int(steps), int(words), part) for name, w, steps, words, part in rows}
+    points = {name: recipe_point(name, 2 / 255, 0.05) for name in RECIPES}
+    assert told == {n: (p.contrastive_weight, p.attack_steps, p.words, p.trainable) for n, p in points.items()}
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))

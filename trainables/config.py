@@ -219,6 +219,12 @@ class AttackConfig(Model):
             return {"name": value.rpartition(":")[2].lower(), "attack": value}
         return {"attack": value["name"], **value} if isinstance(value, dict) and "name" in value else value
 
+    @property
+    def file(self) -> Path | None:
+        """Where its class is, if that is a file of somebody's own."""
+        file, _, name = self.attack.rpartition(":")
+        return Path(file) if name and file.endswith(".py") else None
+
     @field_validator("name")
     @classmethod
     def _not_clean(cls, name: str) -> str:

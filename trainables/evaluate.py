@@ -175,7 +175,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
     import torch
 
     from dashboards.evaluation_page import evaluation_page
-    from trainables.attacks.registry import build_attack
+    from trainables.attacks.registry import build_attacks
     from trainables.evaluation.adversarial import AdversarialCache, model_digest, replay
     from trainables.evaluation.audit import audit
     from trainables.evaluation.examples import examples
@@ -198,7 +198,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
     workshop = Workshop(_trial(arguments, subject, protocol), _log)
     gallery = workshop.gallery().first(protocol.gallery_images)
     source = subject if arguments.transfer_from is None else load_subject(arguments.transfer_from)
-    attacks = {attack.name: build_attack(attack, protocol) for attack in protocol.attacks}
+    attacks = build_attacks(protocol)
     digest, data = model_digest(source.model), workshop.dataset.digest
     caches = {
         name: AdversarialCache(arguments.cache_dir, digest, attack, protocol, gallery, data)

@@ -39,6 +39,15 @@ BUILT_IN: dict[str, type[Attack]] = {
 }
 
 
+def build_attacks(protocol: Protocol) -> dict[str, Attack]:
+    """The protocol's attacks by name.
+
+    Raises:
+        InputError: see `build_attack`.
+    """
+    return {config.name: build_attack(config, protocol) for config in protocol.attacks}
+
+
 def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
     """The attack with the protocol's budget, changed where the config's options say so.
 

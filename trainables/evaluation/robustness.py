@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.quirks import Quirks
-from trainables.attacks.registry import build_attack
+from trainables.attacks.registry import build_attacks
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.attacks.threat_model import check, eight_bit
@@ -144,7 +144,7 @@ def evaluate(
     if protocol.rerank and not isinstance(model, FusionModel):
         raise InputError(f"protocol.rerank: {type(model).__name__} has no fusion transformer to match pairs with")
     if attacks is None:
-        attacks = {config.name: build_attack(config, protocol) for config in protocol.attacks}
+        attacks = build_attacks(protocol)
     images = len(gallery.pixels)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own_images = np.array_split(np.arange(images), world)[rank]
