@@ -1,0 +1,149 @@
+"""Our attacks beside the published loops, on real captions and images, at equal results.
+
+`python -m benchmarks.attacks` prints one row a comparison, with the ratio of processor seconds on one thread;
+`--karpathy` what attacking the whole of COCO's Karpathy test split costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks import Row
+from benchmarks.published import Draw, Published, numpy_noise
+from benchmarks.setup import MAX_TOKENS, Models, make_batch, read_captions, read_images, timed
+from trainables.attacks.image import random_start
+from trainables.attacks.noise import normal, step_keys
+from trainables.attacks.quirks import TEXT_QUIRKS
+from trainables.attacks.sga import Sga
+from trainables.attacks.text import CaptionEncoder, attack_words, away_from
+from trainables.config import TinyConfig
+
+SHARED = Path("../shared/data")
+
+PUBLISHED_BATCH = 8
+"""Images that the published code attacks at once."""
+
+
+def text_rows(captions: list[str], count: int, tiny: TinyConfig) -> list[Row]:
+    """BERT-Attack with all quirks of the published code, away from random image features, equal caption by caption."""
+    models = Models.make(captions, tiny)
+    captions = captions[:count]
+    features = F.normalize(torch.randn(count, tiny.embedding, generator=torch.Generator().manual_seed(0)), dim=-1)
+    published = Published(models.clip, models.masked_lm, models.tokenizer, MAX_TOKENS, TEXT_QUIRKS)
+    published.attack_caption(captions[0], features[0])
+    reference_seconds, reference = timed(lambda: published.attack_captions(captions, range(count), features))
+    table_seconds, table = timed(lambda: models.table(captions, TEXT_QUIRKS))
+
+    def attack() -> list[str]:
+        return attack_words(
+            CaptionEncoder(models.clip, MAX_TOKENS, features.device),
+            [table.words_of(row) for row in range(count)],
+            [table.options_of(row) for row in range(count)],
+            away_from(features),
+            words=1,
+            importance="unknown",
+        )
+
+    seconds, attacked = timed(attack)
+    equal = attacked == reference
+    size = f"{count} captions, text tower {tiny.layers} x {tiny.width}"
+    return [
+        Row("text attack", reference_seconds, seconds, equal, f"{size}; substitutes come from the study's cache"),
+        Row("text attack, substitutes included", reference_seconds, seconds + table_seconds, equal, size),
+    ]
+
+
+def sga_rows(captions: list[str], root: Path, images: int, tiny: TinyConfig) -> list[Row]:
+    """SGA with all its quirks, once as published, and once more, untimed, with our noise to compare the results."""
+    models, pairs = Models.make(captions, tiny), read_images(root, images)
+    attack = Sga(quirks=Sga.known_quirks)
+    table = models.table(pairs.captions, attack.quirks)
+    victim, batch = make_batch(models, pairs, table)
+    published = Published(models.clip, models.masked_lm, models.tokenizer, MAX_TOKENS, attack.quirks)
+    start = random_start(batch.pixels, attack.epsilon, batch.keys)
+
+    def our_noise(keys: torch.Tensor) -> Draw:
+        return lambda step, scale, pixels: (
+            0.05 * normal(step_keys(step_keys(keys, 16 * (step + 1)), scale + 1), tuple(pixels.shape[1:]))
+        )
+
+    def loops(ours: bool) -> tuple[torch.Tensor, list[str]]:
+        pixels, texts = [], []
+        for first in range(0, images, PUBLISHED_BATCH):
+            own = slice(first, first + PUBLISHED_BATCH)
+            rows = [row for row, image in enumerate(pairs.caption_image) if first <= image < first + PUBLISHED_BATCH]
+            made, changed = published.sga(
+                batch.pixels[own],
+                [pairs.captions[row] for row in rows],
+                [int(pairs.caption_image[row]) - first for row in rows],
+                start[own],
+                our_noise(batch.keys[own]) if ours else numpy_noise,
+                epsilon=attack.epsilon,
+            )
+            pixels.append(made)
+            texts += changed
+        return torch.cat(pixels), texts
+
+    reference_seconds, _ = timed(lambda: loops(ours=False))
+    pixels, texts = loops(ours=True)
+    models.clip.requires_grad_(False)  # as in every evaluation; the published loops need them
+    seconds, attacked = timed(lambda: attack.run(victim, batch))
+    # Rounding decides signs of gradients near zero, so a few pixels may end elsewhere in the ball.
+    share = ((attacked.pixels - pixels).abs() > 1e-6).float().mean().item()
+    size = f"{images} images of {batch.pixels.shape[-1]} pixels, {len(texts)} captions"
+    note = f"{size}, towers {tiny.layers} x {tiny.width}; {100 * share:.2f} % of the pixels differ"
+    return [Row("SGA", reference_seconds, seconds, attacked.captions == texts and share < 0.01, note)]
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """The rows as text."""
+    lines = [f"{'':38}{'reference s':>12}{'ours s':>10}{'ratio':>8}  equal"]
+    for row in rows:
+        ratio = f"{row.reference_seconds / row.seconds:.1f}x"
+        lines.append(f"{row.name:38}{row.reference_seconds:12.2f}{row.seconds:10.2f}{ratio:>8}  {row.equal}")
+        lines.append(f"    {row.note}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point; 1 if a result is not equal to its reference."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks", description=__doc__.split("\n")[0])
+    parser.add_argument("--captions", type=Path, default=SHARED / "coco_karpathy_test_captions.json")
+    parser.add_argument("--data", type=Path, default=SHARED / "coco_small", help="folder in COCO format")
+    parser.add_argument("--count", type=int, default=1000, help="captions of the text attack")
+    parser.add_argument("--images", type=int, default=32, help="of SGA")
+    parser.add_argument("--width", type=int, default=64, help="of both towers; the default is the quickstart's")
+    parser.add_argument("--layers", type=int, default=2, help="of both towers")
+    parser.add_argument("--only", choices=("text", "sga", "re-ranking"), help="one comparison instead of all")
+    parser.add_argument("--karpathy", action="store_true", help="cost of attacking the whole test split instead")
+    parser.add_argument("--limit", type=int, default=200, help="captions that --karpathy measures")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    captions = read_captions(options.captions)
+    if options.karpathy:
+        from benchmarks.cost import karpathy
+
+        print(karpathy(captions, options.limit))
+        return 0
+    tiny = TinyConfig(width=options.width, layers=options.layers)
+    comparisons: dict[str, Callable[[], list[Row]]] = {
+        "text": lambda: text_rows(captions, options.count, tiny),
+        "sga": lambda: sga_rows(captions, options.data, options.images, tiny),
+        "re-ranking": lambda: importlib.import_module("benchmarks.reranking").measure(),
+    }
+    rows = [row for name, measure in comparisons.items() if options.only in (None, name) for row in measure()]
+    print(table_of(rows))
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    return 0 if all(row.equal for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,98 @@
+"""What the benchmarks of attacks run on: real captions, a small CLIP and masked language model made on the spot."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from trainables.attacks.contract import Batch, Victim
+from trainables.attacks.quirks import Quirks
+from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes, split_words
+from trainables.attacks.text import CaptionEncoder, encode_captions
+from trainables.config import DataConfig, PretrainConfig, TinyConfig
+from trainables.data import Split, load_dataset
+from trainables.models.clip import Clip
+from trainables.pretrain import make_masked_lm, make_tokenizer
+
+MAX_TOKENS = 77
+"""Of CLIP's text tower; the published code pads every caption to it."""
+
+IMAGE_PIXELS = 64
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+Result = TypeVar("Result")
+
+
+def timed(run: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds of processor time and the result: on one thread, what else runs on the machine hardly matters."""
+    start = time.process_time()
+    result = run()
+    return time.process_time() - start, result
+
+
+def read_captions(path: Path) -> list[str]:
+    """All captions of a list of {"image", "caption": [...]}, cleaned."""
+    return [" ".join(split_words(text)) for entry in json.loads(path.read_text()) for text in entry["caption"]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """A CLIP of the quickstart's size with random weights, and a masked language model trained for one epoch."""
+
+    clip: Clip
+    masked_lm: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def make(cls, captions: list[str], tiny: TinyConfig) -> Models:
+        """From the captions."""
+        torch.manual_seed(0)
+        with tempfile.TemporaryDirectory() as name:
+            tokens, masked_lm = Path(name) / "tokens", Path(name) / "masked_lm"
+            make_tokenizer(tokens, captions)
+            make_masked_lm(masked_lm, captions[:4000], tokens, PretrainConfig(mlm_epochs=1), lambda line: None)
+            tokenizer = AutoTokenizer.from_pretrained(tokens)
+            clip = Clip.tiny(tiny, IMAGE_PIXELS, MAX_TOKENS, tokenizer).eval()
+            return cls(clip, AutoModelForMaskedLM.from_pretrained(masked_lm).eval(), tokenizer)
+
+    def table(self, captions: list[str], quirks: Quirks) -> Substitutes:
+        """What may replace the captions' words."""
+        return masked_lm_substitutes(captions, self.masked_lm, self.tokenizer, quirks)
+
+
+def read_images(root: Path, images: int) -> Split:
+    """The first test images of a COCO-format folder with their captions, cleaned."""
+    with tempfile.TemporaryDirectory() as cache:
+        data = load_dataset(DataConfig(root=root, image_pixels=IMAGE_PIXELS, max_train_images=1), Path(cache)).test
+        rows = np.flatnonzero(data.caption_image < images)
+        captions = [" ".join(split_words(data.captions[row])) for row in rows]
+        pixels = np.array(data.pixels[:images])
+    return Split(data.image_ids[:images], captions, data.caption_ids[rows], data.caption_image[rows], pixels)
+
+
+def make_batch(models: Models, pairs: Split, table: Substitutes) -> tuple[Victim, Batch]:
+    """All the pairs as one batch, and the models as its victim; `table` serves with quirks and without."""
+    owner, device = torch.from_numpy(pairs.caption_image), torch.device("cpu")
+    features = encode_captions(models.clip, pairs.captions, MAX_TOKENS, device)
+    batch = Batch(
+        pixels=torch.from_numpy(pairs.pixels) / 255,
+        labels=torch.arange(len(pairs.pixels)),
+        caption_rows=np.arange(len(pairs.captions)),
+        owner=owner,
+        substitutes=table,
+        quirky_substitutes=lambda quirks: table,
+        encode=CaptionEncoder(models.clip, MAX_TOKENS, device),
+    )
+    return Victim(models.clip, MAX_TOKENS, features, owner, len(pairs.pixels)), batch
