@@ -1,8 +1,8 @@
 """The Optuna study that is worked on: in memory, and behind it a database that has every trial.
 
 Optuna reads all trials several times for one suggestion, and a database has to be asked each time for those that run.
-The study has one writer (`study.run.driver_lock`), so memory is never behind. A trial is written in one transaction when
-it starts, and in a few when it ends, its state last.
+The study has one writer (`study.run.driver_lock`), so memory is never behind. A trial is written in one transaction
+when it starts, and in a few when it ends, its state last.
 """
 
 from __future__ import annotations
