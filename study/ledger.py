@@ -109,10 +109,16 @@ class Ledger:
         paths: its files; None writes nothing anywhere, for simulations.
         fingerprint: goes into every manifest.
         clock: the time, in seconds.
+        sampler: how points are proposed; None: as the configuration says.
     """
 
     def __init__(
-        self, config: StudyConfig, paths: StudyPaths | None, fingerprint: str, clock: Callable[[], float] = time.time
+        self,
+        config: StudyConfig,
+        paths: StudyPaths | None,
+        fingerprint: str,
+        clock: Callable[[], float] = time.time,
+        sampler: optuna.samplers.BaseSampler | None = None,
     ) -> None:
         self._config, self._paths, self._fingerprint, self._clock = config, paths, fingerprint, clock
         database = open_storage(paths, config.storage) if paths else None
@@ -120,7 +126,7 @@ class Ledger:
         self._storage = MirroredStorage(database, config.name, directions)
         self._study = optuna.load_study(study_name=config.name, storage=self._storage)
         existing = _records(self._study, config.name)
-        self._study.sampler = make_sampler(config, len(existing))
+        self._study.sampler = sampler or make_sampler(config, len(existing))
         known = {record.recipe for record in existing}
         for recipe in config.recipes:
             if recipe not in known:
