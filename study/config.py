@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -224,8 +224,19 @@ class Arguments(StudyConfig, Flags):
     accept_changes: bool = Field(False, description="go on with a study whose fingerprint differs, and record it")
 
 
-def parse(arguments: Sequence[str] | None = None) -> Arguments:
+Given = TypeVar("Given", bound=Arguments)
+
+
+@overload
+def parse(arguments: Sequence[str] | None = None) -> Arguments: ...
+@overload
+def parse(arguments: Sequence[str] | None, schema: type[Given]) -> Given: ...
+def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Arguments) -> Arguments:
     """The study that the command line, the environment, a file and a preset describe together.
+
+    Args:
+        arguments: of the command line; None: those of this process.
+        schema: what the command takes besides.
 
     Raises:
         InputError: with all mistakes at once.
@@ -243,7 +254,7 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     values = {"name": files.preset, **read_yaml(preset)}
     if files.config is not None:
         values = _merged(values, read_yaml(Path(files.config)))
-    return from_command_line(lambda: Arguments(_cli_parse_args=given, **values), "the study's configuration")
+    return from_command_line(lambda: schema(_cli_parse_args=given, **values), "the study's configuration")
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

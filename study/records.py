@@ -56,6 +56,15 @@ class StudyPaths:
         return self.root / "front.json"
 
     @property
+    def certified_front(self) -> Path:
+        """What of the front was measured again and stays."""
+        return self.root / "certified_front.json"
+
+    def certificate(self, key: str) -> Path:
+        """The write-once account of a trial's model measured again; details are in the folder of that name."""
+        return self.root / "certified" / f"{key}.json"
+
+    @property
     def pareto_page(self) -> Path:
         """The front as a page."""
         return self.root / "pareto.html"

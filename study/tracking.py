@@ -7,6 +7,7 @@ live update, going on after a crash and a rebuild from nothing are the same call
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import threading
@@ -88,6 +89,7 @@ def trial_run(
     manifest: Manifest | None,
     events: Sequence[Event],
     on_front: bool,
+    certified: bool | None,
     files: Mapping[Path, Stamp],
     final: Final | None = None,
 ) -> RunState | None:
@@ -98,6 +100,7 @@ def trial_run(
         manifest: once it ended; its state goes before the ledger's, which is told after it.
         events: the trial's log.
         on_front: whether it is on the front now.
+        certified: whether it stayed on the front when it was measured again; None where it was not.
         files: its artifacts.
         final: None while a driver works on the study. Afterwards no run is left running.
     """
@@ -111,6 +114,8 @@ def trial_run(
         tags["recipe"] = record.recipe
     if state == "complete":
         tags["pareto"] = "true" if on_front else "false"
+    if certified is not None:
+        tags["certified"] = "true" if certified else "false"
     params = dict(record.params)
     points = event_points(events)
     ended = events[-1].time if events and state in STATUS else None
@@ -217,6 +222,7 @@ class Projection:
         self._manifests: dict[str, Manifest] = {}
         self._states: dict[str, tuple[Any, RunState | None]] = {}
         self._members: frozenset[str] = frozenset()
+        self._certified: dict[str, bool] = {}
         self._history: list[tuple[float, int, float, float]] = []
         if uri is not None:
             self._guarded(self._connect)
@@ -273,10 +279,11 @@ class Projection:
     def _sync(self, records: Sequence[TrialRecord], final: Final | None) -> None:
         store = self._connect()
         self._read_manifests(records)
+        self._read_certified()
         states = {record.key: self._trial(record, final) for record in records}
         started = [state.started for state in states.values() if state is not None]
         if started:
-            pages = _stamped([self.paths.pareto_page, self.paths.front, self.paths.config])
+            pages = _stamped([self.paths.pareto_page, self.paths.front, self.paths.certified_front, self.paths.config])
             store.bring(STUDY, study_run(self.study_name, self.objectives, self._history, pages, min(started), final))
         for key, state in states.items():
             if state is not None:
@@ -293,16 +300,21 @@ class Projection:
             self._members = frozenset(entry.key for entry in front(manifests, self.objectives))
             self._history = hypervolume_history(manifests, self.objectives)
 
+    def _read_certified(self) -> None:
+        path = self.paths.certified_front
+        decided = json.loads(path.read_text()) if path.exists() else {"front": [], "left": []}
+        self._certified = {item["key"]: name == "front" for name in ("front", "left") for item in decided[name]}
+
     def _trial(self, record: TrialRecord, final: Final | None) -> RunState | None:
         """The wanted run, computed again only if something it depends on has changed."""
         manifest = self._manifests.get(record.key)
-        on_front = record.key in self._members
+        on_front, certified = record.key in self._members, self._certified.get(record.key)
         log = self.paths.events(record.key)
-        stamp = (record.state, manifest is None, on_front, final, _stamped([log]))
+        stamp = (record.state, manifest is None, on_front, certified, final, _stamped([log]))
         known = self._states.get(record.key)
         if known is None or known[0] != stamp:
             files = _stamped([self.paths.manifest(record.key)] if manifest else [])
-            known = (stamp, trial_run(record, manifest, list(read_events(log)), on_front, files, final))
+            known = (stamp, trial_run(record, manifest, list(read_events(log)), on_front, certified, files, final))
             self._states[record.key] = known
         return known[1]
 

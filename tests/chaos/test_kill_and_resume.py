@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -33,6 +34,15 @@ CONFIG = {
 WAIT_SECONDS = 150
 
 
+def programs_of(process: int) -> set[str]:
+    """What the descendants of a process run."""
+    found = set()
+    for child in psutil.Process(process).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            found.update(Path(name).name for name in child.cmdline()[:1])
+    return found
+
+
 class Driver:
     """`python -m study.run` of one study, as a process of its own."""
 
@@ -58,8 +68,7 @@ class Driver:
             assert process.poll() is None, process.communicate()[0]
             assert time.time() < end, "waited too long"
             time.sleep(0.05)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert "uv" not in {Path(name).name for child in children for name in child.cmdline()[:1]}, "slow workers"
+        assert "uv" not in programs_of(process.pid), "slow workers"
         process.send_signal(number)
         self.output, _ = process.communicate(timeout=60)
         return process.returncode

@@ -1,0 +1,309 @@
+"""`python -m study.certify`: the front attacked again, harder and with fresh seeds, before anybody relies on it.
+
+What a study finds is the best of many noisy measurements under the attack it was searched with. Certification measures
+every model of the front again under the `strong` protocol, with seeds that the search never saw, and looks for gradient
+masking. What cannot be relied on, or is not on the front of the new measurements, leaves the certified front.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from study.config import Objective
+from study.pareto import DEVICE_SECONDS, FrontEntry, front, front_mask, measured, oriented
+from study.records import Manifest, StudyPaths, write_atomically
+from study.view import StudyView, read_study, study_parser
+from trainables.command import InputError, told_errors
+from trainables.config import CLEAN, Audit, Metric, Model
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trainables.config import Protocol
+    from trainables.evaluate import EvaluationManifest
+
+FRESH = 1000
+"""Added to the seed that a study was searched with."""
+
+Log = Callable[[str], None]
+
+
+class Terms(Model):
+    """What was asked of a certification; equal for all members of a front."""
+
+    protocol: str
+    seed: int
+    gallery_images: int | None
+
+
+class Certificate(Model):
+    """A trial's model, measured again. Written once, never changed."""
+
+    key: str
+    terms: Terms
+    protocol_hash: str
+    model_digest: str
+    claimed: dict[str, Metric]
+    """The objectives as the study measured them."""
+    values: dict[str, Metric]
+    """The objectives under the worst of the attacks that may change the same."""
+    worst_of: dict[str, list[str]]
+    """Those attacks."""
+    audit: Audit
+    metrics: dict[str, Metric]
+
+
+class Left(Model):
+    """A member of the study's front that is not certified, and why."""
+
+    key: str
+    reason: str
+
+
+class CertifiedFront(Model):
+    """`certified_front.json`."""
+
+    terms: Terms
+    front: list[FrontEntry]
+    left: list[Left]
+
+
+def judge(
+    terms: Terms,
+    entries: Sequence[FrontEntry],
+    certificates: Sequence[Certificate],
+    objectives: Sequence[Objective],
+) -> CertifiedFront:
+    """Decide who stays.
+
+    Args:
+        terms: of the certificates.
+        entries: the study's front.
+        certificates: of those whose model is still there.
+        objectives: of the study.
+    """
+    of = {certificate.key: certificate for certificate in certificates}
+    reliable = [entry for entry in entries if entry.key in of and of[entry.key].audit.reliable]
+    costs = oriented([[of[e.key].values[o.metric].value for o in objectives] for e in reliable], objectives)
+    mask = front_mask(costs)
+    stay, left = [], []
+    for entry in entries:
+        certificate = of.get(entry.key)
+        if certificate is None:
+            left.append(Left(key=entry.key, reason="its model is gone, so it cannot be measured again"))
+        elif not certificate.audit.reliable:
+            failed = [c.name for c in certificate.audit.checks if not c.passed and c.loss == "protocol"]
+            left.append(Left(key=entry.key, reason=f"hides its gradients, not passed: {', '.join(failed)}"))
+        elif mask[place := reliable.index(entry)]:
+            stay.append(_certified(entry, certificate))
+        else:
+            better = (costs <= costs[place]).all(1) & (costs < costs[place]).any(1) & mask
+            by = ", ".join(reliable[index].key for index in np.flatnonzero(better))
+            left.append(Left(key=entry.key, reason=f"measured again, it is dominated by {by}"))
+    return CertifiedFront(terms=terms, front=stay, left=left)
+
+
+def _certified(entry: FrontEntry, certificate: Certificate) -> FrontEntry:
+    values = certificate.values
+    return entry.model_copy(
+        update={
+            "values": {name: metric.value for name, metric in values.items()},
+            "intervals": {name: (metric.low, metric.high) for name, metric in values.items()},
+        }
+    )
+
+
+def worst_case(evaluated: EvaluationManifest, attacks: Sequence[str], measure: str, captions: np.ndarray) -> Metric:
+    """A recall where a query counts only if it survives every one of the attacks, each at its own best.
+
+    Args:
+        evaluated: with the bits of every query.
+        attacks: names in it.
+        measure: such as `mr_r5`.
+        captions: (captions,) image of each caption of the gallery.
+    """
+    from trainables.evaluation.intervals import recall_metrics
+    from trainables.evaluation.retrieval import Ranks
+
+    k = int(measure.rpartition("_r")[2])
+
+    def ranks(direction: str) -> np.ndarray:
+        count = evaluated.queries[direction]
+        packed = (base64.b64decode(evaluated.correct[f"{attack}/{direction}_r{k}"]) for attack in attacks)
+        bits = [np.unpackbits(np.frombuffer(bytes_, np.uint8), count=count).astype(bool) for bytes_ in packed]
+        return np.where(np.logical_and.reduce(bits), 1, k + 1)
+
+    protocol = evaluated.protocol
+    found = recall_metrics(
+        Ranks(ranks("tr"), ranks("ir"), captions),
+        (k,),
+        samples=protocol.bootstrap_samples,
+        confidence=protocol.confidence,
+        seed=protocol.seed,
+    )
+    return found[measure]
+
+
+def comparable_attacks(target: str, own: Protocol, strong: Protocol) -> list[str]:
+    """Attacks of `strong` that change nothing but what the study's attack `target` may change, itself among them.
+
+    Raises:
+        InputError: there is none.
+    """
+    from trainables.attacks.registry import build_attack
+
+    if target == CLEAN:
+        return [CLEAN]
+    aim = next(attack for attack in own.attacks if attack.name == target.removesuffix(".float"))
+    changes = build_attack(aim, own).changes
+    names = [attack.name for attack in strong.attacks if build_attack(attack, strong).changes <= changes]
+    if not names:
+        raise InputError(f"the protocol has no attack that changes {' and '.join(sorted(changes))}, as {target!r} does")
+    return names
+
+
+def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, list[Certificate]]:
+    """Measure what is not certified yet, and decide.
+
+    Raises:
+        InputError: an earlier certificate was made on other terms.
+    """
+    from trainables.evaluate import trial_folder
+
+    paths, objectives = view.paths, view.config.objectives
+    manifests = {manifest.key: manifest for manifest in view.manifests}
+    entries = front(view.manifests, objectives)
+    certificates = []
+    for place, entry in enumerate(entries, 1):
+        path = paths.certificate(entry.key)
+        if path.exists():
+            certificate = Certificate.model_validate_json(path.read_text())
+            if certificate.terms != terms:
+                raise InputError(
+                    f"{path} was made on other terms ({certificate.terms}); give the same, or move {path.parent} away"
+                )
+        elif trial_folder(str(paths.runs / entry.key)) is None:
+            continue
+        else:
+            log(f"{place}/{len(entries)} {entry.key}")
+            certificate = _measure(view, manifests[entry.key], terms)
+            write_atomically(path, certificate.model_dump_json(indent=1))
+        certificates.append(certificate)
+    decided = judge(terms, entries, certificates, objectives)
+    write_atomically(paths.certified_front, decided.model_dump_json(indent=1))
+    return decided, certificates
+
+
+def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
+    from trainables.data import load_dataset
+    from trainables.evaluate import parse, run
+
+    folder = view.paths.runs / manifest.key
+    flags = ["--model", str(folder), "--protocol", terms.protocol, "--seed", str(terms.seed)]
+    flags += [] if terms.gallery_images is None else ["--gallery-images", str(terms.gallery_images)]
+    arguments = parse([*flags, "--out", str(view.paths.certificate(manifest.key).with_suffix(""))])
+    with contextlib.redirect_stdout(sys.stderr):
+        evaluated = run(arguments)
+    if evaluated.audit is None:
+        raise InputError(f"protocol {terms.protocol} has no audit of gradient masking; set audit: true")
+    owners = load_dataset(arguments.data, arguments.cache_dir).test.caption_image
+    owners = owners[owners < evaluated.queries["tr"]]
+    claimed = {objective.metric: measured(manifest, objective.metric) for objective in view.config.objectives}
+    values, worst_of = {}, {}
+    for metric in claimed:
+        if metric == DEVICE_SECONDS:
+            values[metric] = claimed[metric]
+            continue
+        target, _, measure = metric.partition("/")
+        worst_of[metric] = comparable_attacks(target, view.config.protocol, evaluated.protocol)
+        values[metric] = worst_case(evaluated, worst_of[metric], measure, owners)
+    return Certificate(
+        key=manifest.key,
+        terms=terms,
+        protocol_hash=evaluated.protocol_hash,
+        model_digest=evaluated.model_digest,
+        claimed=claimed,
+        values=values,
+        worst_of=worst_of,
+        audit=evaluated.audit,
+        metrics=evaluated.metrics,
+    )
+
+
+def table(decided: CertifiedFront, certificates: Sequence[Certificate], objectives: Sequence[Objective]) -> Table:
+    """Every member of the study's front: what it claimed, what it holds, and the verdict."""
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title="Certification", title_justify="left", box=None, pad_edge=False)
+    for name in ("", "trial", *(objective.metric for objective in objectives), "masking", ""):
+        shown.add_column(name)
+    of = {certificate.key: certificate for certificate in certificates}
+    reasons = {left.key: left.reason for left in decided.left}
+    for key in [entry.key for entry in decided.front] + list(reasons):
+        cells = [""] * (len(objectives) + 1)
+        if key in of:
+            cells = [_change(of[key], objective.metric) for objective in objectives] + [of[key].audit.verdict]
+        shown.add_row(*map(Text, ("" if key in reasons else "*", key, *cells, reasons.get(key, ""))))
+    return shown
+
+
+def _change(certificate: Certificate, metric: str) -> str:
+    now = certificate.values[metric]
+    return f"{certificate.claimed[metric].value:.3f} -> {now.value:.3f} [{now.low:.3f}, {now.high:.3f}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 1 where nothing of the front is left."""
+    parser = study_parser("python -m study.certify", __doc__)
+    parser.add_argument("--protocol", default="strong", help="or a YAML file (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help=f"of the attacks (default: {FRESH} beyond the study's own)")
+    parser.add_argument("--gallery-images", type=int, help="evaluation images (default: all there are)")
+    options = parser.parse_args(arguments)
+    with told_errors():
+        return _run(StudyPaths(options.studies_dir / options.name), vars(options))
+
+
+def _run(paths: StudyPaths, options: dict[str, Any]) -> int:
+    from rich.console import Console
+
+    from study.mlflow_store import TrackingError
+    from study.run import driver_lock
+    from study.status import status_of
+    from study.tracking import Projection
+
+    view = read_study(paths)
+    if view.running:
+        raise InputError(f"study {view.config.name!r} is running; its front can be certified when it has ended")
+    seed = options["seed"] if options["seed"] is not None else view.config.protocol.seed + FRESH
+    protocol = options["protocol"]
+    terms = Terms(
+        protocol=str(Path(protocol).resolve()) if Path(protocol).is_file() else protocol,
+        seed=seed,
+        gallery_images=options["gallery_images"],
+    )
+    with driver_lock(view.config):
+        decided, certificates = certify(view, terms, lambda line: print(line, file=sys.stderr))
+        Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(
+            table(decided, certificates, view.config.objectives)
+        )
+        print(
+            f"{len(decided.front)} of {len(decided.front) + len(decided.left)} are certified: {paths.certified_front}"
+        )
+        try:
+            projection = Projection(paths, view.config.tracking.uri, view.config.name, view.config.objectives)
+            projection.sync(view.records, "finished" if status_of(view).done else "interrupted")
+        except TrackingError as error:
+            print(f"MLflow is behind: {error}", file=sys.stderr)
+    return 0 if decided.front else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""What a trial costs before it is run, counted from the shapes of its model: FLOPs, bytes, seconds, memory.
+
+Pure functions. One multiply-add is two FLOPs: ViT-B/16 at 224 pixels, often given as 17.6 G, is that many multiply-adds
+and 35.1 GFLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from trainables.config import Point, Protocol, TrainingConfig
+
+BACKWARD_TO_PIXELS = 1.0
+"""Of a forward pass: gradients of activations only, since parameters are frozen while an image is attacked."""
+BACKWARD_TO_PARAMETERS = 2.0
+"""Of a forward pass: gradients of activations and of weights."""
+
+STATE_BYTES = 18
+"""Per parameter, mixed precision with Adam: float32 weight, gradient and two moments, and a 16-bit copy."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A transformer encoder.
+
+    Attributes:
+        tokens: per sample.
+        width: hidden size.
+        layers: blocks of attention and a two-layer perceptron.
+        inner: hidden size of the perceptron.
+        patch_values: input values of one patch that is projected to `width`; 0 for text, whose embedding is looked up.
+        vocabulary: of a text tower; 0 for images.
+    """
+
+    tokens: int
+    width: int
+    layers: int
+    inner: int
+    patch_values: int = 0
+    vocabulary: int = 0
+
+    @property
+    def flops(self) -> float:
+        """Of one forward pass of one sample.
+
+        A layer has four projections of `width` x `width`, two of `width` x `inner`, and the two products of attention
+        (Kaplan et al. 2020, "Scaling laws for neural language models", table 1, with the attention's own products).
+        """
+        projections = self.tokens * self.width * (4 * self.width + 2 * self.inner)
+        attention = 2 * self.tokens**2 * self.width
+        return 2.0 * (self.layers * (projections + attention) + self.tokens * self.patch_values * self.width)
+
+    @property
+    def parameters(self) -> float:
+        """Weights, without biases and norms."""
+        layer = self.width * (4 * self.width + 2 * self.inner)
+        return float(self.layers * layer + (self.patch_values + self.vocabulary + self.tokens) * self.width)
+
+    @property
+    def activation_bytes(self) -> float:
+        """Kept of one sample for the backward pass, in 16 bits.
+
+        34 bytes a token and unit of width in each layer (Korthikanti et al. 2022, "Reducing activation recomputation in
+        large transformer models", equation 1, without the attention matrix, which fused attention does not keep).
+        """
+        return 34.0 * self.layers * self.tokens * self.width
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A tower of any other kind, counted by running it; the same quantities as of a `Tower`."""
+
+    flops: float
+    parameters: float
+    activation_bytes: float
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model with its data.
+
+    Attributes:
+        image: its image tower.
+        text: its text tower.
+        caption_words: mean length of a caption.
+        train_images: images an epoch draws.
+        gallery_images: of the final evaluation.
+        captions_per_image: in the evaluation.
+    """
+
+    image: Tower | Counted
+    text: Tower
+    caption_words: float
+    train_images: int
+    gallery_images: int
+    captions_per_image: float = 5.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as its data sheet has it.
+
+    Attributes:
+        flops: dense, per second, in the precision used here.
+        bandwidth: of its memory, bytes per second.
+        memory: bytes.
+        utilisation: share of `flops` that training reaches.
+    """
+
+    flops: float
+    bandwidth: float
+    memory: float
+    utilisation: float
+
+
+DEVICES: Mapping[str, Device] = {
+    # NVIDIA's data sheets, bfloat16 without sparsity. 0.4 is what well-tuned transformer training reaches there
+    # (Chowdhery et al. 2022, table 3: 0.21 to 0.46).
+    "a100-80g": Device(312e12, 2.04e12, 80e9, 0.4),
+    "h100": Device(989e12, 3.35e12, 80e9, 0.4),
+    "l4": Device(121e12, 0.3e12, 24e9, 0.4),
+    # One core with AVX-512 at about 3 GHz has 96 GFLOPs in float32. Measured: CLIPs of width 64 to 128 train with 46 to
+    # 83 of them.
+    "cpu": Device(96e9, 10e9, 4e9, 0.7),
+}
+"""By name. Names are those under which prices are given."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs and bytes moved, by phase of a trial."""
+
+    flops: Mapping[str, float]
+    bytes: Mapping[str, float]
+
+    def seconds(self, device: Device) -> dict[str, float]:
+        """By phase: what takes longer, computing or moving (the roofline of Williams et al. 2009)."""
+        return {
+            phase: max(self.flops[phase] / (device.flops * device.utilisation), self.bytes[phase] / device.bandwidth)
+            for phase in self.flops
+        }
+
+
+def pair_flops(
+    image: float, text: float, point: Point, attack_candidates: int, caption_words: float
+) -> dict[str, float]:
+    """FLOPs of one training pair, by phase `attack` and `train`.
+
+    Args:
+        image: a forward pass of the image tower.
+        text: a forward pass of the text tower.
+        point: of the trial.
+        attack_candidates: tried a word.
+        caption_words: mean length of a caption.
+    """
+    attack = 0.0
+    if point.words:
+        attack += text * text_tries(point.words, attack_candidates, caption_words) + image
+    if point.epsilon:
+        attack += point.attack_steps * image * (1 + BACKWARD_TO_PIXELS)
+        attack += text if point.attack_objective == "cross" else 0.0
+    text_training = 1 + (BACKWARD_TO_PARAMETERS if point.trainable == "all" else BACKWARD_TO_PIXELS)
+    train = image * (1 + BACKWARD_TO_PARAMETERS)
+    train += text * text_training if point.contrastive_weight else 0.0
+    return {"attack": attack, "train": train}
+
+
+def text_tries(words: int, candidates: int, caption_words: float) -> float:
+    """Versions of a caption that the text attack encodes: itself, without each word, and each substitute."""
+    return 1 + caption_words + words * candidates
+
+
+def evaluation_flops(shape: Shape, protocol: Protocol, images: int) -> float:
+    """FLOPs of one evaluation: every gallery attacked as the protocol says.
+
+    Attacks other than `image` and `text` are counted as both of these, which is what Sep-Attack and, but for its inner
+    views, Co-Attack do.
+    """
+    captions = images * shape.captions_per_image
+    image, text = shape.image.flops, shape.text.flops
+    on_images = images * image * protocol.image_steps * (1 + BACKWARD_TO_PIXELS) + images * image
+    on_texts = captions * text * text_tries(protocol.words, protocol.candidates, shape.caption_words)
+    cost = {"image": on_images, "text": on_texts}
+    attacks = sum(cost.get(attack.attack, on_images + on_texts) for attack in protocol.attacks)
+    return images * image + captions * text + attacks
+
+
+def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: Protocol) -> Work:
+    """Everything a trial computes and moves, by phase: load, attack, train, evaluate.
+
+    Bytes are the activations, written forward and read backward, and of every step the weights with their optimiser.
+    """
+    image, text = shape.image, shape.text
+    pairs = float(training.epochs * shape.train_images)
+    by_pair = pair_flops(image.flops, text.flops, point, training.attack_candidates, shape.caption_words)
+    rungs = (training.epochs - 1) * evaluation_flops(shape, protocol.rung, protocol.rung_gallery_images)
+    flops = {
+        "load": shape.train_images * image.flops,
+        **{phase: pairs * cost for phase, cost in by_pair.items()},
+        "evaluate": rungs + evaluation_flops(shape, protocol, shape.gallery_images),
+    }
+    steps = pairs / training.batch_size
+    moved_a_flop = image.activation_bytes / image.flops  # forward once; backward reads it again
+    per_pair = 2 * (image.activation_bytes + text.activation_bytes)
+    weights = (image.parameters + text.parameters) * STATE_BYTES
+    moved = {phase: flops[phase] * moved_a_flop for phase in ("load", "attack", "evaluate")}
+    return Work(flops, {**moved, "train": pairs * per_pair + steps * weights})
+
+
+def trial_memory(shape: Shape, training: TrainingConfig, workers: int) -> float:
+    """Bytes a worker's device needs: weights with optimiser, the original, and a batch's activations."""
+    image, text = shape.image, shape.text
+    parameters = image.parameters + text.parameters
+    batch = training.batch_size / workers
+    return parameters * (STATE_BYTES + 4) + batch * (image.activation_bytes + text.activation_bytes)

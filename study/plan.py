@@ -1,0 +1,252 @@
+"""`python -m study.plan`: what a study will take, before anything is spent. Takes every flag of `study.run`.
+
+FLOPs and bytes are counted from the model's shapes, seconds follow from the device's data sheet, and the study is run
+through on a virtual clock: recipes, then points drawn at random from the space, until the budget ends it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from study.budget import Limit, Usage, limits, money, reached
+from study.config import Arguments as StudyArguments
+from study.config import StudyConfig, parse
+from study.cost_model import DEVICES, Shape, Tower, trial_memory, trial_work
+from study.model_shapes import shape_of
+from trainables.command import told_errors
+from trainables.config import Model, Point
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+LAUNCH_SECONDS = 4.0
+"""Of a trial, outside of loading, attack, training and evaluation."""
+GPUS = 8
+"""Where nothing else is said: those of `cluster.yaml`."""
+PHASES = ("load", "attack", "train", "evaluate")
+
+
+class Arguments(StudyArguments):
+    """Say what a study will take on a device, with the arithmetic. Nothing is run."""
+
+    model_config = SettingsConfigDict(cli_prog_name="python -m study.plan")
+
+    device: Literal["a100-80g", "h100", "l4", "cpu"] = Field("cpu", description="kind of device trials would run on")
+    devices: int | None = Field(None, ge=1, description="how many; empty: 8 GPUs, or the cores of this machine")
+    as_json: bool = Field(False, description="for programs")
+
+
+class Plan(Model):
+    """What is foreseen; what `--as-json` prints. Trial numbers are means over the trials that would run."""
+
+    study: str
+    device: str
+    devices: int
+    trials_at_once: int
+    trials: int
+    ended_by: str
+    wall_hours: float
+    device_hours: float
+    money: float | None
+    currency: str
+    memory_bytes: float
+    device_memory_bytes: float
+    image_gflops: float
+    text_gflops: float
+    parameters: float
+    pairs: int
+    batch_size: int
+    phase_gflops: dict[str, float]
+    phase_seconds: dict[str, float]
+    step_seconds: float
+    launch_seconds: float
+
+    @property
+    def trial_seconds(self) -> float:
+        """Wall time of one trial."""
+        return sum(self.phase_seconds.values()) + self.launch_seconds
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the virtual clock showed.
+
+    Attributes:
+        trials: that ended.
+        wall_seconds: of the driver.
+        device_seconds: held by all.
+        ended_by: the limit that was reached.
+    """
+
+    trials: int
+    wall_seconds: float
+    device_seconds: float
+    ended_by: Limit | None
+
+
+def run_through(durations: Sequence[float], slots: int, workers: int, limits_at: Callable[[Usage], list[Limit]]) -> Run:
+    """Run the trials on a virtual clock, in order, as many at once as there are slots.
+
+    Args:
+        durations: wall seconds of each trial.
+        slots: trials at once.
+        workers: devices each of them holds.
+        limits_at: the budget's limits at some usage; no trial starts once one is reached.
+    """
+    running: list[float] = []
+    wall = held = 0.0
+    ended = 0
+    limit = None
+
+    def used() -> Usage:
+        return Usage(ended, len(durations), wall, held, [])
+
+    for seconds in durations:
+        if len(running) == slots:
+            wall = heapq.heappop(running)
+            ended += 1
+        limit = reached(limits_at(used()))
+        if limit is not None:
+            break
+        heapq.heappush(running, wall + seconds)
+        held += workers * seconds
+    wall = max(running, default=wall)
+    ended += len(running)
+    return Run(ended, wall, held, limit or reached(limits_at(used())))
+
+
+def points(config: StudyConfig) -> list[Point]:
+    """Recipes, then points drawn at random from the space: what an uninformed search would run."""
+    import optuna
+
+    from search_spaces.recipes import recipe_point
+    from search_spaces.space import suggest
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=config.seed))
+    recipes = [recipe_point(name, config.protocol.epsilon, config.recipe_temperature) for name in config.recipes]
+    return recipes + [Point.model_validate(suggest(config.space, study.ask())) for _ in range(config.budget.trials)]
+
+
+def plan(config: Arguments) -> Plan:
+    """Foresee a study.
+
+    Raises:
+        InputError: the model's shape or the device's price is not known.
+    """
+    workers, training, device = config.trial.workers.count, config.trial.training, DEVICES[config.device]
+    devices = config.devices or (os.cpu_count() or 1 if config.device == "cpu" else GPUS)
+    slots = min(config.cluster.concurrency or sys.maxsize, max(1, devices // workers))
+    shape = shape_of(config)
+    works = [trial_work(shape, point, training, config.protocol) for point in points(config)]
+    seconds = [{phase: value / workers for phase, value in work.seconds(device).items()} for work in works]
+    durations = [sum(by_phase.values()) + LAUNCH_SECONDS for by_phase in seconds]
+    run = run_through(durations, slots, workers, partial(limits, config.budget, config.price, config.device))
+    ran = max(1, run.trials)
+    mean_seconds = {phase: sum(by_phase[phase] for by_phase in seconds[:ran]) / ran for phase in PHASES}
+    pairs = training.epochs * shape.train_images
+    wall, held = run.wall_seconds / 3600, run.device_seconds / 3600
+    priced = config.device in config.price.device_hour
+    return Plan(
+        study=config.name,
+        device=config.device,
+        devices=devices,
+        trials_at_once=slots,
+        trials=run.trials,
+        ended_by=str(run.ended_by),
+        wall_hours=wall,
+        device_hours=held,
+        money=money(config.price, config.device, held, wall) if priced else None,
+        currency=config.price.currency,
+        memory_bytes=trial_memory(shape, training, workers),
+        device_memory_bytes=device.memory,
+        image_gflops=shape.image.flops / 1e9,
+        text_gflops=shape.text.flops / 1e9,
+        parameters=shape.image.parameters + shape.text.parameters,
+        pairs=pairs,
+        batch_size=training.batch_size,
+        phase_gflops={phase: sum(work.flops[phase] for work in works[:ran]) / ran / 1e9 for phase in PHASES},
+        phase_seconds=mean_seconds,
+        step_seconds=(mean_seconds["attack"] + mean_seconds["train"]) * training.batch_size / pairs,
+        launch_seconds=LAUNCH_SECONDS,
+    )
+
+
+def page(found: Plan, shape: Shape) -> Group:
+    """What a person reads: the answer, then the arithmetic behind it."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    device = DEVICES[found.device]
+    cost = (
+        f"{found.money:.2f} {found.currency}"
+        if found.money is not None
+        else (f"no price: give --price.device-hour {found.device}=PRICE")
+    )
+    fits = "fits" if found.memory_bytes < device.memory else "does not fit: lower the batch or take more workers"
+    answer = Table(box=None, pad_edge=False, show_header=False)
+    for name, text in (
+        ("trials", f"{found.trials}, ended by {found.ended_by}"),
+        ("wall time", f"{found.wall_hours:.2f} hours, {found.trials_at_once} trials at once"),
+        ("device-hours", f"{found.device_hours:.2f}"),
+        ("money", cost),
+        ("memory", f"{found.memory_bytes / 1e9:.2f} of {device.memory / 1e9:.0f} GB a worker: {fits}"),
+    ):
+        answer.add_row(name, text)
+    sums = Table(box=None, pad_edge=False, title="Means over these trials", title_justify="left")
+    for name in ("phase", "GFLOPs", "seconds"):
+        sums.add_column(name, justify="left" if name == "phase" else "right")
+    for phase in PHASES:
+        sums.add_row(phase, f"{found.phase_gflops[phase]:.4g}", f"{found.phase_seconds[phase]:.3g}")
+    sums.add_row("launch", "", f"{found.launch_seconds:.3g}")
+    sums.add_row("trial", f"{sum(found.phase_gflops.values()):.4g}", f"{found.trial_seconds:.3g}")
+    reached_flops = device.flops * device.utilisation
+    notes = (
+        f"image forward {found.image_gflops:.4g} GFLOPs{_tower(shape.image)}, text {found.text_gflops:.4g}"
+        f"{_tower(shape.text)}, {found.parameters / 1e6:.1f} M parameters",
+        "training takes 3 forward passes a pair (backward is 2), an attack step on an image 2, a try on a caption 1",
+        f"{found.pairs} pairs in batches of {found.batch_size}: {1000 * found.step_seconds:.4g} ms a step",
+        f"{found.device}: {device.flops / 1e12:.4g} TFLOPS x {device.utilisation:g} = {reached_flops / 1e12:.4g}, "
+        f"{device.bandwidth / 1e9:.4g} GB/s; each phase takes the longer of computing and moving",
+        "searched points are drawn at random; trials that are stopped early take less",
+    )
+    return Group(
+        Text(f"study {found.study} on {found.devices} x {found.device}", style="bold"),
+        answer,
+        Text(),
+        sums,
+        Text(),
+        *(Text(note) for note in notes),
+    )
+
+
+def _tower(tower: object) -> str:
+    return f" ({tower.tokens} tokens x {tower.width} x {tower.layers} layers)" if isinstance(tower, Tower) else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    with told_errors():
+        config = parse(arguments, Arguments)
+        found = plan(config)
+        if config.as_json:
+            print(found.model_dump_json(indent=1))
+            return 0
+        from rich.console import Console
+
+        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(page(found, shape_of(config)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

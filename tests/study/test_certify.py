@@ -1,0 +1,210 @@
+"""What a study found is measured again: whoever hides gradients or claims too much leaves the certified front."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import trainables.prepare
+from study import certify
+from study.certify import Certificate, CertifiedFront, comparable_attacks, worst_case
+from study.config import Budget, Objective, StudyConfig
+from study.ledger import Ledger
+from study.mlflow_store import import_mlflow
+from study.records import read_manifest
+from study.tracking import default_uri
+from tests.study.helpers import opened, study
+from trainables.config import DataConfig, Metric, Point, Protocol, ShapesConfig, TrialConfig, TrialResult
+from trainables.evaluate import EvaluationManifest, trial_folder
+from trainables.finetune import finetune
+from trainables.models.clip import Clip
+from trainables.prepare import prepare
+from trainables.trial import Outcome
+
+PROTOCOL = Protocol(words=0, gallery_images=32, rung_gallery_images=6, image_steps=8, bootstrap_samples=100)
+HONEST, MASKED, LIAR, GONE = range(4)
+
+
+class Staircase(Clip):
+    """Rounds its pixels to few levels: what it computes is as good, but no gradient comes back through it."""
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        return super().encode_image((pixels * 16).round() / 16)
+
+
+def end(ledger: Ledger, config: StudyConfig, trial: TrialConfig, claims: dict[str, float]) -> str:
+    """Train the next trial of the study, and account for it with what it claims."""
+    record = ledger.take()
+    folder = config.paths.runs / record.key
+    folder.mkdir(parents=True)
+    trial = trial.model_copy(update={"key": record.key})
+    finetune(trial, prepare(trial), torch.device("cpu"), None, folder, lambda metrics, checkpoint: None)
+    saved = trial_folder(str(folder))
+    assert saved is not None
+    result = TrialResult.model_validate_json((saved / "result.json").read_text())
+    claimed = {name: Metric(value=value, low=value, high=value) for name, value in claims.items()}
+    result = result.model_copy(update={"metrics": {**result.metrics, **claimed}})
+    ledger.finish(record, Outcome(state="complete", result=result), trial)
+    return record.key
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    """A study with an honest model, one that hides its gradients, one that claims too much, and one that is gone."""
+    pretrain = tiny_trial.model.pretrain.model_copy(update={"epochs": 15})
+    point = Point(temperature=0.07, epsilon=PROTOCOL.epsilon, attack_steps=1)
+    trial = tiny_trial.model_copy(
+        update={
+            "data": DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=500, test_images=32)),
+            "model": tiny_trial.model.model_copy(update={"pretrain": pretrain}),
+            "training": tiny_trial.training.model_copy(update={"epoch_images": 64}),
+            "protocol": PROTOCOL,
+            "point": point,
+        }
+    )
+    config = study(
+        tmp_path_factory.mktemp("studies"),
+        recipes=(),
+        budget=Budget(trials=4),
+        protocol=PROTOCOL,
+        objectives=(Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5")),
+    )
+    ledger = opened(config)
+    end(ledger, config, trial, {"clean/mr_r5": 0.99, "both/mr_r5": 0.2})
+    end(ledger, config, trial, {"clean/mr_r5": 0.98, "both/mr_r5": 0.3})
+    spoilt = trial.model_copy(update={"training": trial.training.model_copy(update={"learning_rate": 0.03})})
+    end(ledger, config, spoilt, {"clean/mr_r5": 0.97, "both/mr_r5": 0.8})
+    gone = end(ledger, config, trial, {"clean/mr_r5": 0.1, "both/mr_r5": 0.9})
+    folder = trial_folder(str(config.paths.runs / gone))
+    assert folder is not None
+    (folder / "trial.json").unlink()
+    return config
+
+
+def run(config: StudyConfig, *flags: str) -> int:
+    return certify.main(["--name", config.name, "--studies-dir", str(config.studies_dir), *flags])
+
+
+@pytest.fixture
+def planted(finished: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
+    masked, load = f"s-t{MASKED:05d}-s0", trainables.prepare.load_model
+
+    def load_planted(name: str) -> Any:
+        model = load(name)
+        return Staircase(model.clip, model.tokenizer) if masked in name and isinstance(model, Clip) else model
+
+    monkeypatch.setattr(trainables.prepare, "load_model", load_planted)
+    return finished
+
+
+def test_only_the_honest_stay(planted: StudyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    harder = planted.paths.root / "harder.yaml"
+    harder.write_text("{attacks: [image, both, 'torchattacks:APGD'], audit: true, gallery_images: 1000}")
+    assert run(planted, "--protocol", str(harder)) == 0
+    decided = CertifiedFront.model_validate_json(planted.paths.certified_front.read_text())
+    keys = [f"s-t{number:05d}-s0" for number in range(4)]
+    assert [entry.key for entry in decided.front] == [keys[HONEST]]
+    reasons = {left.key: left.reason for left in decided.left}
+    assert set(reasons) == {keys[MASKED], keys[LIAR], keys[GONE]}
+    assert "hides its gradients, not passed: " in reasons[keys[MASKED]]
+    assert "gradients are there" in reasons[keys[MASKED]]
+    assert reasons[keys[LIAR]] == f"measured again, it is dominated by {keys[HONEST]}"
+    assert "its model is gone" in reasons[keys[GONE]]
+
+    honest = Certificate.model_validate_json(planted.paths.certificate(keys[HONEST]).read_text())
+    assert honest.terms.seed == PROTOCOL.seed + certify.FRESH
+    assert honest.worst_of == {
+        "clean/mr_r5": ["clean"],
+        "both/mr_r5": ["image", "both", "apgd"],
+    }
+    robust = honest.values["both/mr_r5"]
+    assert robust.low <= robust.value <= robust.high
+    assert robust.value <= min(honest.metrics[f"{attack}/mr_r5"].value for attack in honest.worst_of["both/mr_r5"])
+    assert decided.front[0].values["both/mr_r5"] == robust.value
+    shown = capsys.readouterr().out
+    assert "0.970 -> " in shown
+    assert "1 of 4 are certified" in shown
+
+    runs = import_mlflow().MlflowClient(default_uri(planted.paths)).search_runs(["1"], "tags.certified = 'true'")
+    assert [found.data.tags["paretovl.trial"] for found in runs] == [keys[HONEST]]
+
+    # Again: nothing is measured twice, and a stop on the way costs one model at most.
+    stamps = {path: path.stat().st_mtime_ns for path in planted.paths.root.glob("certified/*.json")}
+    assert len(stamps) == 3
+    planted.paths.certificate(keys[LIAR]).unlink()
+    assert run(planted, "--protocol", str(harder)) == 0
+    again = {path: path.stat().st_mtime_ns for path in planted.paths.root.glob("certified/*.json")}
+    assert {path for path in stamps if again[path] != stamps[path]} == {planted.paths.certificate(keys[LIAR])}
+    assert CertifiedFront.model_validate_json(planted.paths.certified_front.read_text()) == decided
+
+    # The study's own account is untouched.
+    claimed = read_manifest(planted.paths.manifest(keys[LIAR]))
+    assert claimed is not None
+    assert claimed.metrics["both/mr_r5"].value == 0.8
+
+    with pytest.raises(SystemExit):
+        run(planted, "--protocol", str(harder), "--seed", "5")
+    assert "was made on other terms" in capsys.readouterr().err
+
+
+def test_a_query_counts_only_if_it_survives_every_attack() -> None:
+    def bits(*values: int) -> str:
+        return base64.b64encode(np.packbits(np.array(values, bool)).tobytes()).decode()
+
+    protocol = Protocol(attacks=("image", "both"), recall_at=(1,), gallery_images=4, bootstrap_samples=100)  # type: ignore[arg-type]
+    evaluated = EvaluationManifest(
+        model="m",
+        model_digest="",
+        temperature=None,
+        transfer_from=None,
+        data_digest="",
+        protocol=protocol,
+        protocol_hash="",
+        metrics={},
+        audit=None,
+        correct={
+            "image/tr_r1": bits(1, 1, 0, 0),
+            "both/tr_r1": bits(1, 0, 1, 0),
+            "image/ir_r1": bits(1, 1, 1, 1),
+            "both/ir_r1": bits(0, 1, 1, 1),
+        },
+        queries={"tr": 4, "ir": 4},
+        seconds=0,
+        versions={},
+    )
+    captions = np.arange(4)
+    assert worst_case(evaluated, ["image", "both"], "tr_r1", captions).value == 0.25, "each alone has 0.5"
+    assert worst_case(evaluated, ["image", "both"], "ir_r1", captions).value == 0.75
+    assert worst_case(evaluated, ["image", "both"], "mr_r1", captions).value == 0.5
+    interval = worst_case(evaluated, ["image"], "tr_r1", captions)
+    assert interval.low < 0.5 < interval.high
+
+
+def test_only_attacks_that_change_the_same_are_compared() -> None:
+    strong = Protocol(attacks=("image", "text", "sga"))  # type: ignore[arg-type]
+    assert comparable_attacks("clean", Protocol(), strong) == ["clean"]
+    assert comparable_attacks("image", Protocol(), strong) == ["image"]
+    assert comparable_attacks("text", Protocol(), strong) == ["text"]
+    assert comparable_attacks("both", Protocol(), strong) == ["image", "text", "sga"]
+    assert comparable_attacks("image.float", Protocol(), strong) == ["image"]
+
+
+def test_a_study_that_runs_is_not_certified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = study(tmp_path)
+    opened(config)
+    with config.paths.lock.open("w") as lock:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            run(config)
+    assert "is running" in capsys.readouterr().err
+    assert run(config) == 1
+    assert json.loads(config.paths.certified_front.read_text())["front"] == []

@@ -1,0 +1,158 @@
+"""The cost of a study before it is run: counted by hand, by PyTorch, and on a clock of four trials."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from study import plan
+from study.budget import limits
+from study.config import PRESETS, Budget, Price, StudyConfig, parse
+from study.cost_model import DEVICES, Shape, Tower, evaluation_flops, pair_flops, text_tries, trial_memory, trial_work
+from study.model_shapes import shape_of
+from trainables.command import InputError
+from trainables.config import Point, Protocol, TrainingConfig, TrialConfig
+from trainables.models.clip import Clip
+from trainables.prepare import prepare
+
+VIT_B16 = Tower(tokens=197, width=768, layers=12, inner=3072, patch_values=768)
+
+
+def test_vit_b16_by_hand() -> None:
+    # A layer: 197 x 768 x (4 x 768 + 2 x 3072) + 2 x 197^2 x 768 multiply-adds; the patches: 197 x 768 x 768.
+    multiply_adds = 12 * (197 * 768 * 9216 + 2 * 197**2 * 768) + 197 * 768 * 768
+    assert multiply_adds == pytest.approx(17.6e9, rel=0.01), "the figure of the literature"
+    assert VIT_B16.flops == 2 * multiply_adds
+    assert VIT_B16.parameters == pytest.approx(86e6, rel=0.01)
+
+
+def test_towers_agree_with_what_pytorch_counts(tiny_trial: TrialConfig) -> None:
+    model = prepare(tiny_trial).base
+    assert isinstance(model, Clip)
+    tiny, pixels = tiny_trial.model.tiny, tiny_trial.data.image_pixels
+    tower = Tower((pixels // 8) ** 2 + 1, tiny.width, tiny.layers, 4 * tiny.width, patch_values=3 * 64)
+    images = torch.rand(4, 3, pixels, pixels)
+
+    def counted(needs: str) -> float:
+        for parameter in model.parameters():
+            parameter.requires_grad_(needs == "parameters")
+        given = images.clone().requires_grad_(needs == "pixels")
+        with FlopCounterMode(display=False) as counter:
+            features = model.encode_image(given)
+            if needs != "nothing":
+                features.sum().backward()
+        return counter.get_total_flops() / len(images)
+
+    forward = counted("nothing")
+    assert tower.flops == pytest.approx(forward, rel=0.05)
+    # What is not a product of matrices is not counted, and the first layer needs no gradient of its input.
+    assert counted("pixels") == pytest.approx(2 * forward, rel=0.1)
+    assert counted("parameters") == pytest.approx(3 * forward, rel=0.1)
+
+
+def test_flops_of_a_pair() -> None:
+    clean = pair_flops(100, 10, Point(), attack_candidates=5, caption_words=9)
+    assert clean == {"attack": 0, "train": 330}
+    mat = Point(epsilon=2 / 255, attack_steps=2, words=1)
+    # Captions: 1 + 9 + 5 tries and the clean image; images: 2 steps of 2 passes, against one attacked caption.
+    assert pair_flops(100, 10, mat, 5, 9) == {"attack": 15 * 10 + 100 + 4 * 100 + 10, "train": 330}
+    fare = Point(
+        contrastive_weight=0, epsilon=2 / 255, attack_steps=10, trainable="image", attack_objective="deviation"
+    )
+    assert pair_flops(100, 10, fare, 5, 9) == {"attack": 2000, "train": 300}
+    assert text_tries(2, 10, 9) == 30
+
+
+def test_flops_of_an_evaluation() -> None:
+    shape = Shape(VIT_B16, Tower(16, 64, 2, 256), 9, 100, 100)
+    image, text = shape.image.flops, shape.text.flops
+    protocol = Protocol(attacks=("image", "text", "both"), image_steps=10, words=1, candidates=10)  # type: ignore[arg-type]
+    expected = 100 * image + 500 * text + 2 * (100 * 21 * image + 500 * 20 * text)
+    assert evaluation_flops(shape, protocol, 100) == pytest.approx(expected)
+
+
+def test_more_attack_and_slower_memory_take_longer() -> None:
+    shape = Shape(VIT_B16, Tower(16, 512, 12, 2048), 10.5, 1000, 100)
+    training, protocol = TrainingConfig(batch_size=64), Protocol()
+    weak, strong = (trial_work(shape, Point(epsilon=0.01, attack_steps=s), training, protocol) for s in (1, 10))
+    assert strong.flops["attack"] > 8 * weak.flops["attack"]
+    assert strong.flops["train"] == weak.flops["train"]
+    fast, slow = weak.seconds(DEVICES["h100"]), weak.seconds(DEVICES["l4"])
+    assert all(slow[phase] > fast[phase] for phase in slow)
+    assert trial_memory(shape, training, 1) > 1.5 * trial_memory(shape, training, 4) > 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        # Two slots: 3 | 5 start, then 4 at 3 and 1 at 5; the last ends at 7.
+        (Budget(trials=4), (4, 7.0, 13.0, "trials")),
+        # After 3 s the first has ended and 8 device-seconds are held: no third.
+        (Budget(trials=4, device_hours=8 / 3600), (2, 5.0, 8.0, "device_hours")),
+        (Budget(trials=4, wall_hours=4 / 3600), (3, 7.0, 12.0, "wall_hours")),
+        (Budget(trials=4, money=8), (2, 5.0, 8.0, "money")),
+    ],
+)
+def test_the_virtual_clock(budget: Budget, expected: tuple[int, float, float, str]) -> None:
+    price = Price(device_hour={"l4": 3600})
+    run = plan.run_through([3, 5, 4, 1], slots=2, workers=1, limits_at=partial(limits, budget, price, "l4"))
+    assert run.ended_by is not None
+    assert (run.trials, run.wall_seconds, run.device_seconds, run.ended_by.name) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_can_be_planned(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--preset", preset, "--device", "l4", "--price.device-hour", "l4=1", "--as-json"]) == 0
+    found = plan.Plan.model_validate_json(capsys.readouterr().out)
+    assert found.trials == len(parse(["--preset", preset]).recipes) + parse(["--preset", preset]).budget.trials
+    assert found.money == pytest.approx(found.device_hours)
+    assert found.wall_hours * found.trials_at_once >= found.device_hours
+    assert found.memory_bytes < found.device_memory_bytes
+
+
+def test_the_page_shows_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--preset", "coco_clip_b16", "--device", "h100"]) == 0
+    shown = capsys.readouterr().out
+    assert "image forward 35.13 GFLOPs (197 tokens x 768 x 12 layers)" in shown
+    assert "give --price.device-hour h100=PRICE" in shown
+
+
+def test_shapes_come_from_a_models_configuration(tmp_path: Path) -> None:
+    clip = {"vision_config": {"hidden_size": 64, "num_hidden_layers": 3, "patch_size": 16}, "text_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(clip))
+    config = StudyConfig.model_validate({"trial": {"model": {"base": str(tmp_path)}}, "data": {"image_pixels": 64}})
+    image = shape_of(config).image
+    assert isinstance(image, Tower)
+    assert (image.tokens, image.width, image.layers, image.inner) == (17, 64, 3, 256)
+    with pytest.raises(InputError, match="is not known here"):
+        shape_of(StudyConfig.model_validate({"trial": {"model": {"base": "someone/else"}}}))
+
+
+def test_a_tower_that_is_no_transformer_is_run(real_data: Path) -> None:
+    folder = real_data / "weights" / "mobilenet_v2_1.0_224"
+    model = {"image_tower": str(folder)}
+    config = StudyConfig.model_validate({"trial": {"model": model}, "data": {"image_pixels": 224}})
+    image = shape_of(config).image
+    assert image.flops == pytest.approx(2 * 300e6, rel=0.05), "300 M multiply-adds (Sandler et al. 2018, table 4)"
+    assert image.parameters == pytest.approx(2.2e6, rel=0.05)
+
+
+def test_help_comes_at_once() -> None:
+    seconds = []
+    for _ in range(2):
+        began = os.times()
+        done = subprocess.run(
+            [sys.executable, "-m", "study.plan", "--help"], capture_output=True, text=True, check=True
+        )
+        ended = os.times()
+        seconds.append(sum(ended[2:4]) - sum(began[2:4]))
+    assert "--device" in done.stdout
+    assert min(seconds) < 1
