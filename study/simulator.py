@@ -21,7 +21,7 @@ from study.ledger import Ledger
 from study.pareto import Floats
 from study.records import Manifest, TrialRecord
 from trainables.config import Metric, Model, Point, Protocol, TrialConfig, TrialResult
-from trainables.trial import Outcome
+from trainables.trial import Outcome, Patience
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def simulate(
     def make(record: TrialRecord) -> TrialConfig:
         return template.model_copy(update={"key": record.key, "point": ledger.point(record)})
 
-    searcher = LedgerSearcher(ledger, make, 0, lambda record, what: None, clock)
+    searcher = LedgerSearcher(ledger, make, Patience(), lambda: True, lambda record, what: None, clock)
     queue: list[tuple[float, int, float, dict[str, Any], Iterator[tuple[float, dict[str, Any]]]]] = []
 
     def begin(number: int) -> bool:

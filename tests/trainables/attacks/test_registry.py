@@ -65,7 +65,7 @@ def measured(world: World, protocol: Protocol) -> dict[str, Any]:
         max_tokens=MAX_TOKENS,
         device=torch.device("cpu"),
         observe=lambda name, images, attacked: seen.update({name: attacked}),
-    )
+    ).ranks
     return {**seen, **recall_metrics(ranks, protocol)}
 
 
@@ -90,7 +90,7 @@ def test_a_stranger_that_does_too_much_is_not_scored(world: World, stranger: Pat
         measured(world, Protocol(attacks=(config,)))
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", sorted(set(BUILT_IN) - {"corruption", "caption-noise"}))  # these have no budget
 def test_budget_comes_from_the_protocol_unless_options_say_otherwise(name: str) -> None:
     protocol = Protocol(epsilon=3 / 255, words=2, image_steps=7, candidates=4)
     attack = build_attack(AttackConfig(name=name, attack=name), protocol)
@@ -118,10 +118,10 @@ def test_quirks_by_name() -> None:
 @pytest.mark.parametrize(
     ("attack", "options", "message"),
     [
-        ("sgaa", {}, "no attack 'sgaa'; there are image, text, both, characters, co, sga, dra, cmi, torchattacks:NAME"),
+        ("sgaa", {}, "no attack 'sgaa'; there are image, text, both, .*itm, torchattacks:NAME, FILE.py:CLASS"),
         ("sga", {"step": 3}, "no option step; options are candidates, epsilon, quirks, steps, words"),
         ("sga", {"words": "many"}, r"words: .*valid integer.*given: 'many'"),
-        ("sga", {"epsilon": "8/x"}, r"'8/x' is no number"),
+        ("sga", {"epsilon": "8/x"}, r"epsilon: .*valid number.*given: '8/x'"),
         ("sga", {"quirks": ["one_sided_start"]}, "quirks are `compat` for all of them, or a list of cls_offset, "),
         ("sga", {"quirks": "all"}, "quirks are `compat`"),
         ("image", {"quirks": "compat"}, "no option quirks"),
