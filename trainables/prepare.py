@@ -28,6 +28,10 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
+VERSION = 2
+"""Of how base models are made: part of their identity, so that a change makes new ones."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """Everything a trial starts from.
@@ -109,6 +113,7 @@ class Workshop:
                 raise InputError(f"model.family is {model.family}, but {model.base} is a {type(base).__name__.lower()}")
             return base, content_hash({"base": model.base})
         identity = {
+            "version": VERSION,
             "data": self.pretraining.digest,
             "pixels": self.config.data.image_pixels,
             "model": model.model_dump(mode="json", exclude={"masked_lm": True, "pretrain": {"root", "mlm_epochs"}}),

@@ -163,6 +163,8 @@ def tiny_config(config: TinyConfig, image_pixels: int, max_tokens: int, vocabula
         "intermediate_size": 4 * config.width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
+        # BERT's 0.02 is for a width of 768: at 64, activations all but vanish and nothing is learned in minutes.
+        "initializer_range": config.width**-0.5,
     }
     return {
         "vision_config": {
@@ -170,7 +172,6 @@ def tiny_config(config: TinyConfig, image_pixels: int, max_tokens: int, vocabula
             "image_size": image_pixels,
             "patch_size": config.patch_pixels,
             "layer_norm_eps": 1e-6,
-            "initializer_range": 0.02,
         },
         "text_config": {
             **tower,
