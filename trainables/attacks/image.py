@@ -122,7 +122,9 @@ class RetrievalClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> logits (batch, images)."""
-        scores = self.victim.encode_image(pixels) @ self.victim.text_features.T
+        features = self.victim.encode_image(pixels)
+        with torch.autocast(pixels.device.type, enabled=False):  # similarities differ by less than bfloat16 can tell
+            scores = features @ self.victim.text_features.T
         if self.temperature is None:
             scores = self.SHARPNESS * scores / scores.std(1, keepdim=True).detach().clamp_min(1e-12)
         else:

@@ -41,5 +41,7 @@ def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal, float32 (batch, *shape), by Box and Muller (1958)."""
-    radius, angle = uniform(keys, (2, *shape)).unbind(1)
-    return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)
+    size = math.prod(shape)
+    radius, angle = uniform(keys, (2, -(-size // 2))).unbind(1)
+    length, turn = (-2 * torch.log1p(-radius)).sqrt(), 2 * math.pi * angle
+    return torch.cat([length * turn.cos(), length * turn.sin()], 1)[:, :size].view(len(keys), *shape)

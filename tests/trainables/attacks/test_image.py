@@ -114,6 +114,11 @@ def test_the_classifier_does_not_see_the_scale_of_similarities(world: World) -> 
     torch.testing.assert_close(RetrievalClassifier(victim)(world.batch().pixels), logits, rtol=1e-4, atol=1e-4)
 
 
+def test_similarities_are_in_full_precision_under_autocast(world: World) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert RetrievalClassifier(world.victim)(world.batch().pixels).dtype == torch.float32
+
+
 def test_noise_belongs_to_the_sample() -> None:
     ids = torch.tensor([7, 8, 9])
     noise = uniform(sample_keys(1, 2, ids), (3, 32, 32))

@@ -10,15 +10,16 @@ import pytest
 import torch
 from attack_world import World, copies_noise
 from torch import Tensor
+from torch.nn import functional as F
 
 from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attack, Attacked
 from trainables.attacks.image import Pgd, random_start
-from trainables.attacks.noise import step_keys, uniform
+from trainables.attacks.noise import normal, step_keys, uniform
 from trainables.attacks.quirks import Quirk, Quirks
 from trainables.attacks.sep import SepAttack
-from trainables.attacks.sga import Dra, Sga
+from trainables.attacks.sga import Dra, Sga, scaled_copies
 from trainables.attacks.text import BertAttack
 
 EPSILON, STEPS = 8 / 255, 4
@@ -91,6 +92,23 @@ def test_every_quirk_of_the_images_shows(world: World, name: str, quirk: Quirk) 
     world = replace(world, pixels=255 * (world.pixels > 127))  # many pixels at the bounds, for the look-ahead
     run = lambda quirks: ATTACKS[name](epsilon=64 / 255, steps=STEPS, quirks=quirks).run(world.victim, world.batch())  # noqa: E731
     assert differing(run(frozenset()), run(frozenset({quirk}))) > 1e-3
+
+
+def test_copies_are_resized_as_interpolate_does_in_full_precision() -> None:
+    pixels, keys = torch.rand(3, 3, 20, 31, requires_grad=True), torch.arange(3)
+    expected = [pixels]
+    for index, scale in enumerate((0.5, 0.75, 1.25, 1.5)):
+        small = (int(scale * 20), int(scale * 31))
+        noisy = pixels + 0.05 * normal(step_keys(keys, index + 1), (3, 20, 31))
+        resized = F.interpolate(noisy, small, mode="bicubic").clamp(0, 1)
+        expected.append(F.interpolate(resized, (20, 31), mode="bicubic").clamp(0, 1))
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            copies = scaled_copies(pixels, keys)
+        torch.testing.assert_close(copies, torch.cat(expected), rtol=0, atol=2e-6)
+    weights = torch.rand_like(copies)
+    gradients = [torch.autograd.grad((weights * c).sum(), pixels)[0] for c in (copies, torch.cat(expected))]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_sep_attack_is_its_two_parts(world: World) -> None:
