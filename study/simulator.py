@@ -1,8 +1,8 @@
 """A study without training: trials from a formula, time from a virtual clock, everything else as it is.
 
-`Surrogate` says what a trial would measure, epoch by epoch, and what it would cost; its few numbers are fitted to trials
-that were run (`fit`). `simulate` runs a study on it with the ledger, the searcher and the early stopping of real studies,
-on slots that work side by side in virtual time.
+`Surrogate` says what a trial would measure, epoch by epoch, and what it would cost; its few numbers are fitted to
+trials that were run (`fit`). `simulate` runs a study on it with the ledger, the searcher and the early stopping of real
+studies, on slots that work side by side in virtual time.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Surrogate(Model):
         robust = clean * (kept + (1 - kept) * (1 - exp(-gain * w a (1 + b) / 2 * (tau / 0.06) ^ gain_temperature)))
 
     A stronger attack costs clean recall faster than linearly and gains robustness less than linearly, the anchor loss
-    (w below 1) keeps more of the one than it loses of the other, and at w = 0 neither happens. Training begins at the base
-    model and comes near its end exponentially. Recall is a share of queries, so it has binomial noise, more in the small
-    gallery of a rung. The defaults are fitted to the quickstart study.
+    (w below 1) keeps more of the one than it loses of the other, and at w = 0 neither happens. Training begins at the
+    base model and comes near its end exponentially. Recall is a share of queries, so it has binomial noise, more in the
+    small gallery of a rung. The defaults are fitted to the quickstart study.
     """
 
     base: float = 0.96
