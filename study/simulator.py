@@ -113,7 +113,7 @@ class Surrogate(Model):
             return Course([], "infeasible", self.start_seconds)
         if rng.random() < self.lost_rate:  # one epoch is done twice
             held = [seconds + held[0] for seconds in held]
-        reports = []
+        reports: list[Report] = []
         ends = self.final(point, protocol)
         for epoch, seconds in enumerate(held, 1):
             if epoch == min(2, epochs) and self.diverges(point):
@@ -123,7 +123,7 @@ class Surrogate(Model):
             images = protocol.gallery_images if last else protocol.rung_gallery_images
             # Among fewer images, each query is easier.
             ease = 1.0 if last else math.log(protocol.rung_gallery_images) / math.log(protocol.gallery_images)
-            metrics = {}
+            metrics: dict[str, float] = {}
             for target, begin, end in (("clean", self.base, ends[0]), ("both", self.base * self.kept, ends[1])):
                 value = (begin + (end - begin) * done) ** ease
                 spread = self.noise * math.sqrt(max(value * (1 - value), 1e-4) / (3 * images))  # queries are correlated
