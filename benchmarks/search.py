@@ -1,9 +1,9 @@
 """How fast the search finds the front: `python -m benchmarks.search --seeds 20`.
 
 Every method proposes points of the same space, runs them on the same number of virtual devices and may spend the same
-device-seconds; with equal seeds, equal points give equal results. What counts is the hypervolume of the noise-free values
-of the complete trials. `stock` is what Ray's `OptunaSearch` does with several objectives: Optuna's TPE as it comes, no early
-stopping (Ray's schedulers know one metric). It runs here on the same virtual clock, without Ray.
+device-seconds; equal points give equal results in equal seeds. What counts is the hypervolume of the noise-free values
+of the complete trials. `stock` is what Ray's `OptunaSearch` does with several objectives: Optuna's TPE as it comes, and
+no early stopping, because Ray's schedulers know one metric. It runs here on the same virtual clock, without Ray.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol as Interface
 
 import numpy as np
 import optuna
@@ -24,7 +24,7 @@ from study.config import Budget, EarlyStopping, Objective, StudyConfig
 from study.ledger import Ledger
 from study.pareto import hypervolume_history
 from study.simulator import Clock, Course, Report, Surrogate, simulate
-from trainables.config import Metric, Point, TrainingConfig, TrialConfig
+from trainables.config import Metric, Point, Protocol, TrainingConfig, TrialConfig
 
 Curve = list[tuple[float, float]]
 """Device-seconds held by ended trials, and the hypervolume share they found."""
@@ -34,7 +34,7 @@ SHARE = 0.95
 """Of the best hypervolume that any method found in a seed: what the cost is measured to."""
 
 
-class Problem(Interface):
+class Problem(typing.Protocol):
     """What trials do."""
 
     def course(self, trial: TrialConfig) -> Course:
@@ -49,7 +49,6 @@ class Tuned:
     """The simulator's fine-tuning."""
 
     surrogate: Surrogate
-    protocol: TrialConfig = TrialConfig()
 
     def course(self, trial: TrialConfig) -> Course:
         """What a trial reports."""
@@ -57,15 +56,15 @@ class Tuned:
 
     def truth(self, point: Point) -> tuple[float, float]:
         """Clean and robust recall."""
-        return self.surrogate.final(point, self.protocol.protocol)
+        return self.surrogate.final(point, Protocol())
 
 
 @dataclass(frozen=True)
 class Analytic:
     """A test problem of the literature on the joint space, with epochs.
 
-    The six knobs are the problem's variables in [0, 1]. After a part of the epochs, a trial is worse than at its end, by an
-    amount that depends on the point, and everything has noise.
+    The six knobs are the problem's variables in [0, 1]. After a part of the epochs, a trial is worse than at its end by
+    an amount that differs from point to point, and everything has noise.
     """
 
     name: str

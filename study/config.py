@@ -84,7 +84,7 @@ class EarlyStopping(Model):
     """Successive halving: at a rung, only the best `1 / eta` of the trials that reached it go on."""
 
     enabled: bool = True
-    eta: int = Field(3, ge=2, description="a rung lets 1/eta of the trials go on, and the next rung is eta times later")
+    eta: int = Field(2, ge=2, description="a rung lets 1/eta of the trials go on, and the next rung is eta times later")
     first_epoch: int = Field(1, ge=1, description="epoch after which the first rung is")
 
 

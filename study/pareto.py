@@ -89,26 +89,6 @@ def front_mask(costs: Floats) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def crowding_distance(costs: Floats) -> Floats:
-    """How much room each point of one front has (Deb et al. 2002, NSGA-II, section III.B).
-
-    Args:
-        costs: (n, m) of points that do not dominate each other.
-
-    Returns:
-        (n,): the sum over axes of the distance between a point's two neighbours as a share of the front's extent;
-        infinite at the ends.
-    """
-    distance = np.zeros(len(costs))
-    for column in costs.T:
-        order = np.argsort(column, kind="stable")
-        ordered = column[order]
-        distance[order[[0, -1]]] = np.inf
-        if ordered[-1] > ordered[0]:
-            distance[order[1:-1]] += (ordered[2:] - ordered[:-2]) / (ordered[-1] - ordered[0])
-    return distance
-
-
 def hypervolume(costs: Floats, reference: float = REFERENCE) -> float:
     """Volume that the points dominate, between 0 and the reference on every axis. Exact.
 

@@ -1,7 +1,7 @@
 """Multi-objective early stopping: successive halving on Pareto ranks.
 
 Asynchronous successive halving of the stopping kind (Li et al. 2020, "A system for massively parallel hyperparameter
-tuning") with the order of multi-objective ASHA (Schmucker et al. 2021, "Multi-objective asynchronous successive
+tuning") by Pareto rank, as multi-objective ASHA (Schmucker et al. 2021, "Multi-objective asynchronous successive
 halving"). A rung is an optimiser step at which trials report a small evaluation; a trial goes on from it if it is among
 the best `1 / eta` of those that reached the rung so far. Decisions are pure functions of the rung's table, so the same
 table gives the same decision.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from study.config import Constraint, EarlyStopping, Objective
-from study.pareto import Floats, crowding_distance, front_mask, oriented
+from study.pareto import Floats, front_mask, oriented
 
 
 def is_rung(epoch: int, first_epoch: int, eta: int) -> bool:
@@ -27,11 +27,10 @@ def is_rung(epoch: int, first_epoch: int, eta: int) -> bool:
 
 
 def better(costs: Floats, violations: Floats, candidate: int) -> int:
-    """How many points of a cohort come before one of them.
+    """How many points of a cohort come before one of them: those that violate the constraints less (0 is feasible), and
+    among equal violation those of a better Pareto rank (Deb et al. 2002, NSGA-II, sections III.A and VI).
 
-    The order is: less violation of the constraints first (0 is feasible), then the Pareto rank among equal violation,
-    then the crowding distance within the rank, larger first (Deb et al. 2002, NSGA-II, sections III.B and VI). Equals
-    do not come before each other.
+    Within a rank none comes before the other: which trade-off is worth more is not for early stopping to say.
 
     Args:
         costs: (n, m), smaller is better; NaN is worst.
@@ -46,11 +45,9 @@ def better(costs: Floats, violations: Floats, candidate: int) -> int:
     costs = np.where(np.isnan(costs), np.finfo(np.float64).max, costs)
     while True:
         on_front = front_mask(costs[left])
-        front = left[on_front]
-        if candidate in front:
-            spread = crowding_distance(costs[front])
-            return before + int(np.sum(spread > spread[front == candidate]))
-        before += len(front)
+        if candidate in left[on_front]:
+            return before
+        before += int(on_front.sum())
         left = left[~on_front]
 
 

@@ -14,6 +14,7 @@ from study.config import COST
 from study.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
+from trainables.stoppable import abort
 from trainables.trial import Outcome, Patience
 
 
@@ -130,8 +131,10 @@ class HalvingScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
-        goes_on = self._searcher.rung(trial.trial_id, result)
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+        if self._searcher.rung(trial.trial_id, result):
+            return str(TrialScheduler.CONTINUE)
+        abort(result)
+        return str(TrialScheduler.STOP)
 
     def __getstate__(self) -> dict[str, Any]:
         """As for the searcher: nothing of ours belongs into Tune's snapshots."""

@@ -1,8 +1,8 @@
 """A study without training: trials from a formula, time from a virtual clock, everything else as it is.
 
-`Surrogate` says what a trial would measure, epoch by epoch, and what it would cost; its few numbers are fitted to trials
-that were run (`fit`). `simulate` runs a study on it with the ledger, the searcher and the early stopping of real studies,
-on slots that work side by side in virtual time.
+`Surrogate` says what a trial would measure, epoch by epoch, and what it would cost; its few numbers are fitted to
+trials that were run (`fit`). `simulate` runs a study on it with the ledger, the searcher and the early stopping of real
+studies, on slots that work side by side in virtual time.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Surrogate(Model):
         robust = clean * (kept + (1 - kept) * (1 - exp(-gain * w a (1 + b) / 2 * (tau / 0.06) ^ gain_temperature)))
 
     A stronger attack costs clean recall faster than linearly and gains robustness less than linearly, the anchor loss
-    (w below 1) keeps more of the one than it loses of the other, and at w = 0 neither happens. Training begins at the base
-    model and comes near its end exponentially. Recall is a share of queries, so it has binomial noise, more in the small
-    gallery of a rung. The defaults are fitted to the quickstart study.
+    (w below 1) keeps more of the one than it loses of the other, and at w = 0 neither happens. Training begins at the
+    base model and comes near its end exponentially. Recall is a share of queries, so it has binomial noise, more in the
+    small gallery of a rung. The defaults are fitted to the quickstart study.
     """
 
     base: float = 0.96
@@ -113,7 +113,7 @@ class Surrogate(Model):
             return Course([], "infeasible", self.start_seconds)
         if rng.random() < self.lost_rate:  # one epoch is done twice
             held = [seconds + held[0] for seconds in held]
-        reports = []
+        reports: list[Report] = []
         ends = self.final(point, protocol)
         for epoch, seconds in enumerate(held, 1):
             if epoch == min(2, epochs) and self.diverges(point):
@@ -123,7 +123,7 @@ class Surrogate(Model):
             images = protocol.gallery_images if last else protocol.rung_gallery_images
             # Among fewer images, each query is easier.
             ease = 1.0 if last else math.log(protocol.rung_gallery_images) / math.log(protocol.gallery_images)
-            metrics = {}
+            metrics: dict[str, float] = {}
             for target, begin, end in (("clean", self.base, ends[0]), ("both", self.base * self.kept, ends[1])):
                 value = (begin + (end - begin) * done) ** ease
                 spread = self.noise * math.sqrt(max(value * (1 - value), 1e-4) / (3 * images))  # queries are correlated

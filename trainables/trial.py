@@ -168,10 +168,11 @@ def _last_line(error: Exception) -> str:
 def tune_trial(config: dict[str, Any]) -> None:
     """The Ray Tune trainable: reports what the workers report, and the `Outcome` last."""
     from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from trainables.stoppable import StoppableReport
 
     trial = TrialConfig.model_validate(config["trial"])
-    outcome = run_trial(trial, Patience.model_validate(config["patience"]), [TuneReportCallback()])
+    outcome = run_trial(trial, Patience.model_validate(config["patience"]), [StoppableReport()])
     tune.report({"outcome": outcome.model_dump_json()})
 
 

@@ -8,9 +8,10 @@ import optuna
 import pytest
 
 from search_spaces.joint import JOINT
-from study.config import Budget, Objective, StudyConfig
+from study.config import Budget, Constraint, EarlyStopping, Objective, StudyConfig
 from study.ledger import Ledger, Plan, plan
-from study.records import TrialRecord, read_manifest
+from study.pareto import front, hypervolume_history
+from study.records import Event, TrialRecord, read_manifest
 from trainables.config import Metric, TrialConfig, TrialResult
 from trainables.trial import Outcome
 
@@ -43,6 +44,7 @@ def study(folder: Path, trials: int = 2) -> StudyConfig:
         recipes=("finetune", "fare"),
         objectives=(Objective(metric="clean/mr_r1"), Objective(metric="both/mr_r1")),
         budget=Budget(trials=trials),
+        early_stopping=EarlyStopping(eta=3),
     )
 
 
@@ -138,3 +140,94 @@ def test_larger_budget_extends(tmp_path: Path) -> None:
         ledger.finish(ledger.take(), complete(), TrialConfig())
     assert ledger.plan().fresh == 0
     assert opened(study(tmp_path, trials=4)).plan().fresh == 3
+
+
+def searched(ledger: Ledger) -> TrialRecord:
+    while (record := ledger.take()).recipe is not None:
+        ledger.finish(record, complete(), TrialConfig())
+    return record
+
+
+def rung(clean: float, both: float, seconds: float = 3.0) -> dict[str, float]:
+    return {"clean/mr_r1": clean, "both/mr_r1": both, "cost/device_seconds": seconds}
+
+
+def test_a_stopped_trial_keeps_its_rungs_and_cost_and_is_on_no_front(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    ledger = opened(config)
+    good, bad = searched(ledger), ledger.take()
+    assert ledger.rung(good, 14, 1, rung(0.5, 0.1)) is None
+    reason = ledger.rung(bad, 14, 1, rung(0.4, 0.05, 2.5))
+    assert reason == "stopped at step 14: 1 of 1 trials were better there"
+    manifest = ledger.stop(bad, reason, TrialConfig())
+    assert (manifest.state, manifest.reason, manifest.metrics) == ("stopped", reason, {})
+    assert manifest.rungs == {14: rung(0.4, 0.05, 2.5)}
+    assert manifest.cost == {"device_seconds": 2.5, "steps": 14}
+    assert read_manifest(config.paths.manifest(bad.key)) == manifest
+    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{config.paths.database}").trials[bad.number]
+    assert (stored.state.name, stored.values, stored.constraints) == ("PRUNED", None, {})
+    assert stored.user_attrs["rungs"] == {"14": [0.4, 0.05]}
+    assert opened(config).records()[bad.number].state == "stopped"
+    assert bad.key not in {entry.key for entry in front(ledger.manifests(), config.objectives)}
+    assert hypervolume_history(ledger.manifests(), config.objectives)[-1][2] == 2.5 + 2  # two recipes at 1 each
+
+
+def test_rungs_between_the_levels_and_recipes_are_not_judged(tmp_path: Path) -> None:
+    ledger = opened(study(tmp_path))
+    recipe = ledger.take()
+    first = searched(ledger)
+    assert ledger.rung(first, 14, 1, rung(0.5, 0.5)) is None
+    assert ledger.rung(first, 28, 2, rung(0.5, 0.5)) is None
+    assert ledger.rung(recipe, 14, 1, rung(0.1, 0.1)) is None
+    second = ledger.take()
+    assert ledger.rung(second, 28, 2, rung(0.1, 0.1)) is None, "with eta 3, rungs are after epochs 1, 3, 9"
+    assert ledger.rung(second, 14, 1, rung(0.4, 0.4)), "behind the first trial; the recipe counts, too"
+
+
+def test_a_resumed_study_compares_with_all_rungs_and_keeps_its_verdicts(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    ledger = opened(config)
+    ended, going, stopped = searched(ledger), ledger.take(), ledger.take()
+    verdicts = {}
+    for time, (record, values) in enumerate([(ended, (0.5, 0.1)), (going, (0.1, 0.5)), (stopped, (0.4, 0.05))]):
+        reason = ledger.rung(record, 14, 1, rung(*values))
+        ledger.log(record, Event(time=time, event="rung", step=14, metrics=rung(*values), message=reason or ""))
+        verdicts[record.number] = reason
+    ledger.finish(ended, complete(), TrialConfig())
+    again = opened(config)
+    assert again.plan().go_on == [going.number, stopped.number]
+    assert [again.verdict(record) for record in (going, stopped)] == [None, verdicts[stopped.number]]
+    assert verdicts[stopped.number] == "stopped at step 14: 2 of 2 trials were better there"
+    late = again.take()
+    assert again.rung(late, 14, 1, rung(0.3, 0.01)) == "stopped at step 14: 3 of 3 trials were better there"
+
+
+def test_a_trial_that_breaks_a_constraint_is_infeasible_with_its_values(tmp_path: Path) -> None:
+    bound = Constraint(metric="clean/mr_r1", at_least=0.6)
+    config = study(tmp_path).model_copy(update={"constraints": (bound,)})
+    ledger = opened(config)
+    poor = ledger.finish(ledger.take(), complete(0.5, 0.3), TrialConfig())
+    ledger.finish(ledger.take(), complete(0.6, 0.2), TrialConfig())
+    assert (poor.state, poor.reason) == ("infeasible", "does not keep clean/mr_r1 >= 0.6")
+    assert [r.state for r in ledger.records()] == ["infeasible", "complete"]
+    assert [entry.key for entry in front(ledger.manifests(), config.objectives)] == ["s-t00001-s0"]
+    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{config.paths.database}").trials
+    assert [(t.state.name, t.values) for t in stored] == [("COMPLETE", [0.5, 0.3]), ("COMPLETE", [0.6, 0.2])]
+    assert [t.constraints for t in stored] == [{"clean/mr_r1 >= 0.6": pytest.approx(0.1)}, {"clean/mr_r1 >= 0.6": 0.0}]
+
+
+def test_database_and_memory_say_the_same(tmp_path: Path) -> None:
+    config = study(tmp_path, trials=6)
+    ledger = opened(config)
+    record = searched(ledger)
+    ledger.rung(record, 14, 1, rung(0.5, 0.1))
+    ledger.stop(record, "why", TrialConfig())
+    ledger.finish(ledger.take(), Outcome(state="infeasible", reason="Diverged: nan"), TrialConfig())
+    ledger.finish(ledger.take(), complete(0.3, 0.3), TrialConfig())
+    ledger.take()
+    in_memory = ledger._study.get_trials()
+    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{config.paths.database}").get_trials()
+    for one, other in zip(in_memory, stored, strict=True):
+        for name in ("number", "state", "values", "params", "distributions", "user_attrs", "constraints"):
+            assert getattr(one, name) == getattr(other, name), name
+    assert [t.state.name for t in stored] == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED", "COMPLETE", "RUNNING"]

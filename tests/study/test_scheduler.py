@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from study.config import Constraint, EarlyStopping, Objective
-from study.pareto import crowding_distance, front_mask
+from study.pareto import front_mask
 from study.scheduler import RungTable, better, is_rung, violation
 
 CLEAN, ROBUST = Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5")
@@ -34,11 +34,9 @@ def test_rungs_lie_eta_times_apart(eta: int, first: int, rungs: list[int]) -> No
     assert [epoch for epoch in range(1, 30) if is_rung(epoch, first, eta)] == rungs
 
 
-def test_rank_comes_before_crowding_and_equals_do_not_beat_each_other() -> None:
-    costs = np.array([[0.0, 1.0], [0.5, 0.5], [0.4, 0.6], [1.0, 0.0], [0.6, 0.6], [0.6, 0.6]])
-    feasible = np.zeros(6)
-    # The ends of the front first, then the one with more room; behind the front, equals side by side.
-    assert [better(costs, feasible, index) for index in range(6)] == [0, 2, 3, 0, 4, 4]
+def test_a_better_rank_comes_before_and_equal_ranks_do_not() -> None:
+    costs = np.array([[0.0, 1.0], [0.5, 0.5], [0.4, 0.6], [1.0, 0.0], [0.6, 0.6], [0.6, 0.6], [0.7, 0.7]])
+    assert [better(costs, np.zeros(7), index) for index in range(7)] == [0, 0, 0, 0, 4, 4, 6]
 
 
 def test_what_violates_less_comes_first_whatever_it_measures() -> None:
@@ -62,10 +60,7 @@ def test_the_order_is_that_of_its_definition(points: list[tuple[float, float]]) 
         if len(left):
             ranks[left[front_mask(costs[left])]] = rank
     for index in range(len(costs)):
-        rivals = np.flatnonzero(ranks == ranks[index])
-        spread = crowding_distance(costs[rivals])
-        closer = int(np.sum(spread > spread[list(rivals).index(index)]))
-        assert better(costs, np.zeros(len(costs)), index) == np.sum(ranks < ranks[index]) + closer
+        assert better(costs, np.zeros(len(costs)), index) == np.sum(ranks < ranks[index])
 
 
 @given(cohorts, st.integers(2, 4))

@@ -1,0 +1,46 @@
+"""A tiny study on Ray whose trials are stopped early: what they hold is given back, and the account is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_kill_and_resume import CONFIG, Driver
+
+from study.records import Manifest
+
+
+@pytest.mark.timeout(400)
+def test_stopped_trials_make_room_and_are_accounted_for(tmp_path: Path) -> None:
+    # On two cores, the next trial can only begin when the stopped one has given back its worker.
+    driver = Driver(
+        tmp_path,
+        recipes=["finetune"],
+        budget={"trials": 2},
+        early_stopping={"eta": 2},
+        trial={**CONFIG["trial"], "training": {"epochs": 4, "batch_size": 8}, "workers": {"cpus_per_worker": 1.3}},  # type: ignore[dict-item]
+    )
+    assert driver.finish("--cluster.concurrency", "1") == 0, driver.output
+    manifests = {key: Manifest.model_validate(manifest) for key, manifest in driver.manifests().items()}
+    stopped = {key: manifest for key, manifest in manifests.items() if manifest.state == "stopped"}
+    assert len(manifests) == 3
+    assert stopped, driver.output
+    assert f"{len(stopped)} of them stopped early" in driver.output
+    assert sorted(driver.optuna_states()) == ["COMPLETE"] * (3 - len(stopped)) + ["PRUNED"] * len(stopped)
+    for manifest in stopped.values():
+        assert manifest.reason is not None
+        assert manifest.reason.startswith(f"stopped at step {max(manifest.rungs)}")
+        assert manifest.metrics == {}
+        assert manifest.cost["steps"] == max(manifest.rungs) < 4 * 8
+    for key in stopped:  # the trials after it took longer than its own last epochs would have
+        states = [json.loads(path.read_text()) for path in (driver.study / "runs" / key).glob("**/state.json")]
+        assert max(state["step"] for state in states) < 4 * 8, "its Ray Train run went on"
+    front = {entry["key"] for entry in json.loads((driver.study / "front.json").read_text())}
+    assert not front & stopped.keys()
+    states = {run.data.tags.get("paretovl.trial"): (run.info.status, run.data.tags["state"]) for run in trials(driver)}
+    assert {states[key] for key in stopped} == {("KILLED", "stopped")}
+
+
+def trials(driver: Driver) -> list:
+    return [run for run in driver.mlflow_runs() if "paretovl.trial" in run.data.tags]
