@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -166,13 +167,47 @@ def _last_line(error: Exception) -> str:
 
 
 def tune_trial(config: dict[str, Any]) -> None:
-    """The Ray Tune trainable: reports what the workers report, and the `Outcome` last."""
-    from ray import tune
-    from ray.tune.integration.ray_train import TuneReportCallback
+    """The Ray Tune trainable: reports what the workers report, and the `Outcome` last.
 
-    trial = TrialConfig.model_validate(config["trial"])
-    outcome = run_trial(trial, Patience.model_validate(config["patience"]), [TuneReportCallback()])
-    tune.report({"outcome": outcome.model_dump_json()})
+    Only this thread reports. Ray's own `TuneReportCallback` reports from a second one, and where the last report of the
+    workers meets that of the outcome, each waits for the other for ever.
+    """
+    from ray import tune
+    from ray.util.queue import Queue
+
+    trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
+    reports = Queue(actor_options={"num_cpus": 0})
+    ended: list[Outcome | BaseException] = []
+
+    def run() -> None:
+        try:
+            ended.append(run_trial(trial, patience, [forward_to(reports)]))
+        except BaseException as error:  # such as a lost controller: raised below, so that Tune tries again
+            ended.append(error)
+        reports.put(None)
+
+    threading.Thread(target=run, name="train", daemon=True).start()
+    while (report := reports.get()) is not None:
+        tune.report(report)
+    (end,) = ended
+    if isinstance(end, BaseException):
+        raise end
+    tune.report({"outcome": end.model_dump_json()})
+
+
+def forward_to(reports: Any) -> Any:
+    """A callback for Ray Train that hands on what rank 0 reports.
+
+    Args:
+        reports: a `ray.util.queue.Queue`.
+    """
+    from ray.train import UserCallback
+
+    class Forward(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            reports.put(dict(metrics[0]))
+
+    return Forward()
 
 
 def main(arguments: Sequence[str]) -> int:
