@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.recipes import recipe_point
 from search_spaces.space import params_of, suggest
 from study.config import StudyConfig
 from study.pareto import measured
 from study.records import Manifest, State, StudyPaths, TrialRecord, read_manifest, write_manifest
-from trainables.config import Point, TrialConfig
+from trainables.config import Point, TrialConfig, content_hash
 from trainables.trial import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -103,7 +104,7 @@ class Ledger:
             directions=[objective.direction for objective in config.objectives],
             load_if_exists=True,
         )
-        self._study.sampler = make_sampler(config, len(self._study.trials))
+        self._study.sampler = RepeatableSampler(config)
         known = {record.recipe for record in self.records()}
         for recipe in config.recipes:
             if recipe not in known:
@@ -212,15 +213,37 @@ class Ledger:
         return recipe_point(recipe, self._config.protocol.epsilon, self._config.recipe_temperature)
 
 
-def make_sampler(config: StudyConfig, trials: int) -> optuna.samplers.BaseSampler:
-    """The sampler by name.
+class RepeatableSampler(optuna.samplers.BaseSampler):
+    """Draws each parameter of each trial from a seed of its own.
 
-    Args:
-        config: of the study.
-        trials: how many there are already. It is part of the seed, so that a resumed study does not draw again what it
-            drew first.
+    What is drawn then depends on the trials that exist, but not on when the driver was started, nor on whether it was
+    killed in the middle of a draw: the study ends as if it had never been interrupted.
     """
-    seed = config.seed * 1_000_003 + trials
+
+    def __init__(self, config: StudyConfig) -> None:
+        self._config = config
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """None: parameters are drawn one by one, as they depend on each other."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing, as there is no relative search space."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """As the configured sampler draws with the parameter's own seed."""
+        identity = {"seed": self._config.seed, "trial": trial.number, "parameter": param_name}
+        sampler = make_sampler(self._config, int(content_hash(identity)[:8], 16))
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def make_sampler(config: StudyConfig, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler by name."""
     if config.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     startup = min(10, 2 + config.budget.trials // 4)  # a small budget cannot spend ten trials on random points
