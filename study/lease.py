@@ -21,7 +21,7 @@ from types import TracebackType
 
 import psutil
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from trainables.command import InputError
 
@@ -105,6 +105,13 @@ def sessions(engine: sa.Engine, study: str) -> list[SessionRow]:
         return [SessionRow(**row._mapping) for row in connection.execute(query)]
 
 
+def _make_table(engine: sa.Engine) -> None:
+    try:
+        SESSIONS.metadata.create_all(engine)
+    except DBAPIError:  # two drivers made it at the same moment: it is there now
+        SESSIONS.metadata.create_all(engine)
+
+
 class Lease:
     """Holds a study for this process while the context lasts.
 
@@ -124,7 +131,7 @@ class Lease:
         self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        SESSIONS.metadata.create_all(self._engine)
+        _make_table(self._engine)
         now, host = time.time(), socket.gethostname()
         for row in sessions(self._engine, self._study):
             if row.open and row.gone(now, host):

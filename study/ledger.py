@@ -32,7 +32,7 @@ from study.records import (
     read_manifest,
     write_manifest,
 )
-from study.samplers import make_sampler
+from study.samplers import RepeatableSampler
 from study.scheduler import RungTable, is_rung, violation
 from study.store import MirroredStorage
 from trainables.config import Point, TrialConfig
@@ -126,7 +126,7 @@ class Ledger:
         self._storage = MirroredStorage(database, config.name, directions)
         self._study = optuna.load_study(study_name=config.name, storage=self._storage)
         existing = _records(self._study, config.name)
-        self._study.sampler = sampler or make_sampler(config, len(existing))
+        self._study.sampler = sampler or RepeatableSampler(config)
         known = {record.recipe for record in existing}
         for recipe in config.recipes:
             if recipe not in known:

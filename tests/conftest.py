@@ -22,6 +22,16 @@ from trainables.config import (
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long-chaos", action="store_true", help="kill more often and in more places; takes half an hour")
+
+
+@pytest.fixture(scope="session")
+def long_chaos(request: pytest.FixtureRequest) -> bool:
+    """Whether the long form of a chaos test is asked for."""
+    return bool(request.config.getoption("--long-chaos"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """`shared/data` beside the checkout, or where PARETOVL_TEST_DATA says."""

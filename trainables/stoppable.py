@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.train import UserCallback
 
 CONTROLLER = "controller"
 """The field of a report that holds the controller's handle."""
@@ -21,13 +21,19 @@ CONTROLLER = "controller"
 ABORT_SECONDS = 30.0
 
 
-class StoppableReport(TuneReportCallback):
-    """Hands the reports of Ray Train's workers on to Ray Tune, with the controller, which this runs in."""
+class Forward(UserCallback):
+    """Hands on what rank 0 reports, with the controller, which this runs in.
+
+    Args:
+        reports: a `ray.util.queue.Queue`.
+    """
+
+    def __init__(self, reports: Any) -> None:
+        self._reports = reports
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Add the controller's handle."""
-        first = {**metrics[0], CONTROLLER: ray.get_runtime_context().current_actor}
-        super().after_report(run_context, [first, *metrics[1:]], checkpoint)
+        """Called by Ray Train."""
+        self._reports.put({**metrics[0], CONTROLLER: ray.get_runtime_context().current_actor})
 
 
 def abort(result: Mapping[str, Any]) -> None:

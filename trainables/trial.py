@@ -9,6 +9,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -166,14 +167,34 @@ def _last_line(error: Exception) -> str:
 
 
 def tune_trial(config: dict[str, Any]) -> None:
-    """The Ray Tune trainable: reports what the workers report, and the `Outcome` last."""
+    """The Ray Tune trainable: reports what the workers report, and the `Outcome` last.
+
+    Only this thread reports. Ray's own `TuneReportCallback` reports from a second one, and where the last report of the
+    workers meets that of the outcome, each waits for the other for ever.
+    """
     from ray import tune
+    from ray.util.queue import Queue
 
-    from trainables.stoppable import StoppableReport
+    from trainables.stoppable import Forward
 
-    trial = TrialConfig.model_validate(config["trial"])
-    outcome = run_trial(trial, Patience.model_validate(config["patience"]), [StoppableReport()])
-    tune.report({"outcome": outcome.model_dump_json()})
+    trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
+    reports = Queue(actor_options={"num_cpus": 0})
+    ended: list[Outcome | BaseException] = []
+
+    def run() -> None:
+        try:
+            ended.append(run_trial(trial, patience, [Forward(reports)]))
+        except BaseException as error:  # such as a lost controller: raised below, so that Tune tries again
+            ended.append(error)
+        reports.put(None)
+
+    threading.Thread(target=run, name="train", daemon=True).start()
+    while (report := reports.get()) is not None:
+        tune.report(report)
+    (end,) = ended
+    if isinstance(end, BaseException):
+        raise end
+    tune.report({"outcome": end.model_dump_json()})
 
 
 def main(arguments: Sequence[str]) -> int:

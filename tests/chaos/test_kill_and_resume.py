@@ -33,6 +33,8 @@ CONFIG = {
 }
 WAIT_SECONDS = 150
 
+pytestmark = pytest.mark.chaos
+
 
 def programs_of(process: int) -> set[str]:
     """What the descendants of a process run."""

@@ -9,11 +9,13 @@ import pytest
 
 from search_spaces.joint import JOINT
 from study.config import Budget, Constraint, EarlyStopping, Objective, StudyConfig
-from study.ledger import Ledger, Plan, plan
+from study.ledger import Ledger, Plan, open_storage, plan
 from study.pareto import front, hypervolume_history
 from study.records import Event, TrialRecord, read_manifest
 from trainables.config import Metric, TrialConfig, TrialResult
 from trainables.trial import Outcome
+
+pytestmark = pytest.mark.usefixtures("database")
 
 
 def record(number: int, state: str, recipe: str | None = None) -> TrialRecord:
@@ -106,7 +108,7 @@ def test_stop_between_manifest_and_database(tmp_path: Path, monkeypatch: pytest.
         ledger.finish(taken, complete(0.7, 0.2), TrialConfig())
     assert ledger.records()[0].state == "running"
     assert opened(config).records()[0].state == "complete"
-    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{config.paths.database}")
+    stored = optuna.load_study(study_name="s", storage=open_storage(config.paths, None))
     assert stored.trials[0].values == [0.7, 0.2]
 
 
@@ -128,7 +130,7 @@ def test_infeasible_and_failed_are_told_apart(tmp_path: Path) -> None:
     ledger.finish(ledger.take(), Outcome(state="infeasible", reason="Diverged: nan"), TrialConfig())
     ledger.finish(ledger.take(), Outcome(state="failed", reason="lost"), TrialConfig())
     assert [r.state for r in ledger.records()] == ["infeasible", "failed"]
-    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{config.paths.database}").trials
+    stored = optuna.load_study(study_name="s", storage=open_storage(config.paths, None)).trials
     assert [t.state.name for t in stored] == ["PRUNED", "FAIL"]
     assert [t.user_attrs["reason"] for t in stored] == ["Diverged: nan", "lost"]
     assert max(stored[0].constraints.values()) > 0

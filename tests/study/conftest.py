@@ -1,0 +1,87 @@
+"""A PostgreSQL server for tests that need one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+PASSWORD = "correct-horse-battery-staple"
+
+
+def _program(name: str) -> str | None:
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # Debian keeps them off PATH
+    return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *map(str, places)]))
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[sa.URL]:
+    """URL of a server on loopback that takes passwords only. It belongs to nobody and goes with the tests."""
+    initdb, postgres = _program("initdb"), _program("postgres")
+    if initdb is None or postgres is None:
+        pytest.skip("PostgreSQL is not installed (Debian's package is postgresql)")
+    folder = Path(tempfile.mkdtemp())  # not pytest's, whose parents another run closes for other users
+    user = None
+    if os.geteuid() == 0:  # it refuses to run as root
+        user = "nobody"
+        shutil.chown(folder, user)
+    (folder / "password").write_text(PASSWORD)
+    if user:
+        shutil.chown(folder / "password", user)
+    flags = ["--username", "me", "--auth", "scram-sha-256", "--pwfile", str(folder / "password"), "--no-sync"]
+    subprocess.run([initdb, "-D", str(folder / "data"), *flags], user=user, check=True, capture_output=True, cwd="/")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [postgres, "-D", str(folder / "data"), *settings], user=user, cwd="/", stderr=log, start_new_session=True
+        )
+    url = sa.URL.create("postgresql+psycopg", "me", PASSWORD, "127.0.0.1", port, "postgres")
+    engine = sa.create_engine(url)
+    try:
+        for _ in range(200):
+            try:
+                engine.connect().close()
+                break
+            except sa.exc.OperationalError:
+                assert server.poll() is None, "the server has ended"
+                time.sleep(0.05)
+        yield url
+    finally:
+        engine.dispose()
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql(postgresql_server: sa.URL, request: pytest.FixtureRequest) -> Iterator[str]:
+    """URL, with its password, of an empty database of the test's own."""
+    name = f"test_{abs(hash(request.node.nodeid))}"
+    engine = sa.create_engine(postgresql_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"CREATE DATABASE {name}"))
+    yield postgresql_server.set(database=name).render_as_string(hide_password=False)
+    with engine.connect() as connection:
+        connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every database a ledger can be in, in turn; in use wherever a study names no other."""
+    if request.param == "postgresql":
+        from study import ledger
+
+        url, original = request.getfixturevalue("postgresql"), ledger.open_storage
+        monkeypatch.setattr(ledger, "open_storage", lambda paths, given, make=True: original(paths, given or url, make))
+    return str(request.param)
