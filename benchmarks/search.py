@@ -184,8 +184,9 @@ def compare(
     curves: dict[str, list[Curve]] = {method: [] for method in methods()}
     for seed in range(seeds):
         for method, (stopping, sampler) in methods().items():
-            settings = {"epochs": epochs, "trials": trials, "device_seconds": budget, "seed": seed}
-            curves[method].append(run(make(seed), stopping, sampler(seed), **settings))
+            problem, own = make(seed), sampler(seed)
+            curve = run(problem, stopping, own, epochs=epochs, trials=trials, device_seconds=budget, seed=seed)
+            curves[method].append(curve)
     found = {method: [curve[-1][1] for curve in of_seed] for method, of_seed in curves.items()}
     targets = [SHARE * max(of_method) for of_method in zip(*found.values(), strict=True)]
     costs = {

@@ -77,10 +77,36 @@ def worker(config: dict[str, Any]) -> None:
             raise TooLong(f"{held:.0f} s by step {metrics['step']}, more than {patience.trial_seconds:.0f} s")
 
     checkpoint = ray.train.get_checkpoint()
-    watchdog = Watchdog(patience.silent_seconds)
+    watchdog = Watchdog(patience.silent_seconds, lambda code: _leave_stuck(trial, code))
     with watchdog, tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
         finetune(trial, prepare(trial), get_device(), folder, Path(scratch), report)
+
+
+def _leave_stuck(trial: TrialConfig, code: int) -> None:
+    """End this process, and leave word why: Ray only sees that it is gone."""
+    try:
+        storage, path = _stuck_note(trial)
+        with storage.open_output_stream(path) as note:
+            note.write(b"silent")
+    finally:
+        os._exit(code)
+
+
+def _stuck_note(trial: TrialConfig) -> tuple[Any, str]:
+    from pyarrow.fs import FileSystem
+
+    storage, folder = FileSystem.from_uri(trial.storage_path)
+    return storage, f"{folder}/{trial.key}/stuck"
+
+
+def _was_stuck(trial: TrialConfig) -> bool:
+    """Whether a worker left word that it was stuck; the word is taken away."""
+    storage, path = _stuck_note(trial)
+    found = bool(storage.get_file_info(path).is_file)
+    if found:
+        storage.delete_file(path)
+    return found
 
 
 def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: Sequence[Any] = ()) -> Outcome:  # noqa: B008, it is frozen
@@ -106,7 +132,8 @@ def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: S
 
     workers = config.workers
     gpus = workers.gpus_per_worker or 0
-    storage = config.storage_path if "://" in config.storage_path else str(Path(config.storage_path).resolve())
+    if "://" not in config.storage_path:
+        config = config.model_copy(update={"storage_path": str(Path(config.storage_path).resolve())})
     for attempt in range(patience.retries + 1):
         trainer = TorchTrainer(
             worker,
@@ -122,7 +149,7 @@ def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: S
             ),
             run_config=RunConfig(
                 name=config.key,
-                storage_path=storage,
+                storage_path=config.storage_path,
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
                 callbacks=list(callbacks),
@@ -132,9 +159,11 @@ def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: S
             checkpoint = trainer.fit().checkpoint
         except WorkerGroupError as error:
             outcome = _own_fault(error.worker_failures)
+            stuck = _was_stuck(config)
             if outcome is None and attempt < patience.retries:
                 continue
-            return outcome or Outcome(state="failed", reason=f"workers lost {attempt + 1} times: {_last_line(error)}")
+            why = f"silent for more than {patience.silent_seconds:g} s" if stuck else _last_line(error)
+            return outcome or Outcome(state="failed", reason=f"workers lost {attempt + 1} times, the last time: {why}")
         except TrainingFailedError as error:
             if attempt < patience.retries:
                 continue
@@ -146,18 +175,18 @@ def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: S
 
 
 def _own_fault(failures: dict[int, Exception]) -> Outcome | None:
-    """The outcome if a worker raised by itself; None if workers were lost."""
+    """The outcome if a worker's own code raised; None if workers were lost, which Ray tells without a trace."""
     from ray.exceptions import RayError
 
     for failure in failures.values():
-        cause = getattr(failure, "_base_exc", None) or getattr(failure, "cause", None) or failure
-        if isinstance(cause, RayError):
+        trace, cause = getattr(failure, "_traceback_str", None), getattr(failure, "_base_exc", None)
+        if cause is None or isinstance(cause, RayError):
             continue
         name = type(cause).__name__
         reason = f"{name}: {cause}"
         if name in ("Diverged", "OutOfMemoryError", "TooLong"):
             return Outcome(state="infeasible", reason=reason)
-        return Outcome(state="failed", reason=reason, trace=getattr(failure, "_traceback_str", None))
+        return Outcome(state="failed", reason=reason, trace=trace)
     return None
 
 

@@ -9,6 +9,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+from trainables.config import TrialConfig
+from trainables.finetune import Diverged
+from trainables.trial import Outcome, _leave_stuck, _own_fault, _was_stuck
+
 REPORTS = 40
 
 SCRIPT = """
@@ -60,3 +64,27 @@ def test_the_last_reports_do_not_wait_for_each_other(tmp_path: Path) -> None:
     seen = json.loads(done.stdout.split("SEEN ")[1].splitlines()[0])
     assert seen[:REPORTS] == list(range(REPORTS))
     assert json.loads(seen[REPORTS])["reason"] == "as told"
+
+
+def test_lost_workers_are_nobodys_fault() -> None:
+    # Ray tells of lost workers with its own exceptions, without a trace; what the trial raises comes with one.
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError("gone"))
+    assert _own_fault({0: lost}) is None
+    own = UserExceptionWithTraceback(KeyError("x"), "Traceback ...")
+    for failures in ({0: own}, {0: lost, 1: own}):
+        assert _own_fault(failures) == Outcome(state="failed", reason="KeyError: 'x'", trace="Traceback ...")
+    diverged = UserExceptionWithTraceback(Diverged("nan"), "Traceback ...")
+    assert _own_fault({0: diverged}) == Outcome(state="infeasible", reason="Diverged: nan")
+
+
+def test_a_stuck_worker_leaves_word(tmp_path: Path) -> None:
+    trial = TrialConfig(key="k", storage_path=str(tmp_path))
+    (tmp_path / "k").mkdir()
+    assert not _was_stuck(trial)
+    if (child := os.fork()) == 0:
+        _leave_stuck(trial, 7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert _was_stuck(trial)
+    assert not _was_stuck(trial), "told once"
