@@ -108,7 +108,7 @@ def test_stop_between_manifest_and_database(tmp_path: Path, monkeypatch: pytest.
         ledger.finish(taken, complete(0.7, 0.2), TrialConfig())
     assert ledger.records()[0].state == "running"
     assert opened(config).records()[0].state == "complete"
-    stored = optuna.load_study(study_name="s", storage=open_storage(config.paths, None))
+    stored = optuna.load_study(study_name="s", storage=open_storage(config.paths, config.storage))
     assert stored.trials[0].values == [0.7, 0.2]
 
 
@@ -130,7 +130,7 @@ def test_infeasible_and_failed_are_told_apart(tmp_path: Path) -> None:
     ledger.finish(ledger.take(), Outcome(state="infeasible", reason="Diverged: nan"), TrialConfig())
     ledger.finish(ledger.take(), Outcome(state="failed", reason="lost"), TrialConfig())
     assert [r.state for r in ledger.records()] == ["infeasible", "failed"]
-    stored = optuna.load_study(study_name="s", storage=open_storage(config.paths, None)).trials
+    stored = optuna.load_study(study_name="s", storage=open_storage(config.paths, config.storage)).trials
     assert [t.state.name for t in stored] == ["PRUNED", "FAIL"]
     assert [t.user_attrs["reason"] for t in stored] == ["Diverged: nan", "lost"]
     assert max(stored[0].constraints.values()) > 0
