@@ -8,8 +8,9 @@ import optuna
 import pytest
 
 from search_spaces.joint import JOINT
+from study import ledger as ledger_module
 from study.config import Budget, Constraint, EarlyStopping, Objective, StudyConfig
-from study.ledger import Ledger, Plan, open_storage, plan
+from study.ledger import Ledger, Plan, plan
 from study.pareto import front, hypervolume_history
 from study.records import Event, TrialRecord, read_manifest
 from trainables.config import Metric, TrialConfig, TrialResult
@@ -108,7 +109,7 @@ def test_stop_between_manifest_and_database(tmp_path: Path, monkeypatch: pytest.
         ledger.finish(taken, complete(0.7, 0.2), TrialConfig())
     assert ledger.records()[0].state == "running"
     assert opened(config).records()[0].state == "complete"
-    stored = optuna.load_study(study_name="s", storage=open_storage(config.paths, config.storage))
+    stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None))
     assert stored.trials[0].values == [0.7, 0.2]
 
 
@@ -130,7 +131,7 @@ def test_infeasible_and_failed_are_told_apart(tmp_path: Path) -> None:
     ledger.finish(ledger.take(), Outcome(state="infeasible", reason="Diverged: nan"), TrialConfig())
     ledger.finish(ledger.take(), Outcome(state="failed", reason="lost"), TrialConfig())
     assert [r.state for r in ledger.records()] == ["infeasible", "failed"]
-    stored = optuna.load_study(study_name="s", storage=open_storage(config.paths, config.storage)).trials
+    stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None)).trials
     assert [t.state.name for t in stored] == ["PRUNED", "FAIL"]
     assert [t.user_attrs["reason"] for t in stored] == ["Diverged: nan", "lost"]
     assert max(stored[0].constraints.values()) > 0
@@ -166,7 +167,9 @@ def test_a_stopped_trial_keeps_its_rungs_and_cost_and_is_on_no_front(tmp_path: P
     assert manifest.rungs == {14: rung(0.4, 0.05, 2.5)}
     assert manifest.cost == {"device_seconds": 2.5, "steps": 14}
     assert read_manifest(config.paths.manifest(bad.key)) == manifest
-    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{config.paths.database}").trials[bad.number]
+    stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None)).trials[
+        bad.number
+    ]
     assert (stored.state.name, stored.values, stored.constraints) == ("PRUNED", None, {})
     assert stored.user_attrs["rungs"] == {"14": [0.4, 0.05]}
     assert opened(config).records()[bad.number].state == "stopped"
@@ -213,7 +216,7 @@ def test_a_trial_that_breaks_a_constraint_is_infeasible_with_its_values(tmp_path
     assert (poor.state, poor.reason) == ("infeasible", "does not keep clean/mr_r1 >= 0.6")
     assert [r.state for r in ledger.records()] == ["infeasible", "complete"]
     assert [entry.key for entry in front(ledger.manifests(), config.objectives)] == ["s-t00001-s0"]
-    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{config.paths.database}").trials
+    stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None)).trials
     assert [(t.state.name, t.values) for t in stored] == [("COMPLETE", [0.5, 0.3]), ("COMPLETE", [0.6, 0.2])]
     assert [t.constraints for t in stored] == [{"clean/mr_r1 >= 0.6": pytest.approx(0.1)}, {"clean/mr_r1 >= 0.6": 0.0}]
 
@@ -228,7 +231,7 @@ def test_database_and_memory_say_the_same(tmp_path: Path) -> None:
     ledger.finish(ledger.take(), complete(0.3, 0.3), TrialConfig())
     ledger.take()
     in_memory = ledger._study.get_trials()
-    stored = optuna.load_study(study_name="s", storage=f"sqlite:///{config.paths.database}").get_trials()
+    stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None)).get_trials()
     for one, other in zip(in_memory, stored, strict=True):
         for name in ("number", "state", "values", "params", "distributions", "user_attrs", "constraints"):
             assert getattr(one, name) == getattr(other, name), name
