@@ -1,4 +1,4 @@
-"""The contract of `Attack`, on every attack that a name stands for."""
+"""The contract of `Attack`, on every attack of a dual encoder that a name stands for."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from trainables.config import AttackConfig, Protocol
 from trainables.evaluation.robustness import evaluate
 
 OPTIONS: dict[str, dict[str, Any]] = {"image": {"restarts": 2}, "characters": {"positions": 5, "replacements": 5}}
-COMPAT = [name for name, kind in BUILT_IN.items() if kind.known_quirks]
+NAMES = ("image", "text", "both", "characters", "co", "sga", "dra", "cmi")  # others need options or models of their own
+COMPAT = [name for name in NAMES if BUILT_IN[name].known_quirks]
 CONFIGS = [
-    *(AttackConfig(name=name, attack=name, options=OPTIONS.get(name, {})) for name in BUILT_IN),
+    *(AttackConfig(name=name, attack=name, options=OPTIONS.get(name, {})) for name in NAMES),
     *(AttackConfig(name=f"{name}-compat", attack=name, options={"quirks": "compat"}) for name in COMPAT),
     AttackConfig(name="pgd", attack="torchattacks:PGD", options={"random_start": False}),
 ]
