@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from benchmarks import Row
 from benchmarks.published import Draw, Published, numpy_noise
-from benchmarks.setup import MAX_TOKENS, Models, make_batch, read_captions, read_images, timed
+from benchmarks.setup import IMAGE_PIXELS, MAX_TOKENS, Models, make_batch, read_captions, read_images, timed
+from trainables.attacks.contract import Attacked, Batch
 from trainables.attacks.image import random_start
 from trainables.attacks.noise import normal, step_keys
 from trainables.attacks.quirks import TEXT_QUIRKS
@@ -28,8 +29,8 @@ from trainables.config import TinyConfig
 
 SHARED = Path("../shared/data")
 
-PUBLISHED_BATCH = 8
-"""Images that the published code attacks at once."""
+BATCH_IMAGES = 8
+"""Images that are attacked at once in SGA's published code."""
 
 
 def text_rows(captions: list[str], count: int, tiny: TinyConfig) -> list[Row]:
@@ -62,45 +63,49 @@ def text_rows(captions: list[str], count: int, tiny: TinyConfig) -> list[Row]:
 
 
 def sga_rows(captions: list[str], root: Path, images: int, tiny: TinyConfig) -> list[Row]:
-    """SGA with all its quirks, once as published, and once more, untimed, with our noise to compare the results."""
-    models, pairs = Models.make(captions, tiny), read_images(root, images)
-    attack = Sga(quirks=Sga.known_quirks)
-    table = models.table(pairs.captions, attack.quirks)
-    victim, batch = make_batch(models, pairs, table)
-    published = Published(models.clip, models.masked_lm, models.tokenizer, MAX_TOKENS, attack.quirks)
-    start = random_start(batch.pixels, attack.epsilon, batch.keys)
+    """SGA with all its quirks in the published batches.
 
-    def our_noise(keys: torch.Tensor) -> Draw:
+    The published loops run twice: timed as they are, and untimed with our noise, to compare the results.
+    """
+    models = Models.make(captions, tiny)
+    parts = read_images(root, images, BATCH_IMAGES)
+    attack = Sga(quirks=Sga.known_quirks)
+    published = Published(models.clip, models.masked_lm, models.tokenizer, MAX_TOKENS, attack.quirks)
+    jobs = [(part, *make_batch(models, part, models.table(part.captions, attack.quirks))) for part in parts]
+
+    def our_noise(batch: Batch) -> Draw:
         return lambda step, scale, pixels: (
-            0.05 * normal(step_keys(step_keys(keys, 16 * (step + 1)), scale + 1), tuple(pixels.shape[1:]))
+            0.05 * normal(step_keys(step_keys(batch.keys, 16 * (step + 1)), scale + 1), tuple(pixels.shape[1:]))
         )
 
-    def loops(ours: bool) -> tuple[torch.Tensor, list[str]]:
-        pixels, texts = [], []
-        for first in range(0, images, PUBLISHED_BATCH):
-            own = slice(first, first + PUBLISHED_BATCH)
-            rows = [row for row, image in enumerate(pairs.caption_image) if first <= image < first + PUBLISHED_BATCH]
-            made, changed = published.sga(
-                batch.pixels[own],
-                [pairs.captions[row] for row in rows],
-                [int(pairs.caption_image[row]) - first for row in rows],
-                start[own],
-                our_noise(batch.keys[own]) if ours else numpy_noise,
-                epsilon=attack.epsilon,
+    def loops(ours: bool) -> list[Attacked]:
+        return [
+            Attacked(
+                *published.sga(
+                    batch.pixels,
+                    part.captions,
+                    part.caption_image.tolist(),
+                    random_start(batch.pixels, attack.epsilon, batch.keys),
+                    our_noise(batch) if ours else numpy_noise,
+                    epsilon=attack.epsilon,
+                )
             )
-            pixels.append(made)
-            texts += changed
-        return torch.cat(pixels), texts
+            for part, _, batch in jobs
+        ]
 
     reference_seconds, _ = timed(lambda: loops(ours=False))
-    pixels, texts = loops(ours=True)
+    references = loops(ours=True)
     models.clip.requires_grad_(False)  # as in every evaluation; the published loops need them
-    seconds, attacked = timed(lambda: attack.run(victim, batch))
+    seconds, results = timed(lambda: [attack.run(victim, batch) for _, victim, batch in jobs])
+    same = all(result.captions == reference.captions for result, reference in zip(results, references, strict=True))
     # Rounding decides signs of gradients near zero, so a few pixels may end elsewhere in the ball.
-    share = ((attacked.pixels - pixels).abs() > 1e-6).float().mean().item()
-    size = f"{images} images of {batch.pixels.shape[-1]} pixels, {len(texts)} captions"
+    moved = [
+        (result.pixels - reference.pixels).abs() > 1e-6 for result, reference in zip(results, references, strict=True)
+    ]
+    share = torch.cat(moved).float().mean().item()
+    size = f"{images} images of {IMAGE_PIXELS} pixels, {sum(len(part.captions) for part in parts)} captions"
     note = f"{size}, towers {tiny.layers} x {tiny.width}; {100 * share:.2f} % of the pixels differ"
-    return [Row("SGA", reference_seconds, seconds, attacked.captions == texts and share < 0.01, note)]
+    return [Row("SGA", reference_seconds, seconds, same and share < 0.01, note)]
 
 
 def table_of(rows: Sequence[Row]) -> str:

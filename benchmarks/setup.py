@@ -72,14 +72,20 @@ class Models:
         return masked_lm_substitutes(captions, self.masked_lm, self.tokenizer, quirks)
 
 
-def read_images(root: Path, images: int) -> Split:
-    """The first test images of a COCO-format folder with their captions, cleaned."""
+def read_images(root: Path, images: int, size: int) -> list[Split]:
+    """The first test images of a COCO-format folder with their captions, cleaned, in parts of `size` images."""
     with tempfile.TemporaryDirectory() as cache:
         data = load_dataset(DataConfig(root=root, image_pixels=IMAGE_PIXELS, max_train_images=1), Path(cache)).test
-        rows = np.flatnonzero(data.caption_image < images)
-        captions = [" ".join(split_words(data.captions[row])) for row in rows]
-        pixels = np.array(data.pixels[:images])
-    return Split(data.image_ids[:images], captions, data.caption_ids[rows], data.caption_image[rows], pixels)
+        parts = []
+        for first in range(0, images, size):
+            own = slice(first, min(first + size, images))
+            rows = np.flatnonzero((own.start <= data.caption_image) & (data.caption_image < own.stop))
+            captions = [" ".join(split_words(data.captions[row])) for row in rows]
+            owner = data.caption_image[rows] - first
+            parts.append(
+                Split(data.image_ids[own], captions, data.caption_ids[rows], owner, np.array(data.pixels[own]))
+            )
+        return parts
 
 
 def make_batch(models: Models, pairs: Split, table: Substitutes) -> tuple[Victim, Batch]:

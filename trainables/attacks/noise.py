@@ -15,9 +15,11 @@ _WORD = 0xFFFFFFFF
 
 def _mix(value: Tensor) -> Tensor:
     """A bijection of 32-bit words held in int64 that scatters neighbouring inputs (Wellons' lowbias32)."""
-    value = ((value ^ (value >> 16)) * 0x7FEB352D) & _WORD
-    value = ((value ^ (value >> 15)) * 0x846CA68B) & _WORD
-    return value ^ (value >> 16)
+    value = value ^ (value >> 16)
+    for multiplier, shift in ((0x7FEB352D, 15), (0x846CA68B, 16)):
+        value.mul_(multiplier).bitwise_and_(_WORD)  # in place: noise is as large as the images
+        value.bitwise_xor_(value >> shift)
+    return value
 
 
 def sample_keys(seed: int, epoch: int, ids: Tensor) -> Tensor:
@@ -35,8 +37,8 @@ def step_keys(keys: Tensor, step: int) -> Tensor:
 def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """In [0, 1), float32 (batch, *shape); row i depends on keys[i] only."""
     counter = torch.arange(math.prod(shape), device=keys.device, dtype=torch.int64) * 0x9E3779B9
-    bits = _mix((keys[:, None] + counter) & _WORD) >> 8  # 24 bits are what float32 holds exactly
-    return (bits.to(torch.float32) / 2**24).view(len(keys), *shape)
+    bits = _mix((keys[:, None] + counter).bitwise_and_(_WORD)).bitwise_right_shift_(8)  # 24 bits: exact in float32
+    return bits.to(torch.float32).div_(2**24).view(len(keys), *shape)
 
 
 def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
