@@ -107,7 +107,7 @@ def worker(rank: int, count: int, folder: str) -> None:
     everything = protocol(attacks=EVALUATED, batch_images=2)
     ranks = evaluate(
         world.model, world.gallery, everything, max_tokens=MAX_TOKENS, device=torch.device("cpu"), observe=observe
-    )
+    ).ranks
     ranked = {target: (torch.from_numpy(found.tr), torch.from_numpy(found.ir)) for target, found in ranks.items()}
     torch.save({"attacked": saved, "ranks": ranked}, Path(folder) / f"{count}-{rank}.pt")
     if count > 1:

@@ -37,7 +37,7 @@ def seen(trial: TrialConfig, batch_images: int, seed: int = 0) -> dict[str, Atta
         max_tokens=32,
         device=torch.device("cpu"),
         observe=lambda name, images, attacked: parts.setdefault(name, []).append(attacked),
-    )
+    ).ranks
     assert list(ranks) == ["clean", "fog-3", "noise", "keys", "synonyms"]
     return {
         name: Attacked(torch.cat([part.pixels for part in own]), [text for part in own for text in part.captions])
@@ -71,7 +71,8 @@ def test_words_without_bound_pass_the_check(tiny_trial: TrialConfig) -> None:
 def test_the_whole_natural_protocol_obeys_the_contract(tiny_trial: TrialConfig) -> None:
     prepared = prepare(tiny_trial)
     protocol = tiny_trial.protocol.model_copy(update={"attacks": NATURAL_ATTACKS, "eight_bit": True})
-    ranks = evaluate(prepared.base, prepared.gallery.first(4), protocol, max_tokens=32, device=torch.device("cpu"))
+    gallery = prepared.gallery.first(4)
+    ranks = evaluate(prepared.base, gallery, protocol, max_tokens=32, device=torch.device("cpu")).ranks
     assert list(ranks) == protocol.targets
     found = robustness_metrics(ranks, (1, 5, 10), samples=100, confidence=0.95, seed=0)
     assert all(f"{attack.name}/mmi" in found for attack in NATURAL_ATTACKS)
