@@ -28,8 +28,8 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-VERSION = 2
-"""Of how base models are made: part of their identity, so that a change makes new ones."""
+VERSION = 3
+"""Of how tokenizers, masked language models and base models are made: part of their identity."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,11 @@ class Workshop:
     def tokenizer(self) -> Path:
         """Folder of the tokenizer trained on the captions."""
         captions = self.pretraining.train.captions
-        return self._once("tokenizer", {"data": self.pretraining.digest}, lambda part: make_tokenizer(part, captions))
+        return self._once(
+            "tokenizer",
+            {"version": VERSION, "data": self.pretraining.digest},
+            lambda part: make_tokenizer(part, captions),
+        )
 
     def substitutes(self) -> tuple[Substitutes, Substitutes]:
         """For the training and the evaluation captions."""
@@ -127,7 +131,12 @@ class Workshop:
     @property
     def _own_masked_lm(self) -> dict[str, Any]:
         pretrain = self.config.model.pretrain
-        return {"data": self.pretraining.digest, "epochs": pretrain.mlm_epochs, "seed": pretrain.seed}
+        return {
+            "version": VERSION,
+            "data": self.pretraining.digest,
+            "epochs": pretrain.mlm_epochs,
+            "seed": pretrain.seed,
+        }
 
     def masked_lm(self) -> tuple[Any, Any]:
         """What proposes words, in eval mode, and its tokenizer."""

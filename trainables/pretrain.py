@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,20 +38,32 @@ MASKED_LM = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4
 MASKED_LM_LENGTH = 64
 
 
+SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]", "bos": "[BOS]", "eos": "[EOS]"}
+
+
 def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
-    """Lower-case WordPiece over the captions' words."""
+    """Lower-case WordPiece: the most frequent words whole, all others in characters.
+
+    Equal captions give equal vocabularies, in any process; trainers that merge pairs break ties as they hash.
+    """
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]", "bos": "[BOS]", "eos": "[EOS]"}
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=VOCABULARY, special_tokens=list(special.values()), show_progress=False
+    counts = Counter(
+        word
+        for caption in captions
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(caption))
     )
-    tokenizer.train_from_iterator(captions, trainer)
+    characters = sorted({character for word in counts for character in word})
+    entries = [*SPECIAL.values(), *characters, *(f"##{character}" for character in characters)]
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = list(dict.fromkeys([*entries, *words]))[:VOCABULARY]
+    tokenizer.model = WordPiece({entry: place for place, entry in enumerate(vocabulary)}, unk_token="[UNK]")
+    tokenizer.add_special_tokens(list(SPECIAL.values()))
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[BOS]", "[EOS]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[BOS] $A [EOS]", special_tokens=ends)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **{f"{name}_token": token for name, token in special.items()}
+        tokenizer_object=tokenizer, **{f"{name}_token": token for name, token in SPECIAL.items()}
     )
 
 
