@@ -88,7 +88,7 @@ def open_storage(paths: StudyPaths, url: str | None) -> optuna.storages.RDBStora
 def read_records(paths: StudyPaths, storage: str | None) -> list[TrialRecord]:
     """All trials of a study, in order; changes nothing."""
     study = optuna.load_study(study_name=paths.root.name, storage=open_storage(paths, storage))
-    return _records(study, paths.root.name)
+    return [_record(trial, paths.root.name) for trial in study.get_trials(deepcopy=False)]
 
 
 class Ledger:
@@ -115,14 +115,14 @@ class Ledger:
         directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
         self._storage = MirroredStorage(database, config.name, directions)
         self._study = optuna.load_study(study_name=config.name, storage=self._storage)
-        existing = _records(self._study, config.name)
+        existing = [_record(trial, config.name) for trial in self._storage.whole()]
         self._study.sampler = sampler or make_sampler(config, len(existing))
         known = {record.recipe for record in existing}
         for recipe in config.recipes:
             if recipe not in known:
                 params = params_of(config.space, self._recipe_point(recipe)) or {}
                 self._study.enqueue_trial(params, user_attrs={"recipe": recipe})
-        self._all = _records(self._study, config.name)
+        self._all = [_record(trial, config.name) for trial in self._storage.whole()]
         for record in self._all[len(existing) :]:
             self._storage.save(record.number)
         self._waiting = sum(record.state == "waiting" for record in self._all)
@@ -319,10 +319,6 @@ class Ledger:
 def trial_key(study: str, number: int) -> str:
     """`<study>-t00042-s0`: number and replicate."""
     return f"{study}-t{number:05d}-s0"
-
-
-def _records(study: optuna.Study, name: str) -> list[TrialRecord]:
-    return [_record(frozen, name) for frozen in study.get_trials(deepcopy=False)]
 
 
 def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:
