@@ -23,6 +23,7 @@ import psutil
 from search_spaces.space import suggest
 from study.config import COST, Budget, Objective, StudyConfig
 from study.ledger import Ledger, open_storage, trial_key
+from study.pareto import front, hypervolume_history
 from study.records import Event, Manifest, TrialRecord, append_event
 from study.simulator import Surrogate
 from trainables.config import Metric, Point, TrialConfig, TrialResult
@@ -127,7 +128,7 @@ def measure(finished: int, running: int, rounds: int, folder: Path) -> dict[str,
     opening: Times = []
     ledger = timed(lambda: Ledger(config, config.paths, "benchmark"), opening)
     assert isinstance(ledger, Ledger)
-    seconds: dict[str, Times] = {"ask": [], "rung": [], "tell": [], "records": []}
+    seconds: dict[str, Times] = {"ask": [], "rung": [], "tell": [], "records": [], "front": [], "history": []}
     rng, trial = np.random.default_rng(1), TrialConfig()
     started: list[TrialRecord] = []
     for index in range(running + rounds):
@@ -156,6 +157,9 @@ def measure(finished: int, running: int, rounds: int, folder: Path) -> dict[str,
         outcome = Outcome(state="complete", result=result)
         timed(partial(ledger.finish, record, outcome, trial), seconds["tell"])
         timed(ledger.records, seconds["records"])
+        if index % 10 == 0:
+            timed(partial(front, ledger.manifests(), OBJECTIVES), seconds["front"])
+            timed(partial(hypervolume_history, ledger.manifests(), OBJECTIVES), seconds["history"])
     resident = psutil.Process().memory_info().rss
     reconciling: Times = []
     timed(lambda: Ledger(config, config.paths, "benchmark"), reconciling)

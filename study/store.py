@@ -16,8 +16,19 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-HISTORY = 1000
-"""Ended trials that a sampler learns from: the last ones. Optuna means TPE for up to 1,000, and its time grows with them."""
+from study.records import StudyPaths
+
+HISTORY = 500
+"""Ended trials that a sampler learns from: the last ones. TPE's time for a suggestion grows with them."""
+
+
+def open_storage(paths: StudyPaths, url: str | None) -> optuna.storages.RDBStorage:
+    """The study's database: SQLite in its folder unless a URL is given."""
+    if url is None:
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{paths.database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
+    return optuna.storages.RDBStorage(url)
 
 
 class MirroredStorage(InMemoryStorage):
@@ -33,6 +44,8 @@ class MirroredStorage(InMemoryStorage):
         super().__init__()
         self._database = database
         self._name = name
+        self.foreign: list[FrozenTrial] = []
+        """Trials of other studies, with negative numbers: samplers see them, nobody else does."""
         self._open: list[int] = []
         self._ended: deque[int] = deque(maxlen=HISTORY)
         self._saved: list[FrozenTrial] = []
@@ -51,9 +64,10 @@ class MirroredStorage(InMemoryStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """What samplers see: the trials that wait or run, and the last `HISTORY` that ended."""
+        """What samplers see: foreign trials, those that wait or run, and the last `HISTORY` that ended."""
         trials = [self.get_trial(number) for number in sorted([*self._open, *self._ended])]
         trials = [trial for trial in trials if states is None or trial.state in states]
+        trials = [trial for trial in self.foreign if states is None or trial.state in states] + trials
         return copy.deepcopy(trials) if deepcopy else trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
