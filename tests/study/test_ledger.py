@@ -246,7 +246,7 @@ def test_replicates_come_last_with_fresh_seeds_and_are_never_stopped(tmp_path: P
     assert ledger.more_to_come(), "which are near the front depends on the one that runs"
     ledger.finish(last, complete(0.2, 0.2), TrialConfig())
     assert opened(config).records() == ledger.records()
-    again = [record for record in iter(ledger.take_next, None)]
+    again = list(iter(ledger.take_next, None))
     assert [record.key for record in again] == ["s-t00000-s1", "s-t00000-s2", "s-t00002-s1", "s-t00002-s2"]
     assert [record.recipe for record in again] == ["finetune", "finetune", None, None]
     assert again[2].params == ledger.records()[2].params
