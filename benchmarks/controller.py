@@ -126,17 +126,20 @@ def measure(finished: int, running: int, rounds: int, folder: Path) -> dict[str,
     )
     fill(config, finished)
     opening: Times = []
-    ledger = timed(lambda: Ledger(config, config.paths, "benchmark"), opening)
+    quick = config.model_copy(update={"sampler": "random"})
+    first = timed(lambda: Ledger(quick, config.paths, "benchmark"), opening)
+    assert isinstance(first, Ledger)
+    started = [first.take() for _ in range(running)]
+    del first
+    reconciling: Times = []
+    ledger = timed(lambda: Ledger(config, config.paths, "benchmark"), reconciling)
     assert isinstance(ledger, Ledger)
     seconds: dict[str, Times] = {"ask": [], "rung": [], "tell": [], "records": [], "front": [], "history": []}
     rng, trial = np.random.default_rng(1), TrialConfig()
-    started: list[TrialRecord] = []
-    for index in range(running + rounds):
-        record = timed(ledger.take, seconds["ask"] if index >= running else [])
+    for index in range(rounds):
+        record = timed(ledger.take, seconds["ask"])
         assert isinstance(record, TrialRecord)
         started.append(record)
-        if index < running:
-            continue
         record = started.pop(0)
         values = measurements(ledger.point(record), rng)
         metrics = {**values, COST: 5.0}
@@ -161,8 +164,6 @@ def measure(finished: int, running: int, rounds: int, folder: Path) -> dict[str,
             timed(partial(front, ledger.manifests(), OBJECTIVES), seconds["front"])
             timed(partial(hypervolume_history, ledger.manifests(), OBJECTIVES), seconds["history"])
     resident = psutil.Process().memory_info().rss
-    reconciling: Times = []
-    timed(lambda: Ledger(config, config.paths, "benchmark"), reconciling)
     row = {}
     for name, times in (("open", opening), (f"reconcile {running} running", reconciling)):
         row[f"{name}, s"] = f"{times[0][0]:.2f}, processor {times[0][1]:.2f}"
