@@ -28,6 +28,7 @@ from trainables.config import (
     TrainingConfig,
     WorkersConfig,
     content_hash,
+    parse_epsilon,
 )
 from trainables.flags import Flags, from_command_line
 
@@ -35,6 +36,11 @@ PRESETS = Path(__file__).parent / "presets"
 COST = "cost/device_seconds"
 
 ConfigError = InputError
+
+SamplerName = Literal["tpe", "gp", "nsga2", "nsga3", "qmc", "random", "auto"]
+
+KnobValue = Annotated[bool | int | float | str, BeforeValidator(parse_epsilon)]
+"""Of a point; radii may be written 2/255."""
 
 
 class Objective(Model):
@@ -172,7 +178,16 @@ class StudyConfig(Model):
     budget: Budget = Budget()
     early_stopping: EarlyStopping = EarlyStopping()
     price: Price = Price()
-    sampler: Literal["tpe", "random"] = Field("tpe", description="how searched points are proposed")
+    sampler: SamplerName = Field("tpe", description="how searched points are proposed; auto chooses by the budget")
+    points: tuple[dict[str, KnobValue], ...] = Field(
+        (), description="points to try first, by knob; knobs that are left out are proposed"
+    )
+    replicates: int = Field(
+        0, ge=0, le=20, description="further runs, with fresh seeds, of every trial that may be on the front in the end"
+    )
+    warm_start: tuple[str, ...] = Field(
+        (), description="earlier studies of the same folder and fingerprint whose trials the sampler learns from"
+    )
     seed: int = Field(0, ge=0, description="of the sampler and of every trial")
     data: DataConfig = DataConfig()
     trial: TrialTemplate = TrialTemplate()
@@ -196,6 +211,14 @@ class StudyConfig(Model):
             unknown = [part.metric for part in parts if part.metric not in known]
             if unknown:
                 raise ValueError(f"{field}: no metric {', '.join(unknown)}; metrics are {', '.join(known)}")
+        wrong = [
+            f"{name}={value!r}"
+            for point in self.points
+            for name, value in point.items()
+            if name not in self.space or not self.space[name].contains(value)
+        ]
+        if wrong:
+            raise ValueError(f"points: {', '.join(wrong)} is not in the space, whose knobs are {', '.join(self.space)}")
         if self.trial.training.batch_size % self.trial.workers.count:
             raise ValueError(
                 f"trial.training.batch_size {self.trial.training.batch_size} is no multiple of trial.workers.count "
@@ -298,7 +321,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> str:
     """Write `study.yaml`, or hold the config against the one that is there. Returns the fingerprint's hash.
 
-    Budget, early stopping, price, tracking, cluster, storage and sampler may change freely.
+    Budget, early stopping, price, sampler, points, replicates, warm start, tracking, cluster and storage may change.
 
     Raises:
         InputError: the fingerprint differs and the change is not accepted; with the differences.

@@ -19,7 +19,8 @@ from optuna.trial import TrialState
 from search_spaces.recipes import recipe_point
 from search_spaces.space import params_of, suggest
 from study.config import COST, StudyConfig
-from study.pareto import measured
+from study.foreign import foreign_trials
+from study.pareto import measured, near_front
 from study.records import (
     Ended,
     Event,
@@ -32,9 +33,9 @@ from study.records import (
     read_manifest,
     write_manifest,
 )
-from study.samplers import RepeatableSampler
+from study.samplers import make_sampler
 from study.scheduler import RungTable, is_rung, violation
-from study.store import MirroredStorage
+from study.store import MirroredStorage, open_storage
 from trainables.config import Point, TrialConfig
 from trainables.trial import Outcome
 
@@ -68,7 +69,7 @@ def plan(records: Sequence[TrialRecord], with_manifest: Collection[str], budget:
         budget: how many searched trials there shall be.
     """
     running = [record for record in records if record.state == "running"]
-    searched = sum(record.recipe is None for record in records)
+    searched = sum(record.searched for record in records)
     return Plan(
         tell=[record.number for record in running if record.key in with_manifest],
         go_on=[record.number for record in running if record.key not in with_manifest],
@@ -76,29 +77,13 @@ def plan(records: Sequence[TrialRecord], with_manifest: Collection[str], budget:
     )
 
 
-def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optuna.storages.RDBStorage:
-    """The study's database: SQLite in its folder unless a URL is given.
-
-    Args:
-        paths: of the study.
-        url: of another database.
-        make: its tables, where they do not exist.
-    """
-    if url is None:
-        return optuna.storages.RDBStorage(
-            f"sqlite:///{paths.database.resolve()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            skip_table_creation=not make,
-        )
-    return optuna.storages.RDBStorage(url, skip_table_creation=not make)
-
-
 def read_records(name: str, storage: optuna.storages.RDBStorage) -> list[TrialRecord]:
     """All trials of a study, in order; changes nothing. None where the study was not begun yet."""
     try:
-        return _records(optuna.load_study(study_name=name, storage=storage), name)
+        study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         return []
+    return [_record(trial, name) for trial in study.get_trials(deepcopy=False)]
 
 
 class Ledger:
@@ -125,24 +110,30 @@ class Ledger:
         directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
         self._storage = MirroredStorage(database, config.name, directions)
         self._study = optuna.load_study(study_name=config.name, storage=self._storage)
-        existing = _records(self._study, config.name)
-        self._study.sampler = sampler or RepeatableSampler(config)
+        existing = [_record(trial, config.name) for trial in self._storage.whole()]
+        self._study.sampler = sampler or make_sampler(config, len(existing))
+        self._storage.foreign = foreign_trials(config) if paths else []
         known = {record.recipe for record in existing}
         for recipe in config.recipes:
             if recipe not in known:
                 params = params_of(config.space, self._recipe_point(recipe)) or {}
                 self._study.enqueue_trial(params, user_attrs={"recipe": recipe})
-        self._all = _records(self._study, config.name)
+        given = [trial.user_attrs.get("given") for trial in self._storage.whole()]
+        for point in config.points:
+            if point not in given:
+                self._study.enqueue_trial(point, user_attrs={"given": point})
+        self._all = [_record(trial, config.name) for trial in self._storage.whole()]
         for record in self._all[len(existing) :]:
             self._storage.save(record.number)
         self._waiting = sum(record.state == "waiting" for record in self._all)
-        self._searched = sum(record.recipe is None for record in self._all)
+        self._searched = sum(record.searched for record in self._all)
         self._rungs = RungTable(config.objectives, config.constraints, config.early_stopping)
         self._manifests: dict[str, Manifest] = {}
         self._verdicts: dict[str, str] = {}
         self._read_what_happened()
         for number in self.plan().tell:
             self._tell(self._manifests[self._all[number].key])
+        self._plan_replicates()
 
     def _read_what_happened(self) -> None:
         """Manifests, and the rungs of all trials: those of unfinished ones are in their logs only."""
@@ -183,6 +174,32 @@ class Ledger:
         left = self._waiting or self._searched < self._config.budget.trials
         return self.take() if left else None
 
+    def more_to_come(self) -> bool:
+        """Whether trials that run now may lead to further ones, though there is none to take."""
+        return bool(self._config.replicates) and any(record.state == "running" for record in self._all)
+
+    def seed(self, record: TrialRecord) -> int:
+        """Of the trial's randomness: the study's, and another one for each replicate."""
+        return self._config.seed + 1_000_003 * record.replicate
+
+    def _plan_replicates(self) -> None:
+        """Once all is done, enqueue further runs of the trials that may be on the front."""
+        if not self._config.replicates or self._waiting or self._searched < self._config.budget.trials:
+            return
+        if any(record.state == "running" for record in self._all):
+            return
+        known = {record.key for record in self._all}
+        members = near_front(self.manifests(), self._config.objectives)
+        for first in (record for record in self._all if record.key in members):
+            for replicate in range(1, self._config.replicates + 1):
+                if replicate_key(first.key, replicate) in known:
+                    continue
+                attributes = {"recipe": first.recipe, "replicate": replicate, "replicate_of": first.number}
+                self._study.enqueue_trial(first.params, user_attrs=attributes)
+                self._storage.save(len(self._all))
+                self._all.append(_record(self._storage.get_trial(len(self._all)), self._config.name))
+                self._waiting += 1
+
     def take(self, number: int | None = None) -> TrialRecord:
         """A trial that is running from now on: the next one, whatever the budget, or an interrupted one.
 
@@ -217,11 +234,11 @@ class Ledger:
             metrics: what was measured, with `cost/device_seconds` held so far.
 
         Returns:
-            Why the trial must stop here, or None if it goes on. Recipes always go on.
+            Why the trial must stop here, or None if it goes on. Recipes and replicates always go on.
         """
         self._rungs.add(record.key, step, metrics)
         stopping = self._config.early_stopping
-        if record.recipe is not None or not is_rung(epoch, stopping.first_epoch, stopping.eta):
+        if not record.searched or not is_rung(epoch, stopping.first_epoch, stopping.eta):
             return None
         return self._rungs.stop_reason(record.key, step)
 
@@ -272,6 +289,7 @@ class Ledger:
             key=record.key,
             number=record.number,
             recipe=record.recipe,
+            replicate=record.replicate,
             params=record.params,
             point=trial.point.model_dump(mode="json"),
             state=state,
@@ -286,6 +304,7 @@ class Ledger:
             manifest = write_manifest(self._paths.manifest(record.key), manifest)
         manifest = self._manifests.setdefault(record.key, manifest)
         self._tell(manifest)
+        self._plan_replicates()
         return manifest
 
     def _tell(self, manifest: Manifest) -> None:
@@ -333,17 +352,20 @@ def trial_key(study: str, number: int) -> str:
     return f"{study}-t{number:05d}-s0"
 
 
-def _records(study: optuna.Study, name: str) -> list[TrialRecord]:
-    return [_record(frozen, name) for frozen in study.get_trials(deepcopy=False)]
+def replicate_key(first: str, replicate: int) -> str:
+    """The key of a further run of the same point."""
+    return f"{first.removesuffix('-s0')}-s{replicate}"
 
 
 def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:
+    replicate = frozen.user_attrs.get("replicate", 0)
     return TrialRecord(
         number=frozen.number,
-        key=trial_key(name, frozen.number),
+        key=replicate_key(trial_key(name, frozen.user_attrs.get("replicate_of", frozen.number)), replicate),
         state=_state(frozen.state, frozen.user_attrs),
         params=dict(frozen.params),
         recipe=frozen.user_attrs.get("recipe"),
+        replicate=replicate,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,25 @@ DEVICE_SECONDS = "cost/device_seconds"
 """The objective that is read from the cost of a trial, not from its evaluation."""
 
 
+Z95 = 1.959964
+"""Half the width of a normal distribution's 95 % interval, in standard deviations."""
+
+NEAR = 0.05
+"""Probability of being on the front from which a trial is near it."""
+
+DRAWS = 400
+
+
 class FrontEntry(Model):
-    """One non-dominated trial."""
+    """One non-dominated point: a trial, or the mean of its replicates."""
 
     key: str
     params: dict[str, Any]
     values: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     recipe: str | None = None
+    replicates: int = 1
+    probability: float = 1.0
 
 
 def measured(manifest: Manifest, metric: str) -> Metric:
@@ -133,10 +145,12 @@ def hypervolume_share(costs: Floats, reference: float = REFERENCE) -> float:
 
 
 def complete_costs(manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> Floats:
-    """Costs of the given trials, (n, m); NaN for one that is not complete, so that no front takes it."""
+    """Costs of the given trials, (n, m); NaN for replicates and what is not complete, so that no front takes them."""
     values = [
         [
-            measured(manifest, objective.metric).value if manifest.state == "complete" else math.nan
+            measured(manifest, objective.metric).value
+            if manifest.state == "complete" and not manifest.replicate
+            else math.nan
             for objective in objectives
         ]
         for manifest in manifests
@@ -144,24 +158,127 @@ def complete_costs(manifests: Sequence[Manifest], objectives: Sequence[Objective
     return oriented(values, objectives)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of one point of the space.
+
+    Attributes:
+        first: manifest of its first run.
+        replicates: complete runs.
+        metrics: mean of every objective over them, with its interval.
+    """
+
+    first: Manifest
+    replicates: int
+    metrics: dict[str, Metric]
+
+
+def estimates(manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> list[Estimate]:
+    """Complete trials with their replicates taken together, in the order of their first runs.
+
+    All runs are evaluated on the same images, so the evaluation's variance stays as it is, and only that between the
+    runs shrinks with their number: `variance = mean of (interval / 2 z)^2 + sample variance / runs`. A point with one
+    run keeps its interval.
+    """
+    groups: dict[str, list[Manifest]] = {}
+    for manifest in sorted(manifests, key=lambda manifest: manifest.replicate):
+        if manifest.state == "complete":
+            groups.setdefault(manifest.key.rsplit("-s", 1)[0], []).append(manifest)
+    return [
+        Estimate(runs[0], len(runs), {o.metric: _mean([measured(run, o.metric) for run in runs]) for o in objectives})
+        for runs in groups.values()
+        if runs[0].replicate == 0
+    ]
+
+
+def _mean(runs: Sequence[Metric]) -> Metric:
+    if len(runs) == 1:
+        return runs[0]
+    values = np.array([run.value for run in runs])
+    within = np.mean([((run.high - run.low) / (2 * Z95)) ** 2 for run in runs])
+    half = Z95 * math.sqrt(within + values.var(ddof=1) / len(runs))
+    return Metric(value=values.mean(), low=values.mean() - half, high=values.mean() + half)
+
+
+def front_probability(values: Floats, deviations: Floats, draws: int = DRAWS, seed: int = 0) -> Floats:
+    """How probable it is that no other point dominates each one, if every value has a normal error of its own.
+
+    Args:
+        values: costs, (n, m), smaller is better.
+        deviations: their standard deviations, (n, m).
+        draws: from all errors at once.
+        seed: of the draws.
+
+    Returns:
+        (n,), in [0, 1].
+    """
+    errors = np.random.default_rng(seed).standard_normal((draws, *values.shape))
+    shares = [front_mask(values + deviations * error) for error in errors]
+    return np.mean(shares, axis=0) if len(values) else np.zeros(0)
+
+
+def _probabilities(found: Sequence[Estimate], objectives: Sequence[Objective]) -> Floats:
+    """Probability of being on the front for each estimate; those that are far from it are not drawn."""
+    metrics = [[estimate.metrics[objective.metric] for objective in objectives] for estimate in found]
+    ends = [
+        oriented([[getattr(metric, end) for metric in row] for row in metrics], objectives) for end in ("low", "high")
+    ]
+    worst, best = np.maximum(*ends), np.minimum(*ends)
+    bound = worst[front_mask(worst)]
+    candidates = np.flatnonzero([not (bound < row).all(axis=1).any() for row in best])
+    costs = oriented([[metric.value for metric in row] for row in metrics], objectives)[candidates]
+    probabilities = np.zeros(len(found))
+    probabilities[candidates] = front_probability(costs, ((worst - best) / (2 * Z95))[candidates])
+    return probabilities
+
+
+def near_front(manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> set[str]:
+    """Keys of the complete trials that are on the front or may be, see `NEAR`."""
+    found = estimates(manifests, objectives)
+    return {
+        estimate.first.key
+        for estimate, probability in zip(found, _probabilities(found, objectives), strict=True)
+        if probability >= NEAR
+    } | {entry.key for entry in front(manifests, objectives)}
+
+
 def front(manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> list[FrontEntry]:
-    """The non-dominated complete trials, best in the first objective first."""
-    costs = complete_costs(manifests, objectives)
+    """The non-dominated complete points, best in the first objective first; replicates are taken together."""
+    found = estimates(manifests, objectives)
+    costs = oriented([[e.metrics[o.metric].value for o in objectives] for e in found], objectives)
+    probabilities = _probabilities(found, objectives)
     members = sorted(
-        np.flatnonzero(front_mask(costs)).tolist(), key=lambda index: (*costs[index], manifests[index].key)
+        np.flatnonzero(front_mask(costs)).tolist(), key=lambda index: (*costs[index], found[index].first.key)
     )
-    return [_entry(manifests[index], objectives) for index in members]
+    return [
+        FrontEntry(
+            key=found[index].first.key,
+            params=found[index].first.params,
+            values={name: metric.value for name, metric in found[index].metrics.items()},
+            intervals={name: (metric.low, metric.high) for name, metric in found[index].metrics.items()},
+            recipe=found[index].first.recipe,
+            replicates=found[index].replicates,
+            probability=float(probabilities[index]),
+        )
+        for index in members
+    ]
 
 
-def _entry(manifest: Manifest, objectives: Sequence[Objective]) -> FrontEntry:
-    metrics = {objective.metric: measured(manifest, objective.metric) for objective in objectives}
-    return FrontEntry(
-        key=manifest.key,
-        params=manifest.params,
-        values={name: metric.value for name, metric in metrics.items()},
-        intervals={name: (metric.low, metric.high) for name, metric in metrics.items()},
-        recipe=manifest.recipe,
-    )
+def attainment(fronts: Sequence[Floats], level: float) -> Floats:
+    """The empirical attainment surface of several runs with two objectives (Watanabe 2023, arXiv 2305.08852).
+
+    Args:
+        fronts: costs of each run's points, (n, 2).
+        level: share of the runs that must reach what lies beyond the surface, in (0, 1]; 0.5 is the median.
+
+    Returns:
+        (k, 2): for each first cost at which a run has a point, the smallest second cost that the share of runs reaches
+        there; infinite where fewer reach any.
+    """
+    firsts = np.unique(np.concatenate([costs[:, 0] for costs in fronts]))
+    reached = [[np.min(costs[costs[:, 0] <= first, 1], initial=math.inf) for first in firsts] for costs in fronts]
+    needed = math.ceil(level * len(fronts) - 1e-9)
+    return np.column_stack([firsts, np.sort(reached, axis=0)[needed - 1]])
 
 
 def hypervolume_history(
@@ -169,7 +286,8 @@ def hypervolume_history(
 ) -> list[tuple[float, int, float, float]]:
     """How the front grew: one row for each ended trial, in the order they ended.
 
-    Trials that ended infeasible or failed add no volume, but they count and their device-seconds do.
+    A point counts as it was measured first. Replicates, and trials that were stopped, infeasible or failed, add no
+    volume, but they count and their device-seconds do.
 
     Returns:
         Rows of (time it ended, trials ended so far, device-seconds held so far, hypervolume share).
@@ -181,10 +299,9 @@ def hypervolume_history(
     rows = []
     for count, (manifest, cost) in enumerate(zip(ordered, costs, strict=True), 1):
         seconds += float(manifest.cost.get("device_seconds", 0.0))
-        candidates = np.vstack([best, cost])
-        mask = front_mask(candidates)
-        if mask[-1]:
-            best = candidates[mask]
+        if np.isfinite(cost).all() and not (best <= cost).all(axis=1).any():
+            best = np.vstack([best, cost])
+            best = best[front_mask(best)]
             share = hypervolume_share(best)
         rows.append((manifest.ended, count, seconds, share))
     return rows

@@ -90,13 +90,28 @@ class StudyPaths:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as the ledger knows it."""
+    """A trial as the ledger knows it.
+
+    Attributes:
+        number: in the database.
+        key: stable name; a replicate has that of the trial it repeats, but for its end `-s1`, `-s2`, ...
+        state: of the trial.
+        params: searched knobs.
+        recipe: the published defence, or None.
+        replicate: 0 for the first run of a point, then 1, 2, ... for runs with fresh seeds.
+    """
 
     number: int
     key: str
     state: State
     params: dict[str, Any]
     recipe: str | None
+    replicate: int = 0
+
+    @property
+    def searched(self) -> bool:
+        """Whether the budget counts it."""
+        return self.recipe is None and self.replicate == 0
 
 
 class Event(Model):
@@ -124,6 +139,7 @@ class Manifest(Model):
     key: str
     number: int
     recipe: str | None
+    replicate: int = 0
     params: dict[str, Any]
     point: dict[str, Any]
     state: Ended

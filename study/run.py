@@ -76,8 +76,9 @@ def driver_lock(config: StudyConfig) -> Iterator[None]:
 def run(config: Arguments) -> int:
     """Look at what exists, do what is left, say what came out. Returns the exit code."""
     from study.lease import Lease
-    from study.ledger import Ledger, open_storage
+    from study.ledger import Ledger
     from study.session import Session
+    from study.store import open_storage
     from trainables.data import load_dataset
 
     template = trial_template(config)

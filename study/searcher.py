@@ -48,15 +48,15 @@ class LedgerSearcher(Searcher):
         self._stopped: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration, or FINISHED."""
+        """The next trial's configuration, None if there is none yet, or FINISHED."""
         if self._interrupted:
             record: TrialRecord | None = self._ledger.take(self._interrupted.pop(0))
         elif self._may_start():
             record = self._ledger.take_next()
         else:
-            record = None
-        if record is None:
             return str(Searcher.FINISHED)
+        if record is None:
+            return None if self._ledger.more_to_come() else str(Searcher.FINISHED)
         trial = self._make_trial(record)
         if (reason := self._ledger.verdict(record)) is not None:
             self._end(record, self._ledger.stop(record, reason, trial))

@@ -24,6 +24,7 @@ from study.ledger import Ledger
 from study.mlflow_store import TrackingError
 from study.pareto import FrontEntry, hypervolume_history
 from study.records import Event, Manifest, TrialRecord
+from study.samplers import resolve
 from study.tracking import BackgroundProjection, Projection, ui_command
 from study.warm_start import WarmStart, command
 from trainables.command import InputError
@@ -101,9 +102,11 @@ class Session:
             template = self._sized(cpus, gpus)
             concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
             say(f"{trials} trials to do, {concurrency} at once")
+            if note := resolve(self._config)[1]:
+                say(note)
             self._tracking.request(self._ledger.records())
             with self._display:
-                self._tune(template, trials, concurrency)
+                self._tune(template, concurrency)
         except KeyboardInterrupt:
             say("stopping")
         finally:
@@ -215,14 +218,15 @@ class Session:
             fit = min(fit, gpus / (workers.count * workers.gpus_per_worker))
         return max(1, int(fit + 1e-9))
 
-    def _tune(self, template: TrialConfig, trials: int, concurrency: int) -> None:
+    def _tune(self, template: TrialConfig, concurrency: int) -> None:
         import ray
         from ray import tune
 
         from study.searcher import HalvingScheduler, LedgerSearcher
 
         def make(record: TrialRecord) -> TrialConfig:
-            return template.model_copy(update={"key": record.key, "point": self._ledger.point(record)})
+            fields = {"key": record.key, "point": self._ledger.point(record), "seed": self._ledger.seed(record)}
+            return template.model_copy(update=fields)
 
         retries = self._config.budget.max_failures
         searcher = LedgerSearcher(self._ledger, make, self._patience(), self._may_start, self._changed)
@@ -234,7 +238,7 @@ class Session:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=HalvingScheduler(searcher),
-                num_samples=trials,
+                num_samples=-1,  # the searcher says when it is over
                 max_concurrent_trials=concurrency,
             ),
             run_config=tune.RunConfig(

@@ -76,7 +76,7 @@ class Surrogate(Model):
     gain_temperature: float = 0.31
     start_seconds: float = 3.0
     epoch_seconds: float = 1.6
-    step_seconds: float = 0.33
+    step_seconds: float = 0.4
     evaluation_seconds: float = 4.0
     speed: float = 2.0
     noise: float = 1.0
@@ -203,7 +203,9 @@ def simulate(
     from study.searcher import LedgerSearcher
 
     def make(record: TrialRecord) -> TrialConfig:
-        return template.model_copy(update={"key": record.key, "point": ledger.point(record)})
+        return template.model_copy(
+            update={"key": record.key, "point": ledger.point(record), "seed": ledger.seed(record)}
+        )
 
     searcher = LedgerSearcher(ledger, make, Patience(), lambda: True, lambda record, what: None, clock)
     queue: list[tuple[float, int, float, dict[str, Any], Iterator[tuple[float, dict[str, Any]]]]] = []
@@ -219,7 +221,7 @@ def simulate(
         return True
 
     begun = 0
-    while begun < slots and begin(begun):
+    while len(queue) < slots and begin(begun):
         begun += 1
     while queue and queue[0][0] <= seconds:
         clock.now, number, since, result, results = heapq.heappop(queue)
@@ -228,7 +230,8 @@ def simulate(
             heapq.heappush(queue, (since + held, number, since, result, results))
         else:
             searcher.on_trial_complete(str(number), result)
-            begun += begin(begun)
+            while len(queue) < slots and begin(begun):
+                begun += 1
 
 
 def _results(trial: TrialConfig, course: Course) -> Iterator[tuple[float, dict[str, Any]]]:

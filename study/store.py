@@ -8,11 +8,35 @@ when it starts, and in a few when it ends, its state last.
 from __future__ import annotations
 
 import copy
+from collections import deque
+from collections.abc import Container, Sequence
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
+
+from study.records import StudyPaths
+
+HISTORY = 500
+"""Ended trials that a sampler learns from: the last ones. TPE's time for a suggestion grows with them."""
+
+
+def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optuna.storages.RDBStorage:
+    """The study's database: SQLite in its folder unless a URL is given.
+
+    Args:
+        paths: of the study.
+        url: of another database.
+        make: its tables, where they do not exist.
+    """
+    if url is None:
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{paths.database.resolve()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            skip_table_creation=not make,
+        )
+    return optuna.storages.RDBStorage(url, skip_table_creation=not make)
 
 
 class MirroredStorage(InMemoryStorage):
@@ -27,6 +51,11 @@ class MirroredStorage(InMemoryStorage):
     def __init__(self, database: BaseStorage | None, name: str, directions: list[StudyDirection]) -> None:
         super().__init__()
         self._database = database
+        self._name = name
+        self.foreign: list[FrozenTrial] = []
+        """Trials of other studies, with negative numbers: samplers see them, nobody else does."""
+        self._open: list[int] = []
+        self._ended: deque[int] = deque(maxlen=HISTORY)
         self._saved: list[FrozenTrial] = []
         study = self.create_new_study(directions, name)
         if database is None:
@@ -39,6 +68,33 @@ class MirroredStorage(InMemoryStorage):
         for trial in database.get_all_trials(self._study):
             self.create_new_trial(study, trial)
             self._saved.append(trial)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """What samplers see: foreign trials, those that wait or run, and the last `HISTORY` that ended."""
+        trials = [self.get_trial(number) for number in sorted([*self._open, *self._ended])]
+        trials = [trial for trial in trials if states is None or trial.state in states]
+        trials = [trial for trial in self.foreign if states is None or trial.state in states] + trials
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """As in memory."""
+        number = super().create_new_trial(study_id, template_trial)
+        (self._ended if self.get_trial(number).state.is_finished() else self._open).append(number)
+        return number
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """As in memory."""
+        changed = super().set_trial_state_values(trial_id, state, values)
+        if state.is_finished():
+            self._open.remove(trial_id)
+            self._ended.append(trial_id)
+        return changed
+
+    def whole(self) -> list[FrozenTrial]:
+        """All trials, whatever samplers see."""
+        return super().get_all_trials(self.get_study_id_from_name(self._name), deepcopy=False)
 
     def set_study_system_attr(self, study_id: int, key: str, value: optuna._typing.JSONSerializable) -> None:
         """Both at once: samplers keep here what must not begin again after a restart."""

@@ -55,8 +55,9 @@ def read_study(paths: StudyPaths) -> StudyView:
         InputError: there is no such study, or its database cannot be used.
     """
     from study.lease import sessions
-    from study.ledger import open_storage, read_records
+    from study.ledger import read_records
     from study.run import told_storage
+    from study.store import open_storage
 
     if not paths.config.exists():
         known = ", ".join(sorted(path.parent.name for path in paths.root.parent.glob("*/study.yaml"))) or "none"

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from study.config import StudyConfig
-from study.ledger import open_storage, read_records
+from study.ledger import read_records
 from study.mlflow_store import ExperimentStore
+from study.store import open_storage
 from study.tracking import Projection
 from tests.chaos.simulated import Account, drive, simulated_study
 

@@ -236,3 +236,35 @@ def test_database_and_memory_say_the_same(tmp_path: Path) -> None:
         for name in ("number", "state", "values", "params", "distributions", "user_attrs", "constraints"):
             assert getattr(one, name) == getattr(other, name), name
     assert [t.state.name for t in stored] == ["COMPLETE", "COMPLETE", "PRUNED", "PRUNED", "COMPLETE", "RUNNING"]
+
+
+def test_replicates_come_last_with_fresh_seeds_and_are_never_stopped(tmp_path: Path) -> None:
+    config = study(tmp_path, trials=2).model_copy(update={"replicates": 2})
+    ledger = opened(config)
+    for clean, both in ((0.9, 0.1), (0.1, 0.05), (0.5, 0.5)):
+        record = ledger.take_next()
+        assert record is not None
+        ledger.finish(record, complete(clean, both), TrialConfig())
+    last = ledger.take_next()
+    assert last is not None
+    assert ledger.take_next() is None
+    assert ledger.more_to_come(), "which are near the front depends on the one that runs"
+    ledger.finish(last, complete(0.2, 0.2), TrialConfig())
+    assert opened(config).records() == ledger.records()
+    again = list(iter(ledger.take_next, None))
+    assert [record.key for record in again] == ["s-t00000-s1", "s-t00000-s2", "s-t00002-s1", "s-t00002-s2"]
+    assert [record.recipe for record in again] == ["finetune", "finetune", None, None]
+    assert again[2].params == ledger.records()[2].params
+    assert len({ledger.seed(record) for record in again[:2]} | {ledger.seed(last)}) == 3
+    assert ledger.rung(last, 14, 1, rung(0.9, 0.9)) is None
+    assert ledger.rung(again[2], 14, 1, rung(0.0, 0.0)) is None
+    for record in again:
+        manifest = ledger.finish(record, complete(0.8, 0.4), TrialConfig())
+        assert manifest.replicate == record.replicate
+    assert ledger.plan() == Plan([], [], 0)
+    assert ledger.take_next() is None
+    assert not ledger.more_to_come()
+    assert {entry.key: entry.replicates for entry in front(ledger.manifests(), config.objectives)} == {
+        "s-t00000-s0": 3,
+        "s-t00002-s0": 3,
+    }

@@ -13,11 +13,15 @@ from hypothesis.extra import numpy as hnp
 
 from study.config import Objective
 from study.pareto import (
+    attainment,
+    estimates,
     front,
     front_mask,
+    front_probability,
     hypervolume,
     hypervolume_history,
     hypervolume_share,
+    near_front,
     oriented,
     write_front,
 )
@@ -54,11 +58,13 @@ def manifest(
     seconds: float = 10.0,
     recipe: str | None = None,
     ended: float | None = None,
+    replicate: int = 0,
 ) -> Manifest:
     return Manifest.model_validate(
         {
-            "key": f"s-t{number:05d}-s0",
-            "number": number,
+            "key": f"s-t{number:05d}-s{replicate}",
+            "number": number + 100 * replicate,
+            "replicate": replicate,
             "recipe": recipe,
             "params": {"epsilon": number / 255},
             "point": {"epsilon": number / 255},
@@ -197,3 +203,67 @@ def test_front_file_is_only_touched_when_it_changes(tmp_path: Path) -> None:
     assert path.stat().st_mtime == 1
     write_front(path, front([manifest(0, 0.7)], [ROBUST]))
     assert path.stat().st_mtime > 1
+
+
+def test_front_and_hypervolume_are_those_of_pymoo() -> None:
+    from pymoo.indicators.hv import HV
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        points, objectives = int(rng.integers(1, 30)), int(rng.integers(2, 5))
+        costs = rng.integers(0, 8, (points, objectives)) / 5  # ties, duplicates, and some beyond the reference
+        infeasible = rng.random(points) < 0.2
+        feasible = np.flatnonzero(~infeasible)
+        masked = np.where(infeasible[:, None], np.nan, costs)
+        expected = feasible[NonDominatedSorting().do(costs[feasible])[0]] if len(feasible) else []
+        assert sorted(expected) == np.flatnonzero(front_mask(masked)).tolist()
+        volume = HV(ref_point=np.full(objectives, 1.1))(costs[feasible]) if len(feasible) else 0.0
+        assert hypervolume(masked) == pytest.approx(volume, abs=1e-9)
+
+
+def test_replicates_are_one_point_with_the_mean_and_the_spread_of_both_kinds() -> None:
+    runs = [manifest(1, value, replicate=index) for index, value in enumerate([0.5, 0.56, 0.44])]
+    (estimate,) = estimates([runs[1], manifest(0, state="stopped"), runs[0], runs[2]], [ROBUST])
+    metric = estimate.metrics["both/mr_r5"]
+    within, between = 0.1 / 1.959964, 0.06  # half of the interval, and the sample's deviation
+    half = 1.959964 * np.sqrt(within**2 + between**2 / 3)
+    assert (estimate.first.key, estimate.replicates) == ("s-t00001-s0", 3)
+    assert (metric.value, metric.low, metric.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    (entry,) = front(
+        [manifest(2, 0.52, 0.6), manifest(1, 0.55, 0.6), manifest(1, 0.43, 0.6, replicate=1)], [ROBUST, CLEAN]
+    )
+    assert (entry.key, entry.replicates) == ("s-t00002-s0", 1), "the mean of the other is 0.49"
+    assert len(hypervolume_history(runs, [ROBUST])) == 3
+    assert [row[3] for row in hypervolume_history(runs, [ROBUST])] == pytest.approx([0.6 / 1.1] * 3)
+
+
+def test_probability_of_the_front_is_that_of_its_definition() -> None:
+    costs = np.array([[0.3, 0.3], [0.4, 0.4], [0.9, 0.9], [0.0, 0.8]])
+    sure = front_probability(costs, np.zeros_like(costs))
+    assert sure.tolist() == [1, 0, 0, 1]
+    found = front_probability(costs[:2], np.full((2, 2), 0.1), draws=4000)
+    # Each axis: the difference is normal with mean 0.1 and deviation 0.1 * sqrt(2), so the worse one wins it with 0.24.
+    assert found[1] == pytest.approx(1 - 0.7602**2, abs=0.03)
+    assert found[0] == pytest.approx(1 - 0.2398**2, abs=0.02)
+    assert front_probability(costs[:0], costs[:0]).tolist() == []
+
+
+def test_near_the_front_is_what_may_be_on_it() -> None:
+    manifests = [
+        manifest(0, 0.6, 0.6),
+        manifest(1, 0.55, 0.58),
+        manifest(2, 0.2, 0.2),
+        manifest(3, 0.9, state="stopped"),
+    ]
+    assert near_front(manifests, [ROBUST, CLEAN]) == {"s-t00000-s0", "s-t00001-s0"}
+    (entry,) = front(manifests, [ROBUST, CLEAN])
+    assert 0.8 < entry.probability < 1
+    assert near_front([], [ROBUST]) == set()
+
+
+def test_attainment_is_what_a_share_of_the_runs_reaches() -> None:
+    fronts = [np.array([[0.0, 0.8], [0.4, 0.2]]), np.array([[0.2, 0.5]]), np.array([[0.2, 0.6], [0.4, 0.1]])]
+    assert attainment(fronts, 1 / 3).tolist() == [[0, 0.8], [0.2, 0.5], [0.4, 0.1]]
+    assert attainment(fronts, 0.5).tolist() == [[0, np.inf], [0.2, 0.6], [0.4, 0.2]]
+    assert attainment(fronts, 1.0).tolist() == [[0, np.inf], [0.2, 0.8], [0.4, 0.5]]

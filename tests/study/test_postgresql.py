@@ -20,8 +20,9 @@ import yaml
 from study import status
 from study.config import freeze
 from study.lease import Lease, sessions
-from study.ledger import Ledger, open_storage
+from study.ledger import Ledger
 from study.records import StudyPaths
+from study.store import open_storage
 from tests.study.conftest import PASSWORD
 from tests.study.helpers import study
 from trainables.command import InputError

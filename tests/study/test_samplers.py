@@ -1,0 +1,129 @@
+"""Every sampler does its work; warm starts and given points reach it, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from search_spaces.joint import JOINT
+from study.config import Budget, EarlyStopping, Objective, SamplerName, StudyConfig, fingerprint, freeze
+from study.ledger import Ledger
+from study.samplers import resolve
+from study.simulator import Clock, Surrogate, simulate
+from study.store import HISTORY, MirroredStorage
+from trainables.command import InputError
+from trainables.config import Protocol, TrainingConfig, TrialConfig
+
+
+def config(folder: Path = Path("unused"), **changes: Any) -> StudyConfig:
+    settings: dict[str, Any] = {
+        "name": "s",
+        "studies_dir": folder,
+        "recipes": (),
+        "objectives": (Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5")),
+        "budget": Budget(trials=14),
+    }
+    return StudyConfig(**{**settings, **changes})
+
+
+def opened(settings: StudyConfig, mark: dict[str, Any] | None = None) -> Ledger:
+    settings.paths.root.mkdir(parents=True, exist_ok=True)
+    freeze(settings, mark or fingerprint(settings, "data", "code"), accept_changes=False)
+    return Ledger(settings, settings.paths, "print")
+
+
+def run(settings: StudyConfig, ledger: Ledger | None = None) -> Ledger:
+    clock = Clock()
+    ledger = ledger or Ledger(settings, None, "print", clock)
+    surrogate = Surrogate(lost_rate=0, out_of_memory_rate=0, seed=1)
+    simulate(ledger, TrialConfig(training=TrainingConfig(epochs=3)), surrogate.course, 2, clock)
+    return ledger
+
+
+@pytest.mark.parametrize("sampler", [name for name in get_args(SamplerName) if name != "auto"])
+def test_every_sampler_proposes_points_of_the_space_and_does_not_repeat_itself(sampler: SamplerName) -> None:
+    stopping = EarlyStopping(enabled=sampler not in ("gp", "nsga2", "nsga3"))
+    ledger = run(config(sampler=sampler, early_stopping=stopping))
+    records = ledger.records()
+    assert len(records) == 14
+    assert len({str(record.params) for record in records}) == 14
+    for record in records:
+        assert all(JOINT[name].contains(value) for name, value in record.params.items())
+    again = run(config(sampler=sampler, early_stopping=stopping))
+    if sampler != "gp":  # its fits are not bit-equal
+        assert [record.params for record in again.records()] == [record.params for record in records]
+
+
+@pytest.mark.parametrize("sampler", ["qmc", "random", "tpe"])
+def test_a_resumed_study_does_not_draw_again_what_it_drew_first(tmp_path: Path, sampler: SamplerName) -> None:
+    settings = config(tmp_path, sampler=sampler)
+    first = [opened(settings).take().params for _ in range(4)]
+    assert len({str(params) for params in first}) == 4
+
+
+@pytest.mark.parametrize(
+    ("stopping", "trials", "chosen"), [(True, 12, "tpe"), (False, 12, "gp"), (False, 200, "gp"), (False, 201, "tpe")]
+)
+def test_auto_says_what_it_chose_and_why(stopping: bool, trials: int, chosen: str) -> None:
+    name, why = resolve(
+        config(sampler="auto", early_stopping=EarlyStopping(enabled=stopping), budget=Budget(trials=trials))
+    )
+    assert name == chosen
+    assert why.startswith(f"sampler auto: {chosen}, because ")
+
+
+def test_gp_with_early_stopping_warns_and_others_say_nothing() -> None:
+    assert "learns nothing from trials that are stopped early" in resolve(config(sampler="gp"))[1]
+    assert resolve(config(sampler="gp", early_stopping=EarlyStopping(enabled=False))) == ("gp", "")
+    assert resolve(config(sampler="tpe")) == ("tpe", "")
+
+
+def test_given_points_come_once_after_the_recipes_and_count_as_searched(tmp_path: Path) -> None:
+    points = ({"contrastive_weight": 0.5, "epsilon": "2/255", "attack_steps": 2}, {"temperature": 0.1})
+    settings = config(tmp_path, recipes=("mat",), points=points)
+    for _ in range(2):
+        ledger = opened(settings)
+    assert [record.state for record in ledger.records()] == ["waiting"] * 3
+    assert ledger.plan().fresh == 12
+    recipe, first, second = (ledger.take() for _ in range(3))
+    assert (recipe.recipe, first.recipe, second.recipe) == ("mat", None, None)
+    assert [first.params[name] for name in points[0]] == [0.5, 2 / 255, 2]
+    assert second.params["temperature"] == 0.1
+    with pytest.raises(ValueError, match=r"points: words=7, heads=2 is not in the space"):
+        config(points=({"words": 7}, {"heads": 2}))
+
+
+def test_a_warm_start_teaches_the_sampler_and_enters_nothing_else(tmp_path: Path) -> None:
+    first = config(tmp_path)
+    mark = fingerprint(first, "data", "code")
+    run(first, opened(first, mark))
+    second = config(tmp_path, name="second", seed=3, warm_start=("s",), early_stopping=EarlyStopping(enabled=False))
+    ledger = opened(second, {**mark, "seed": 3})
+    assert ledger.records() == ledger.manifests() == []
+    assert ledger.plan().fresh == 14
+    seen = ledger._study.get_trials()
+    assert [trial.number for trial in seen] == list(range(-14, 0))
+    assert {trial.state.name for trial in seen} == {"COMPLETE", "PRUNED"}
+    taken = ledger.take()
+    assert taken.key == "second-t00000-s0"
+    run(second, ledger)
+    assert len(opened(second, {**mark, "seed": 3}).records()) == 14
+    other = config(tmp_path, name="third", warm_start=("s",), protocol=Protocol(words=2))
+    with pytest.raises(InputError, match=r"(?s)cannot be compared.*protocol.words: 1 -> 2"):
+        opened(other)
+    with pytest.raises(InputError, match="there is no study 'none'"):
+        opened(config(tmp_path, name="fourth", warm_start=("none",)))
+
+
+def test_a_sampler_sees_what_runs_and_the_last_that_ended() -> None:
+    import optuna
+
+    storage = MirroredStorage(None, "s", [optuna.study.StudyDirection.MINIMIZE])
+    study = optuna.load_study(study_name="s", storage=storage, sampler=optuna.samplers.RandomSampler())
+    study.ask()
+    for number in range(HISTORY + 5):
+        study.tell(study.ask(), number)
+    assert [trial.number for trial in study.get_trials(deepcopy=False)] == [0, *range(6, HISTORY + 6)]
+    assert len(storage.whole()) == HISTORY + 6
