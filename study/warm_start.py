@@ -23,12 +23,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-MODULES = ("torch", "trainables.finetune", "trainables.trial", "pandas", "pyarrow.fs", "aiohttp", "ray")
-"""What a trial's processes import and forks may share. Not `ray.tune` or `ray.train`: they draw from Ray's generator of
-ids while they are imported, and forks of a generator in use would all draw the same ids."""
+MODULES = (
+    *("torch", "trainables.finetune", "trainables.trial", "pandas", "pyarrow.fs", "aiohttp"),
+    *("ray.tune", "ray.train.torch", "ray.train.v2.api.data_parallel_trainer", "ray.util.queue"),
+)
+"""What a trial's processes import and forks may share."""
 
 LARGEST = 1 << 20
 """Bytes of one request: arguments and environment as JSON."""
@@ -83,8 +86,9 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
             if request is not None and not warm:
                 os.environ.update({**request["environment"], "OPENBLAS_NUM_THREADS": "1"})  # a fork keeps no threads
                 sys.path[0] = os.getcwd()
-                for module in modules:
-                    importlib.import_module(module)
+                with _ids_from_the_system():
+                    for module in modules:
+                        importlib.import_module(module)
                 if not _forks_draw_differently():
                     sys.exit("forks would draw equal ids")  # the waiting clients become workers themselves
                 warm = True
@@ -94,6 +98,28 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
                 _become(request, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
+
+
+@contextmanager
+def _ids_from_the_system() -> Iterator[None]:
+    """Let actor classes take their ids from the system while they are declared, instead of from Ray's generator.
+
+    A fork copies the generator. Once it is in use, all forks would draw the same ids.
+    """
+    import ray.actor
+
+    original = ray.actor.ActorClassID
+
+    class Drawn:
+        @staticmethod
+        def from_random() -> Any:
+            return original(os.urandom(original.size()))
+
+    ray.actor.ActorClassID = Drawn
+    try:
+        yield
+    finally:
+        ray.actor.ActorClassID = original
 
 
 def _forks_draw_differently() -> bool:

@@ -27,7 +27,7 @@ SCRIPT = """
         @ray.remote(num_cpus=0)
         class Worker:
             def look(self):
-                loaded = "trainables.finetune" in sys.modules
+                loaded = {{"trainables.finetune", "ray.tune", "ray.train.torch"}} <= set(sys.modules)
                 from ray._raylet import UniqueID
                 return loaded, UniqueID.from_random().hex(), os.getpid()
 
