@@ -1,15 +1,17 @@
 """Worker processes forked from one that has the libraries imported already.
 
 A trial needs half a dozen processes, and each would spend seconds of processor time importing torch, transformers and
-Ray again. On the driver's own machine a server process imports them once; Ray then starts its workers through
-`command()`, a small client that asks the server for a fork and waits for its end. Where the server cannot be reached,
-the client becomes the worker itself, so the worst case is what Ray does anyway.
+Ray again. On the driver's own machine a server process imports them once. While Ray is started, a small script stands
+for Python (`WarmStart.as_python`), so Ray starts its processes through it: for a worker, the script asks the server for
+a fork and waits for its end; for anything else, and where the server cannot be reached, it becomes Python, so the worst
+case is what Ray does anyway. Ray's own first step of a worker, which imports Ray only to read a runtime environment, is
+done by the script.
 
 The server initialises no CUDA and starts no threads, so forks may use GPUs. It ends with the driver, however that ends.
 
 As a script, with the standard library only:
     warm_start.py serve DESCRIPTOR MODULE...   the server; ends when its standard input closes
-    warm_start.py start SOCKET ARGUMENT...     stands for the Python executable in a worker's command line
+    warm_start.py start SOCKET ARGUMENT...     stands for Python in a command line of Ray
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import array
 import importlib
 import json
 import os
+import re
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
@@ -33,20 +37,38 @@ MODULES = (
 )
 """What a trial's processes import and forks may share."""
 
+CONTEXT = "--serialized-runtime-env-context"
+"""Ray's flag with the runtime environment of a worker, as JSON."""
+
 LARGEST = 1 << 20
 """Bytes of one request: arguments and environment as JSON."""
 
 
-def command(path: str) -> str:
-    """The `py_executable` of Ray's runtime environment that starts workers through the server at `path`."""
-    return f"{sys.executable} -I -S {os.path.abspath(__file__)} start {path}"
-
-
 class WarmStart:
-    """The server as a context: started on entry, gone on exit. `path` is its socket."""
+    """The server as a context: started on entry, gone on exit.
+
+    Args:
+        folder: for its socket and the script.
+    """
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "warm.sock")
+        self._script = os.path.join(folder, "python")
+        command = shlex.join([sys.executable, "-I", "-S", os.path.abspath(__file__), "start", self.path])
+        with open(self._script, "w") as script:
+            script.write(f'#!/bin/sh\nexec {command} "$@"\n')
+        os.chmod(self._script, 0o700)
+
+    @contextmanager
+    def as_python(self) -> Iterator[None]:
+        """The script stands for Python in this process, unless nothing may be executed in the folder."""
+        python = sys.executable
+        if os.access(self._script, os.X_OK):
+            sys.executable = self._script
+        try:
+            yield
+        finally:
+            sys.executable = python
 
     def __enter__(self) -> WarmStart:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -193,9 +215,33 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
         os._exit(code)
 
 
+def worker_command(arguments: Sequence[str], environment: dict[str, str]) -> list[str] | None:
+    """What Ray's `setup_worker.py` would execute: the worker's own command line, and its variables in `environment`.
+
+    Returns:
+        None if this is no worker, or one that asks for more than variables.
+    """
+    if not arguments or os.path.basename(arguments[0]) != "setup_worker.py":
+        return None
+    given = dict(argument.split("=", 1) for argument in arguments[1:] if argument.startswith("--") and "=" in argument)
+    wanted = json.loads(given.get(CONTEXT) or "{}")
+    rest = [argument for argument in arguments[1:] if argument.partition("=")[0] not in (CONTEXT, "--language")]
+    special = wanted.get("command_prefix") or wanted.get("override_worker_entrypoint")
+    other_python = wanted.get("py_executable") not in (None, sys.executable)
+    if special or other_python or not rest or not rest[0].endswith(".py"):
+        return None
+    for name, value in (wanted.get("env_vars") or {}).items():
+        environment[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))
+    return rest
+
+
 def start(path: str, arguments: list[str]) -> None:
-    """Have the server fork a worker, and stay until it ends; without a server, become the worker."""
-    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    """Have the server fork a worker, and stay until it ends; without a server, or for anything else, become Python."""
+    environment = dict(os.environ)
+    worker = worker_command(arguments, environment)
+    if worker is None:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    request = {"arguments": worker, "environment": environment, "folder": os.getcwd()}
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
@@ -207,7 +253,7 @@ def start(path: str, arguments: list[str]) -> None:
     except OSError:
         forked = b""
     if not forked:
-        os.execv(sys.executable, [sys.executable, *arguments])
+        os.execve(sys.executable, [sys.executable, *worker], environment)
     connection.recv(1)
 
 
