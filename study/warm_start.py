@@ -216,12 +216,15 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
 
 
 def worker_command(arguments: Sequence[str], environment: dict[str, str]) -> list[str] | None:
-    """What Ray's `setup_worker.py` would execute: the worker's own command line, and its variables in `environment`.
+    """The worker's own command line; with what Ray's `setup_worker.py` would set, if it comes first, in `environment`.
 
     Returns:
         None if this is no worker, or one that asks for more than variables.
     """
-    if not arguments or os.path.basename(arguments[0]) != "setup_worker.py":
+    program = os.path.basename(arguments[0]) if arguments else ""
+    if program == "default_worker.py":  # without a runtime environment
+        return list(arguments)
+    if program != "setup_worker.py":
         return None
     given = dict(argument.split("=", 1) for argument in arguments[1:] if argument.startswith("--") and "=" in argument)
     wanted = json.loads(given.get(CONTEXT) or "{}")

@@ -34,6 +34,11 @@ SCRIPT = """
                 return loaded, UniqueID.from_random().hex(), os.getpid()
 
         workers = [Worker.remote() for _ in range(3)]
+        @ray.remote(num_cpus=0)
+        def loaded_in_task():
+            return "trainables.finetune" in sys.modules
+
+        print(ray.get(loaded_in_task.remote()), "task", 0)
         for loaded, drawn, process in ray.get([worker.look.remote() for worker in workers], timeout=100):
             print(loaded, drawn, process)
         ray.shutdown()
@@ -46,7 +51,8 @@ def test_forks_are_warm_and_draw_different_ids(server: str, loaded: str, tmp_pat
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=150, check=True
     )
-    lines = [line.split() for line in done.stdout.splitlines()]
+    task, *lines = [line.split() for line in done.stdout.splitlines()]
+    assert task[0] == loaded
     assert [line[0] for line in lines] == [loaded] * 3
     assert len({line[1] for line in lines}) == 3, "equal ids would make trials swap their workers"
     for _, _, process in lines:
@@ -60,6 +66,7 @@ def test_only_plain_workers_are_forked() -> None:
     assert worker_command([*ray, f'{CONTEXT}={{"env_vars": {{"A": "b${{NOT_THERE}}"}}}}'], variables) == ray[1:3]
     assert variables == {"A": "b"}
     assert worker_command([*ray, f"{CONTEXT}="], {}) == ray[1:3]
+    assert worker_command(ray[1:3], {}) == ray[1:3]
     for other in (
         ["/ray/dashboard/agent.py", "--x=1"],
         ["-c", "pass"],
