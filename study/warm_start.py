@@ -222,11 +222,15 @@ def worker_command(arguments: Sequence[str], environment: dict[str, str]) -> lis
         None if this is no worker, or one that asks for more than variables.
     """
     program = os.path.basename(arguments[0]) if arguments else ""
+    given = dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
+    if (
+        "--gcs-address" in given
+    ):  # where several Rays run on a machine, Ray Train's cleaner cannot tell which is its own
+        environment.setdefault("RAY_ADDRESS", given["--gcs-address"])
     if program == "default_worker.py":  # without a runtime environment
         return list(arguments)
     if program != "setup_worker.py":
         return None
-    given = dict(argument.split("=", 1) for argument in arguments[1:] if argument.startswith("--") and "=" in argument)
     wanted = json.loads(given.get(CONTEXT) or "{}")
     rest = [argument for argument in arguments[1:] if argument.partition("=")[0] not in (CONTEXT, "--language")]
     special = wanted.get("command_prefix") or wanted.get("override_worker_entrypoint")

@@ -67,6 +67,8 @@ def test_only_plain_workers_are_forked() -> None:
     assert variables == {"A": "b"}
     assert worker_command([*ray, f"{CONTEXT}="], {}) == ray[1:3]
     assert worker_command(ray[1:3], {}) == ray[1:3]
+    assert worker_command([ray[1], "--gcs-address=1.2.3.4:5"], variables) is not None
+    assert variables["RAY_ADDRESS"] == "1.2.3.4:5"
     for other in (
         ["/ray/dashboard/agent.py", "--x=1"],
         ["-c", "pass"],
