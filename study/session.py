@@ -26,7 +26,7 @@ from study.pareto import FrontEntry, hypervolume_history
 from study.records import Event, Manifest, TrialRecord
 from study.samplers import resolve
 from study.tracking import BackgroundProjection, Projection, ui_command
-from study.warm_start import WarmStart, command
+from study.warm_start import WarmStart
 from trainables.command import InputError
 from trainables.config import TrialConfig
 from trainables.data import DataError
@@ -151,8 +151,8 @@ class Session:
         address = self._config.cluster.address
         if address is None:
             warm = stack.enter_context(WarmStart(stack.enter_context(tempfile.TemporaryDirectory())))
-            environment = {"py_executable": command(warm.path)}
-            options: dict[str, Any] = {"address": "local", "include_dashboard": False, "runtime_env": environment}
+            stack.enter_context(warm.as_python())
+            options: dict[str, Any] = {"address": "local", "include_dashboard": False}
         else:
             if address != "auto" and not speaks_grpc(address, self._config.cluster.connect_timeout_seconds):
                 raise InputError(

@@ -1,15 +1,17 @@
 """Worker processes forked from one that has the libraries imported already.
 
 A trial needs half a dozen processes, and each would spend seconds of processor time importing torch, transformers and
-Ray again. On the driver's own machine a server process imports them once; Ray then starts its workers through
-`command()`, a small client that asks the server for a fork and waits for its end. Where the server cannot be reached,
-the client becomes the worker itself, so the worst case is what Ray does anyway.
+Ray again. On the driver's own machine a server process imports them once. While Ray is started, a small script stands
+for Python (`WarmStart.as_python`), so Ray starts its processes through it: for a worker, the script asks the server for
+a fork and waits for its end; for anything else, and where the server cannot be reached, it becomes Python, so the worst
+case is what Ray does anyway. Ray's own first step of a worker, which imports Ray only to read a runtime environment, is
+done by the script.
 
 The server initialises no CUDA and starts no threads, so forks may use GPUs. It ends with the driver, however that ends.
 
 As a script, with the standard library only:
     warm_start.py serve DESCRIPTOR MODULE...   the server; ends when its standard input closes
-    warm_start.py start SOCKET ARGUMENT...     stands for the Python executable in a worker's command line
+    warm_start.py start SOCKET ARGUMENT...     stands for Python in a command line of Ray
 """
 
 from __future__ import annotations
@@ -18,32 +20,55 @@ import array
 import importlib
 import json
 import os
+import re
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-MODULES = ("torch", "trainables.finetune", "trainables.trial", "pandas", "pyarrow.fs", "aiohttp", "ray")
-"""What a trial's processes import and forks may share. Not `ray.tune` or `ray.train`: they draw from Ray's generator of
-ids while they are imported, and forks of a generator in use would all draw the same ids."""
+MODULES = (
+    *("torch", "trainables.finetune", "trainables.trial", "pandas", "pyarrow.fs", "aiohttp"),
+    *("ray.tune", "ray.train.torch", "ray.train.v2.api.data_parallel_trainer", "ray.util.queue"),
+)
+"""What a trial's processes import and forks may share."""
+
+CONTEXT = "--serialized-runtime-env-context"
+"""Ray's flag with the runtime environment of a worker, as JSON."""
 
 LARGEST = 1 << 20
 """Bytes of one request: arguments and environment as JSON."""
 
 
-def command(path: str) -> str:
-    """The `py_executable` of Ray's runtime environment that starts workers through the server at `path`."""
-    return f"{sys.executable} -I -S {os.path.abspath(__file__)} start {path}"
-
-
 class WarmStart:
-    """The server as a context: started on entry, gone on exit. `path` is its socket."""
+    """The server as a context: started on entry, gone on exit.
+
+    Args:
+        folder: for its socket and the script.
+    """
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "warm.sock")
+        self._script = os.path.join(folder, "python")
+        command = shlex.join([sys.executable, "-I", "-S", os.path.abspath(__file__), "start", self.path])
+        with open(self._script, "w") as script:
+            script.write(f'#!/bin/sh\nexec {command} "$@"\n')
+        os.chmod(self._script, 0o700)
+
+    @contextmanager
+    def as_python(self) -> Iterator[None]:
+        """The script stands for Python in this process, unless nothing may be executed in the folder."""
+        python = sys.executable
+        if os.access(self._script, os.X_OK):
+            sys.executable = self._script
+        try:
+            yield
+        finally:
+            sys.executable = python
 
     def __enter__(self) -> WarmStart:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -83,8 +108,9 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
             if request is not None and not warm:
                 os.environ.update({**request["environment"], "OPENBLAS_NUM_THREADS": "1"})  # a fork keeps no threads
                 sys.path[0] = os.getcwd()
-                for module in modules:
-                    importlib.import_module(module)
+                with _ids_from_the_system():
+                    for module in modules:
+                        importlib.import_module(module)
                 if not _forks_draw_differently():
                     sys.exit("forks would draw equal ids")  # the waiting clients become workers themselves
                 warm = True
@@ -94,6 +120,28 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
                 _become(request, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
+
+
+@contextmanager
+def _ids_from_the_system() -> Iterator[None]:
+    """Let actor classes take their ids from the system while they are declared, instead of from Ray's generator.
+
+    A fork copies the generator. Once it is in use, all forks would draw the same ids.
+    """
+    import ray.actor
+
+    original = ray.actor.ActorClassID
+
+    class Drawn:
+        @staticmethod
+        def from_random() -> Any:
+            return original(os.urandom(original.size()))
+
+    ray.actor.ActorClassID = Drawn
+    try:
+        yield
+    finally:
+        ray.actor.ActorClassID = original
 
 
 def _forks_draw_differently() -> bool:
@@ -167,9 +215,40 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
         os._exit(code)
 
 
+def worker_command(arguments: Sequence[str], environment: dict[str, str]) -> list[str] | None:
+    """The worker's own command line; with what Ray's `setup_worker.py` would set, if it comes first, in `environment`.
+
+    Returns:
+        None if this is no worker, or one that asks for more than variables.
+    """
+    program = os.path.basename(arguments[0]) if arguments else ""
+    given = dict(argument.split("=", 1) for argument in arguments if argument.startswith("--") and "=" in argument)
+    if (
+        "--gcs-address" in given
+    ):  # where several Rays run on a machine, Ray Train's cleaner cannot tell which is its own
+        environment.setdefault("RAY_ADDRESS", given["--gcs-address"])
+    if program == "default_worker.py":  # without a runtime environment
+        return list(arguments)
+    if program != "setup_worker.py":
+        return None
+    wanted = json.loads(given.get(CONTEXT) or "{}")
+    rest = [argument for argument in arguments[1:] if argument.partition("=")[0] not in (CONTEXT, "--language")]
+    special = wanted.get("command_prefix") or wanted.get("override_worker_entrypoint")
+    other_python = wanted.get("py_executable") not in (None, sys.executable)
+    if special or other_python or not rest or not rest[0].endswith(".py"):
+        return None
+    for name, value in (wanted.get("env_vars") or {}).items():
+        environment[name] = re.sub(r"\$\{[A-Z0-9_]+\}", "", os.path.expandvars(value))
+    return rest
+
+
 def start(path: str, arguments: list[str]) -> None:
-    """Have the server fork a worker, and stay until it ends; without a server, become the worker."""
-    request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
+    """Have the server fork a worker, and stay until it ends; without a server, or for anything else, become Python."""
+    environment = dict(os.environ)
+    worker = worker_command(arguments, environment)
+    if worker is None:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    request = {"arguments": worker, "environment": environment, "folder": os.getcwd()}
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
@@ -181,7 +260,7 @@ def start(path: str, arguments: list[str]) -> None:
     except OSError:
         forked = b""
     if not forked:
-        os.execv(sys.executable, [sys.executable, *arguments])
+        os.execve(sys.executable, [sys.executable, *worker], environment)
     connection.recv(1)
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +33,10 @@ ENVIRONMENT = {
 
 RESERVED_SHARE = 0.8
 """Of a worker's cores that Ray books. The rest is for the trial's own process and Ray's helpers, which only wait."""
+
+
+TRACE = "paretovl_trace"
+"""Attribute of what a worker raises: the trace, which does not travel with an exception otherwise."""
 
 
 class Patience(Model):
@@ -78,9 +83,13 @@ def worker(config: dict[str, Any]) -> None:
 
     checkpoint = ray.train.get_checkpoint()
     watchdog = Watchdog(patience.silent_seconds, lambda code: _leave_stuck(trial, code))
-    with watchdog, tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        finetune(trial, prepare(trial), get_device(), folder, Path(scratch), report)
+    try:
+        with watchdog, tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+            finetune(trial, prepare(trial), get_device(), folder, Path(scratch), report)
+    except Exception as error:
+        setattr(error, TRACE, traceback.format_exc())
+        raise
 
 
 def _leave_stuck(trial: TrialConfig, code: int) -> None:
@@ -175,19 +184,17 @@ def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: S
 
 
 def _own_fault(failures: dict[int, Exception]) -> Outcome | None:
-    """The outcome if a worker's own code raised; None if workers were lost, which Ray tells without a trace."""
+    """The outcome if the trial's own code raised; None if a worker was lost, from which others may have failed too."""
     from ray.exceptions import RayError
 
-    for failure in failures.values():
-        trace, cause = getattr(failure, "_traceback_str", None), getattr(failure, "_base_exc", None)
-        if cause is None or isinstance(cause, RayError):
-            continue
-        name = type(cause).__name__
-        reason = f"{name}: {cause}"
-        if name in ("Diverged", "OutOfMemoryError", "TooLong"):
-            return Outcome(state="infeasible", reason=reason)
-        return Outcome(state="failed", reason=reason, trace=trace)
-    return None
+    if any(isinstance(failure, RayError) or not hasattr(failure, TRACE) for failure in failures.values()):
+        return None
+    failure = next(iter(failures.values()))
+    name = type(failure).__name__
+    reason = f"{name}: {failure}"
+    if name in ("Diverged", "OutOfMemoryError", "TooLong"):
+        return Outcome(state="infeasible", reason=reason)
+    return Outcome(state="failed", reason=reason, trace=getattr(failure, TRACE))
 
 
 def _last_line(error: Exception) -> str:

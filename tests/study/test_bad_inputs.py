@@ -150,22 +150,6 @@ def test_unknown_flag(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert "--bugdet.trials" in capfd.readouterr().err
 
 
-def test_what_fails_inside_a_trial_has_a_state_and_a_reason() -> None:
-    from ray.exceptions import ActorDiedError
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-
-    from trainables.finetune import CheckpointError, Diverged
-    from trainables.trial import _own_fault
-
-    def fault(error: Exception) -> object:
-        return _own_fault({0: UserExceptionWithTraceback(error, "trace")})
-
-    diverged, damaged_checkpoint = fault(Diverged("the loss became nan")), fault(CheckpointError("checkpoint x"))
-    assert (diverged.state, diverged.reason) == ("infeasible", "Diverged: the loss became nan")  # type: ignore[attr-defined]
-    assert (damaged_checkpoint.state, damaged_checkpoint.reason) == ("failed", "CheckpointError: checkpoint x")  # type: ignore[attr-defined]
-    assert _own_fault({0: ActorDiedError()}) is None  # lost, and tried again
-
-
 def test_points_that_contradict_themselves() -> None:
     for fields in ({"epsilon": 0.1}, {"attack_steps": 2}, {"epsilon": "3/2", "attack_steps": 1}):
         with pytest.raises(ValueError, match=r"attack_steps|less than"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from trainables.config import TrialConfig
 from trainables.finetune import Diverged
-from trainables.trial import Outcome, _leave_stuck, _own_fault, _was_stuck
+from trainables.trial import TRACE, Outcome, _leave_stuck, _own_fault, _was_stuck
 
 REPORTS = 40
 
@@ -66,17 +67,22 @@ def test_the_last_reports_do_not_wait_for_each_other(tmp_path: Path) -> None:
     assert json.loads(seen[REPORTS])["reason"] == "as told"
 
 
-def test_lost_workers_are_nobodys_fault() -> None:
-    # Ray tells of lost workers with its own exceptions, without a trace; what the trial raises comes with one.
-    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+def raised(error: Exception) -> Exception:
+    setattr(error, TRACE, "Traceback ...")
+    return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]
 
-    lost = WorkerHealthCheckFailedError("A worker health check failed.", RuntimeError("gone"))
+
+def test_lost_workers_are_nobodys_fault() -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    lost = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
+    own = raised(KeyError("x"))
+    assert _own_fault({0: own}) == Outcome(state="failed", reason="KeyError: 'x'", trace="Traceback ...")
+    assert _own_fault({0: raised(Diverged("nan"))}) == Outcome(state="infeasible", reason="Diverged: nan")
     assert _own_fault({0: lost}) is None
-    own = UserExceptionWithTraceback(KeyError("x"), "Traceback ...")
-    for failures in ({0: own}, {0: lost, 1: own}):
-        assert _own_fault(failures) == Outcome(state="failed", reason="KeyError: 'x'", trace="Traceback ...")
-    diverged = UserExceptionWithTraceback(Diverged("nan"), "Traceback ...")
-    assert _own_fault({0: diverged}) == Outcome(state="infeasible", reason="Diverged: nan")
+    assert _own_fault({0: raised(RuntimeError("Connection closed by peer")), 1: lost}) is None, "the peer was lost"
+    assert _own_fault({0: raised(ActorDiedError())}) is None
 
 
 def test_a_stuck_worker_leaves_word(tmp_path: Path) -> None:
