@@ -73,7 +73,8 @@ class MirroredStorage(InMemoryStorage):
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """What samplers see: foreign trials, those that wait or run, and the last `HISTORY` that ended."""
-        trials = [self.get_trial(number) for number in sorted([*self._open, *self._ended])]
+        everything = self.whole()
+        trials = [everything[number] for number in sorted([*self._open, *self._ended])]
         trials = [trial for trial in trials if states is None or trial.state in states]
         trials = [trial for trial in self.foreign if states is None or trial.state in states] + trials
         return copy.deepcopy(trials) if deepcopy else trials
