@@ -21,6 +21,7 @@ from study.mlflow_store import redacted
 from study.records import StudyPaths, write_atomically
 from trainables.command import InputError, all_mistakes, read_yaml
 from trainables.config import (
+    DIRECTIONS,
     DataConfig,
     Model,
     ModelConfig,
@@ -210,7 +211,11 @@ class StudyConfig(Model):
         for field, parts in (("objectives", self.objectives), ("constraints", self.constraints)):
             unknown = [part.metric for part in parts if part.metric not in known]
             if unknown:
-                raise ValueError(f"{field}: no metric {', '.join(unknown)}; metrics are {', '.join(known)}")
+                targets, ks = ", ".join(self.protocol.targets), ", ".join(map(str, self.protocol.recall_at))
+                raise ValueError(
+                    f"{field}: no metric {', '.join(unknown)}; metrics are {COST} and TARGET/DIRECTION_rK, where "
+                    f"TARGET is one of {targets}, DIRECTION of {', '.join(DIRECTIONS)}, and K of {ks}"
+                )
         wrong = [
             f"{name}={value!r}"
             for point in self.points

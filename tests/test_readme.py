@@ -69,7 +69,7 @@ def test_the_attack_of_the_how_to_works(tmp_path: Path) -> None:
     (tmp_path / "my_study.yaml").write_text(text)
     protocol = parse(["--config", str(tmp_path / "my_study.yaml")]).protocol
     attacks = {attack.name: build_attack(attack, protocol) for attack in protocol.attacks}
-    assert list(attacks) == ["both", "sga-published", "apgd", "fog-3", "typing", "mine"]
+    assert list(attacks) == ["image", "both", "sga-published", "apgd", "fog-3", "typing", "mine"]
     pixels = torch.ones(1, 3, 4, 4)
     batch = SimpleNamespace(pixels=pixels, captions=lambda: ["a cat"])
     attacked = attacks["mine"].run(cast(Any, None), cast(Any, batch))
