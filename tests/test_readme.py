@@ -35,12 +35,20 @@ def known_flags(model: type, prefix: str = "--") -> set[str]:
 def test_flags_exist() -> None:
     joined = README.replace("\\\n", " ")
     ours = [
-        line for line in joined.splitlines() if not re.search(r"mlflow ui --|\bray (up|job|exec|start|down) ", line)
+        line
+        for line in joined.splitlines()
+        if not re.search(r"mlflow ui --|\bray (up|job|exec|start|down) |python -m benchmarks", line)
     ]
     ours += re.findall(r"python -m study\.run .*", joined)  # also where another program starts it
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", "\n".join(ours)))
     assert len(named) > 10
     assert named - {"--help", "--rebuild"} <= known_flags(Arguments) | known_flags(trainables.evaluate.Arguments)
+
+
+def test_flags_of_benchmarks_exist() -> None:
+    for module, rest in re.findall(r"python -m benchmarks\.(\w+)(.*)", README):
+        source = (ROOT / "benchmarks" / f"{module}.py").read_text()
+        assert all(f'"{flag}"' in source for flag in re.findall(r"--[a-z-]+", rest)), module
 
 
 def test_modules_and_files_exist() -> None:
