@@ -81,6 +81,9 @@ def worker(config: dict[str, Any]) -> None:
         if patience.trial_seconds is not None and held > patience.trial_seconds and not metrics["last"]:
             raise TooLong(f"{held:.0f} s by step {metrics['step']}, more than {patience.trial_seconds:.0f} s")
 
+    place = ray.util.get_current_placement_group()
+    if place is not None and ray.train.get_context().get_world_rank() == 0:
+        _leave_word(trial, "place", place.id.hex())
     checkpoint = ray.train.get_checkpoint()
     watchdog = Watchdog(patience.silent_seconds, lambda code: _leave_stuck(trial, code))
     try:
@@ -95,27 +98,47 @@ def worker(config: dict[str, Any]) -> None:
 def _leave_stuck(trial: TrialConfig, code: int) -> None:
     """End this process, and leave word why: Ray only sees that it is gone."""
     try:
-        storage, path = _stuck_note(trial)
-        with storage.open_output_stream(path) as note:
-            note.write(b"silent")
+        _leave_word(trial, "stuck", "")
     finally:
         os._exit(code)
 
 
-def _stuck_note(trial: TrialConfig) -> tuple[Any, str]:
+def _leave_word(trial: TrialConfig, name: str, text: str) -> None:
+    """For whoever runs the trial next, beside its checkpoints."""
     from pyarrow.fs import FileSystem
 
     storage, folder = FileSystem.from_uri(trial.storage_path)
-    return storage, f"{folder}/{trial.key}/stuck"
+    with storage.open_output_stream(f"{folder}/{trial.key}/{name}") as word:
+        word.write(text.encode())
 
 
-def _was_stuck(trial: TrialConfig) -> bool:
-    """Whether a worker left word that it was stuck; the word is taken away."""
-    storage, path = _stuck_note(trial)
-    found = bool(storage.get_file_info(path).is_file)
-    if found:
-        storage.delete_file(path)
-    return found
+def _take_word(trial: TrialConfig, name: str) -> str | None:
+    """What was left under the name, once; None if nothing was."""
+    from pyarrow.fs import FileSystem
+
+    storage, folder = FileSystem.from_uri(trial.storage_path)
+    path = f"{folder}/{trial.key}/{name}"
+    if not storage.get_file_info(path).is_file:
+        return None
+    with storage.open_input_stream(path) as word:
+        text = bytes(word.read()).decode()
+    storage.delete_file(path)
+    return text
+
+
+def _free_place(trial: TrialConfig) -> None:
+    """Give back the resources that an earlier attempt's workers held.
+
+    Ray Train's own cleaner asks Ray's dashboard whether the controller is alive; there is none in this installation, so
+    what a controller that was killed had reserved would stay reserved as long as Ray runs.
+    """
+    from ray import PlacementGroupID
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    place = _take_word(trial, "place")
+    if place is not None and place in placement_group_table():
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
 
 
 def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: Sequence[Any] = ()) -> Outcome:  # noqa: B008, it is frozen
@@ -144,6 +167,7 @@ def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: S
     if "://" not in config.storage_path:
         config = config.model_copy(update={"storage_path": str(Path(config.storage_path).resolve())})
     for attempt in range(patience.retries + 1):
+        _free_place(config)
         trainer = TorchTrainer(
             worker,
             train_loop_config={"trial": config.model_dump(mode="json"), "patience": patience.model_dump()},
@@ -168,7 +192,7 @@ def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: S
             checkpoint = trainer.fit().checkpoint
         except WorkerGroupError as error:
             outcome = _own_fault(error.worker_failures)
-            stuck = _was_stuck(config)
+            stuck = _take_word(config, "stuck") is not None
             if outcome is None and attempt < patience.retries:
                 continue
             why = f"silent for more than {patience.silent_seconds:g} s" if stuck else _last_line(error)

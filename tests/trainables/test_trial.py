@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainables.config import TrialConfig
 from trainables.finetune import Diverged
-from trainables.trial import TRACE, Outcome, _leave_stuck, _own_fault, _was_stuck
+from trainables.trial import TRACE, Outcome, _leave_stuck, _own_fault, _take_word
 
 REPORTS = 40
 
@@ -88,9 +88,9 @@ def test_lost_workers_are_nobodys_fault() -> None:
 def test_a_stuck_worker_leaves_word(tmp_path: Path) -> None:
     trial = TrialConfig(key="k", storage_path=str(tmp_path))
     (tmp_path / "k").mkdir()
-    assert not _was_stuck(trial)
+    assert _take_word(trial, "stuck") is None
     if (child := os.fork()) == 0:
         _leave_stuck(trial, 7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert _was_stuck(trial)
-    assert not _was_stuck(trial), "told once"
+    assert _take_word(trial, "stuck") == ""
+    assert _take_word(trial, "stuck") is None, "told once"
