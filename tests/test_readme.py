@@ -12,14 +12,19 @@ from typing import Any, cast
 import pytest
 import torch
 
+import study.plan
 import trainables.evaluate
 from search_spaces.recipes import RECIPES, recipe_point
-from study.config import PRESETS, Arguments, parse
+from study.config import PRESETS, parse
 from study.records import StudyPaths
 from trainables.attacks.registry import build_attack
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+
+
+OTHERS = r"python -m (benchmarks|study)\.(?!run|plan)(\w+)(.*)"
+"""Commands that are no study: their flags are written out in their own files."""
 
 
 def known_flags(model: type, prefix: str = "--") -> set[str]:
@@ -37,17 +42,18 @@ def test_flags_exist() -> None:
     ours = [
         line
         for line in joined.splitlines()
-        if not re.search(r"mlflow ui --|\bray (up|job|exec|start|down) |python -m benchmarks", line)
+        if not re.search(rf"mlflow ui --|\bray (up|job|exec|start|down) |{OTHERS}", line)
     ]
     ours += re.findall(r"python -m study\.run .*", joined)  # also where another program starts it
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", "\n".join(ours)))
     assert len(named) > 10
-    assert named - {"--help", "--rebuild"} <= known_flags(Arguments) | known_flags(trainables.evaluate.Arguments)
+    assert named - {"--help"} <= known_flags(study.plan.Arguments) | known_flags(trainables.evaluate.Arguments)
 
 
-def test_flags_of_benchmarks_exist() -> None:
-    for module, rest in re.findall(r"python -m benchmarks\.(\w+)(.*)", README):
-        source = (ROOT / "benchmarks" / f"{module}.py").read_text()
+def test_flags_of_other_commands_exist() -> None:
+    shared = (ROOT / "study" / "view.py").read_text()
+    for package, module, rest in re.findall(OTHERS, README):
+        source = shared + (ROOT / package / f"{module}.py").read_text()
         assert all(f'"{flag}"' in source for flag in re.findall(r"--[a-z-]+", rest)), module
 
 
