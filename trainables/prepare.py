@@ -28,7 +28,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-VERSION = 3
+VERSION = 4
 """Of how tokenizers, masked language models and base models are made: part of their identity."""
 
 

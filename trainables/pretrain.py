@@ -41,8 +41,12 @@ MASKED_LM_LENGTH = 64
 SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]", "bos": "[BOS]", "eos": "[EOS]"}
 
 
+ENDINGS = ("##s", "##es", "##d", "##ed", "##ing", "##er", "##ers", "##ly", "##y")
+"""Pieces that make further words of known ones."""
+
+
 def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
-    """Lower-case WordPiece: the most frequent words whole, all others in characters.
+    """Lower-case WordPiece of whole words, the most frequent ones, and `ENDINGS`; any other word is unknown.
 
     Equal captions give equal vocabularies, in any process; trainers that merge pairs break ties as they hash.
     """
@@ -54,10 +58,8 @@ def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
         for caption in captions
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(caption))
     )
-    characters = sorted({character for word in counts for character in word})
-    entries = [*SPECIAL.values(), *characters, *(f"##{character}" for character in characters)]
     words = sorted(counts, key=lambda word: (-counts[word], word))
-    vocabulary = list(dict.fromkeys([*entries, *words]))[:VOCABULARY]
+    vocabulary = [*SPECIAL.values(), *ENDINGS, *words][:VOCABULARY]
     tokenizer.model = WordPiece({entry: place for place, entry in enumerate(vocabulary)}, unk_token="[UNK]")
     tokenizer.add_special_tokens(list(SPECIAL.values()))
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[BOS]", "[EOS]")]
