@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from study.config import Budget, Objective, Price
+from study.config import COST, Budget, Objective, Price
 from study.records import Manifest, StudyPaths, TrialRecord, read_events
 from trainables.command import InputError
 
@@ -95,13 +95,13 @@ def usage(
 
 def planned_trials(budget: Budget, records: Sequence[TrialRecord]) -> int:
     """Recipes and searched trials, also where more were searched than the budget has now."""
-    searched = sum(record.recipe is None for record in records)
+    searched = sum(record.searched for record in records)
     return len(records) - searched + max(searched, budget.trials)
 
 
 def _logged_seconds(paths: StudyPaths, record: TrialRecord) -> float:
     """Of a trial without a result: what its last rung said."""
-    rungs = (event.metrics.get("device_seconds", 0.0) for event in read_events(paths.events(record.key)))
+    rungs = (event.metrics.get(COST, 0.0) for event in read_events(paths.events(record.key)))
     return max(rungs, default=0.0)
 
 

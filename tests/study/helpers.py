@@ -60,6 +60,6 @@ def run_next(ledger: Ledger, config: StudyConfig, outcome: Outcome, held: float 
     log = config.paths.events(record.key)
     append_event(log, Event(time=time.time(), event="start", message="begun"))
     history = [{"step": 1, "time": time.time(), "loss": 2.0}]
-    rung = {"clean/mr_r1": 0.3, "device_seconds": held}
+    rung = {"clean/mr_r1": 0.3, "cost/device_seconds": held}
     append_event(log, Event(time=time.time(), event="rung", step=2, metrics=rung, history=history))
     return ledger.finish(record, outcome, TrialConfig())

@@ -90,7 +90,7 @@ def test_usage_counts_every_attempt(tmp_path: Path) -> None:
     run_next(ledger, config, complete(0.5, 0.1, device_seconds=100))
     run_next(ledger, config, Outcome(state="failed", reason="lost"), held=30)
     going = ledger.take()
-    append_event(config.paths.events(going.key), Event(time=1, event="rung", metrics={"device_seconds": 7}))
+    append_event(config.paths.events(going.key), Event(time=1, event="rung", metrics={"cost/device_seconds": 7}))
     used = usage(config.paths, config.budget, config.objectives, ledger.records(), ledger.manifests(), wall_seconds=50)
     assert used.device_seconds == 137
     assert (used.trials, used.planned_trials) == (2, 6)
