@@ -33,7 +33,7 @@ every_attack = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: con
 
 
 def protocol(**budget: Any) -> Protocol:
-    return Protocol(**{"epsilon": 8 / 255, "image_steps": 2, **budget})
+    return Protocol(**{"epsilon": 8 / 255, "image_steps": 2, "eight_bit": False, **budget})
 
 
 def same(first: Attacked, second: Attacked) -> bool:

@@ -50,10 +50,10 @@ def stage(family: Any) -> tuple[Victim, Batch]:
 
 def some(victim: Victim, pixels: Tensor, images: slice) -> Batch:
     """The batch of some images, each with its captions."""
-    substitutes = Substitutes.build(WORDS, [[["green", "tiny"] for _ in caption] for caption in WORDS], 2)
+    substitutes = Substitutes.build(WORDS, [[["green", "tiny"] for _ in caption] for caption in WORDS])
     rows = np.flatnonzero((images.start <= OWNER) & (images.stop > OWNER))
     owner, encode = OWNER[rows] - images.start, CaptionEncoder(victim.model, 16, CPU)
-    return Batch(pixels[images], torch.arange(3)[images], rows, owner, substitutes, lambda: substitutes, encode, 7)
+    return Batch(pixels[images], torch.arange(3)[images], rows, owner, substitutes, lambda quirks: substitutes, encode, 7)
 
 
 def logits(victim: Victim, pixels: Tensor, captions: list[str], owner: Tensor) -> Tensor:

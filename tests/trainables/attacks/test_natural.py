@@ -29,7 +29,8 @@ def seen(trial: TrialConfig, batch_images: int, seed: int = 0) -> dict[str, Atta
     """What every attack made of the whole gallery."""
     prepared = prepare(trial)
     parts: dict[str, list[Attacked]] = {}
-    protocol = trial.protocol.model_copy(update={"attacks": CHOSEN, "batch_images": batch_images, "seed": seed})
+    changes = {"attacks": CHOSEN, "batch_images": batch_images, "seed": seed, "eight_bit": False}
+    protocol = trial.protocol.model_copy(update=changes)
     ranks = evaluate(
         prepared.base,
         prepared.gallery,
