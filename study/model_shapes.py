@@ -31,6 +31,17 @@ KNOWN_CLIPS: dict[str, dict[str, Any]] = {
 }
 """Shapes of the models that presets name, so that a plan needs no download (Radford et al. 2021, table 20)."""
 
+BERT_VOCABULARY = 30524
+"""With the two tokens that BLIP adds."""
+KNOWN: dict[str, dict[str, Any]] = {
+    **KNOWN_CLIPS,
+    # ViT-B/16 and BERT-base (Li et al. 2022, section 4.1).
+    "Salesforce/blip-itm-base-coco": {
+        "vision_config": {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 16},
+        "text_config": {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": BERT_VOCABULARY},
+    },
+}
+
 
 def shape_of(config: StudyConfig) -> Shape:
     """Towers and amounts of data of a study's trials.
@@ -84,13 +95,13 @@ def _towers(model: ModelConfig, pixels: int, tokens: int) -> tuple[Tower | Count
 
 
 def _configuration(name: str) -> dict[str, Any]:
-    if name in KNOWN_CLIPS:
-        return KNOWN_CLIPS[name]
+    if name in KNOWN:
+        return KNOWN[name]
     path = Path(name) / "config.json"
     if not path.is_file():
         raise InputError(
             f"trial.model: the shape of {name!r} is not known here; give a folder with config.json, or one of "
-            f"{', '.join(KNOWN_CLIPS)}"
+            f"{', '.join(KNOWN)}"
         )
     found: dict[str, Any] = json.loads(path.read_text())
     return found

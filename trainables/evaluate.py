@@ -83,7 +83,7 @@ class EvaluationManifest(Model):
     audit: Audit | None
     correct: dict[str, str]
     queries: dict[str, int]
-    captions_per_image: list[int]
+    captions_per_image: list[int] = Field([], description="so that the bits can be compared with another model's")
     seconds: float
     versions: dict[str, str]
 

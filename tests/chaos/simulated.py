@@ -72,7 +72,7 @@ def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
         def make(record: TrialRecord) -> TrialConfig:
             return TrialConfig(key=record.key, point=ledger.point(record))
 
-        searcher = LedgerSearcher(ledger, config.paths, make, Patience(), lambda: True, changed)
+        searcher = LedgerSearcher(ledger, make, Patience(), lambda: True, changed)
         while isinstance(suggestion := searcher.suggest("only"), dict):
             run(config.paths, searcher, TrialConfig.model_validate(suggestion["trial"]), rung_seconds)
         write_front_files(config.paths, ledger.manifests(), config.objectives, config.name)
@@ -89,8 +89,8 @@ def run(paths: StudyPaths, searcher: LedgerSearcher, trial: TrialConfig, rung_se
     for step in range(begun + 1, RUNGS + 1):
         time.sleep(rung_seconds)
         write_atomically(checkpoint, json.dumps({"step": step}))
-        report = {"step": step, "resumed_from_step": begun or -1, "device_seconds": 10 * step / RUNGS, "history": "[]"}
-        searcher.on_trial_result("only", {**report, "clean/mr_r1": 0.5})
+        report = {"step": step, "epoch": step, "last": step == RUNGS, "resumed_from_step": begun or -1, "history": "[]"}
+        searcher.rung("only", {**report, "device_seconds": 10 * step / RUNGS, "clean/mr_r1": 0.5})
     searcher.on_trial_complete("only", {"outcome": ends(trial).model_dump_json()})
 
 

@@ -121,7 +121,7 @@ def test_export(config: StudyConfig, kind: str, tmp_path: Path) -> None:
     assert trials["cost/seconds/train"][1] == 200
     assert trials["param/temperature"].notna().tolist() == [True, False, True, True]
     assert trials["reason"][2] == "lost"
-    rungs = events[events["name"] == "rung/device_seconds"]
+    rungs = events[events["name"] == "rung/cost/device_seconds"]
     assert rungs["value"].tolist() == [0.5, 0.5, 100]
     loss = events[(events["name"] == "train/loss") & (events["key"] == "s-t00001-s0")]
     assert (loss["value"].item(), loss["step"].item()) == (2.0, 1)

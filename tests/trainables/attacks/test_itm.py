@@ -53,7 +53,9 @@ def some(victim: Victim, pixels: Tensor, images: slice) -> Batch:
     substitutes = Substitutes.build(WORDS, [[["green", "tiny"] for _ in caption] for caption in WORDS])
     rows = np.flatnonzero((images.start <= OWNER) & (images.stop > OWNER))
     owner, encode = OWNER[rows] - images.start, CaptionEncoder(victim.model, 16, CPU)
-    return Batch(pixels[images], torch.arange(3)[images], rows, owner, substitutes, lambda quirks: substitutes, encode, 7)
+    return Batch(
+        pixels[images], torch.arange(3)[images], rows, owner, substitutes, lambda quirks: substitutes, encode, 7
+    )
 
 
 def logits(victim: Victim, pixels: Tensor, captions: list[str], owner: Tensor) -> Tensor:
