@@ -47,7 +47,8 @@ def test_flags_exist() -> None:
     ours += re.findall(r"python -m study\.run .*", joined)  # also where another program starts it
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", "\n".join(ours)))
     assert len(named) > 10
-    assert named - {"--help"} <= known_flags(study.plan.Arguments) | known_flags(trainables.evaluate.Arguments)
+    assert '"--long-chaos"' in (ROOT / "tests" / "conftest.py").read_text()
+    assert named - {"--help", "--long-chaos"} <= known_flags(study.plan.Arguments) | known_flags(trainables.evaluate.Arguments)
 
 
 def test_flags_of_other_commands_exist() -> None:
