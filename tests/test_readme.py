@@ -48,7 +48,9 @@ def test_flags_exist() -> None:
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", "\n".join(ours)))
     assert len(named) > 10
     assert '"--long-chaos"' in (ROOT / "tests" / "conftest.py").read_text()
-    assert named - {"--help", "--long-chaos"} <= known_flags(study.plan.Arguments) | known_flags(trainables.evaluate.Arguments)
+    assert named - {"--help", "--long-chaos"} <= known_flags(study.plan.Arguments) | known_flags(
+        trainables.evaluate.Arguments
+    )
 
 
 def test_flags_of_other_commands_exist() -> None:
