@@ -105,7 +105,8 @@ def sessions(engine: sa.Engine, study: str) -> list[SessionRow]:
         return [SessionRow(**row._mapping) for row in connection.execute(query)]
 
 
-def _make_table(engine: sa.Engine) -> None:
+def make_sessions_table(engine: sa.Engine) -> None:
+    """Make the table of sessions where it does not exist."""
     try:
         SESSIONS.metadata.create_all(engine)
     except DBAPIError:  # two drivers made it at the same moment: it is there now
@@ -131,7 +132,7 @@ class Lease:
         self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        _make_table(self._engine)
+        make_sessions_table(self._engine)
         now, host = time.time(), socket.gethostname()
         for row in sessions(self._engine, self._study):
             if row.open and row.gone(now, host):

@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Container, Sequence
+from pathlib import Path
 
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from study.lease import make_sessions_table
 from study.records import StudyPaths
 
 HISTORY = 500
@@ -31,12 +33,26 @@ def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optun
         make: its tables, where they do not exist.
     """
     if url is None:
+        if make and not paths.database.exists():
+            _make_database(paths.database.resolve())
         return optuna.storages.RDBStorage(
             f"sqlite:///{paths.database.resolve()}",
             engine_kwargs={"connect_args": {"timeout": 60}},
             skip_table_creation=not make,
         )
     return optuna.storages.RDBStorage(url, skip_table_creation=not make)
+
+
+def _make_database(path: Path) -> None:
+    """Under another name first: SQLite keeps every statement at once, so a stop between the table of studies and its
+    unique index would leave a database that takes the same study twice.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    engine = optuna.storages.RDBStorage(f"sqlite:///{part}").engine
+    make_sessions_table(engine)
+    engine.dispose()
+    part.replace(path)
 
 
 class MirroredStorage(InMemoryStorage):
