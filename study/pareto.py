@@ -185,13 +185,14 @@ def estimates(manifests: Sequence[Manifest], objectives: Sequence[Objective]) ->
         if manifest.state == "complete":
             groups.setdefault(manifest.key.rsplit("-s", 1)[0], []).append(manifest)
     return [
-        Estimate(runs[0], len(runs), {o.metric: _mean([measured(run, o.metric) for run in runs]) for o in objectives})
+        Estimate(runs[0], len(runs), {o.metric: mean_metric([measured(run, o.metric) for run in runs]) for o in objectives})
         for runs in groups.values()
         if runs[0].replicate == 0
     ]
 
 
-def _mean(runs: Sequence[Metric]) -> Metric:
+def mean_metric(runs: Sequence[Metric]) -> Metric:
+    """Mean of a metric over runs that were evaluated on the same images, with the interval of `estimates`."""
     if len(runs) == 1:
         return runs[0]
     values = np.array([run.value for run in runs])
