@@ -25,6 +25,7 @@ from trainables.models.official import (
     resampled,
     tokenizer_beside,
 )
+from trainables.models.patches import PatchEmbedding
 
 RULES = (
     (r"^visual\.class_embedding", "vision_model.embeddings.class_embedding"),
@@ -108,6 +109,7 @@ class Clip(RetrievalModel):
     def __init__(self, clip: CLIPModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.clip = clip
+        clip.vision_model.embeddings.patch_embedding.__class__ = PatchEmbedding
         self.clip.logit_scale.requires_grad_(False)
         self.own_temperature = math.exp(-self.clip.logit_scale.item())
         self.tokenizer = tokenizer

@@ -17,6 +17,7 @@ from transformers.models.blip.modeling_blip import BlipAttention
 from trainables.config import TinyConfig
 from trainables.models import FusionModel
 from trainables.models.official import State, layers, resampled
+from trainables.models.patches import PatchEmbedding
 
 
 class FusedAttention(BlipAttention):
@@ -47,6 +48,7 @@ class VitBert(FusionModel):
     def __init__(self, network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.network: Any = network
+        network.vision_model.embeddings.patch_embedding.__class__ = PatchEmbedding
         for layer in network.vision_model.encoder.layers:
             layer.self_attn.__class__ = FusedAttention  # the same weights under the same names
         self.tokenizer = tokenizer
