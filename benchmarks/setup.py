@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 import time
@@ -13,7 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import transformers
+from torch import nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from trainables.attacks.contract import Batch, Victim
 from trainables.attacks.quirks import Quirks
@@ -40,6 +43,15 @@ def timed(run: Callable[[], Result]) -> tuple[float, Result]:
     start = time.process_time()
     result = run()
     return time.process_time() - start, result
+
+
+def plain(clip: Clip) -> Clip:
+    """A copy with the same weights that computes as `transformers` does, as the published code's models do."""
+    copied = copy.deepcopy(clip)
+    vision = copied.clip.vision_model
+    vision.embeddings.patch_embedding.__class__ = nn.Conv2d
+    vision.encoder.layers[-1].__class__ = CLIPEncoderLayer
+    return copied
 
 
 def read_captions(path: Path) -> list[str]:

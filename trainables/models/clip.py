@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from trainables.config import TinyConfig
 from trainables.models import RetrievalModel
@@ -100,6 +102,25 @@ def _official_config(state: State, path: Path, image_pixels: int | None) -> dict
     }
 
 
+class PooledLayer(CLIPEncoderLayer):
+    """The last layer of an image tower that is pooled at its first token, computed for that token alone.
+
+    The same weights under the same names. Of a layer's work, only keys and values are needed for every token.
+    """
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        """(batch, tokens, width) -> (batch, 1, width)."""
+        attention, normal, first = self.self_attn, self.layer_norm1(hidden_states), hidden_states[:, :1]
+        queries, keys, values = (
+            part.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
+            for part in (attention.q_proj(normal[:, :1]), attention.k_proj(normal), attention.v_proj(normal))
+        )
+        dropped = attention.dropout if self.training else 0.0
+        seen = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropped)
+        attended = first + attention.out_proj(seen.transpose(1, 2).flatten(2))
+        return attended + self.mlp(self.layer_norm2(attended))
+
+
 class Clip(RetrievalModel):
     """A `transformers` CLIP; the trial owns the temperature, so CLIP's own is not used."""
 
@@ -110,6 +131,7 @@ class Clip(RetrievalModel):
         super().__init__()
         self.clip = clip
         clip.vision_model.embeddings.patch_embedding.__class__ = PatchEmbedding
+        clip.vision_model.encoder.layers[-1].__class__ = PooledLayer
         self.clip.logit_scale.requires_grad_(False)
         self.own_temperature = math.exp(-self.clip.logit_scale.item())
         self.tokenizer = tokenizer

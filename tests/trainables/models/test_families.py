@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedTokenizerBase
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
+from benchmarks.setup import plain
 from trainables.command import InputError
 from trainables.config import TinyConfig
 from trainables.models import FusionModel, RetrievalModel, parameters_of, tokenize
@@ -137,6 +139,21 @@ def test_parts_are_a_partition(model: RetrievalModel, pixels: Tensor) -> None:
             assert torch.equal(model.encode_text(tokens, mask), text) == same_text
             for parameter, value in zip(parameters_of(model, part), before, strict=True):  # type: ignore[arg-type]
                 parameter.copy_(value)
+
+
+def test_clip_computes_what_transformers_does(pixels: Tensor) -> None:
+    ours = make("clip")
+    theirs = plain(ours)
+    assert type(theirs.clip.vision_model.encoder.layers[-1]) is CLIPEncoderLayer
+    found = []
+    for model in (theirs, ours):
+        given = pixels.clone().requires_grad_(True)
+        features = model.encode_image(given)
+        wanted = [given, *model.image_parameters()]
+        gradients = torch.autograd.grad(features.square().sum(), wanted, allow_unused=True)
+        found.append([features, *(gradient for gradient in gradients if gradient is not None)])
+    for expected, value in zip(*found, strict=True):
+        close(value, expected)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "dual"])
