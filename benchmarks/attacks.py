@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks import Row
 from benchmarks.published import Draw, Published, numpy_noise
-from benchmarks.setup import IMAGE_PIXELS, MAX_TOKENS, Models, make_batch, plain, read_captions, read_images, timed
+from benchmarks.setup import IMAGE_PIXELS, MAX_TOKENS, Models, Plain, make_batch, read_captions, read_images, timed
 from trainables.attacks.contract import Attacked, Batch
 from trainables.attacks.image import random_start
 from trainables.attacks.noise import normal, step_keys
@@ -38,7 +38,7 @@ def text_rows(captions: list[str], count: int, tiny: TinyConfig) -> list[Row]:
     models = Models.make(captions, tiny)
     captions = captions[:count]
     features = F.normalize(torch.randn(count, tiny.embedding, generator=torch.Generator().manual_seed(0)), dim=-1)
-    published = Published(plain(models.clip), models.masked_lm, models.tokenizer, MAX_TOKENS, TEXT_QUIRKS)
+    published = Published(Plain(models.clip), models.masked_lm, models.tokenizer, MAX_TOKENS, TEXT_QUIRKS)
     published.attack_caption(captions[0], features[0])
     reference_seconds, reference = timed(lambda: published.attack_captions(captions, range(count), features))
     table_seconds, table = timed(lambda: models.table(captions, TEXT_QUIRKS))
@@ -70,7 +70,7 @@ def sga_rows(captions: list[str], root: Path, images: int, tiny: TinyConfig) -> 
     models = Models.make(captions, tiny)
     parts = read_images(root, images, BATCH_IMAGES)
     attack = Sga(quirks=Sga.known_quirks)
-    published = Published(plain(models.clip), models.masked_lm, models.tokenizer, MAX_TOKENS, attack.quirks)
+    published = Published(Plain(models.clip), models.masked_lm, models.tokenizer, MAX_TOKENS, attack.quirks)
     jobs = [(part, *make_batch(models, part, models.table(part.captions, attack.quirks))) for part in parts]
 
     def our_noise(batch: Batch) -> Draw:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
@@ -45,13 +45,18 @@ def timed(run: Callable[[], Result]) -> tuple[float, Result]:
     return time.process_time() - start, result
 
 
-def plain(clip: Clip) -> Clip:
-    """A copy with the same weights that computes as `transformers` does, as the published code's models do."""
-    copied = copy.deepcopy(clip)
-    vision = copied.clip.vision_model
-    vision.embeddings.patch_embedding.__class__ = nn.Conv2d
-    vision.encoder.layers[-1].__class__ = CLIPEncoderLayer
-    return copied
+class Plain(Clip):
+    """CLIP as `transformers` computes it, and so the published code."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__(copy.deepcopy(clip.clip), clip.tokenizer)
+        self.clip.vision_model.embeddings.patch_embedding.__class__ = nn.Conv2d
+        for tower in (self.clip.vision_model, self.clip.text_model):
+            tower.encoder.layers[-1].__class__ = CLIPEncoderLayer
+
+    def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(batch, length) -> (batch, dim)."""
+        return self.clip.get_text_features(tokens, attention_mask=mask).pooler_output
 
 
 def read_captions(path: Path) -> list[str]:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, product
+from itertools import accumulate, islice, product
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainables.attacks.quirks import FIRST_WORDS, Quirks
@@ -165,15 +166,20 @@ def masked_lm_substitutes(
             max_length=masked_lm.config.max_position_embeddings,
             return_tensors="pt",
         )
-        logits = masked_lm(batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)).logits
         places: dict[tuple[int, int], list[int]] = {}
         for index, row in enumerate(rows):
             for position, word in enumerate(batch.word_ids(index)):
                 if word is not None and words[row][word] not in STOP_WORDS:
                     places.setdefault((index, word), []).append(position - early)
+        logits = _logits_at(
+            [(index, position) for (index, _), own in places.items() for position in own],
+            masked_lm,
+            batch["input_ids"].to(device),
+            batch["attention_mask"].to(device),
+        )
+        firsts = dict(zip(places, accumulate(map(len, places.values()), initial=0), strict=False))
         whole = [key for key, own in places.items() if len(own) == 1 or "subword_product" not in quirks]
-        at = torch.tensor([(index, places[index, word][0]) for index, word in whole], device=device).reshape(-1, 2)
-        scores = logits[at[:, 0], at[:, 1]]
+        scores = logits[torch.tensor([firsts[key] for key in whole], dtype=torch.int64, device=device)]
         heights, best = (scores.masked_fill(unfit, -torch.inf) if refill else scores).topk(wanted)
         if "logit_cut" in quirks:
             best = best.masked_fill(heights < LOGIT_CUT, tokenizer.pad_token_id)
@@ -182,7 +188,8 @@ def masked_lm_substitutes(
             found = [vocabulary[token] if fit[token] and vocabulary[token] != text else "" for token in tokens]
             options[rows[index]][word] = [text for text in found if text][:SUBSTITUTES] if refill else found
         for index, word in places.keys() - set(whole):
-            best = logits[index, places[index, word]].topk(PIECE_SUBSTITUTES).indices
+            first = firsts[index, word]
+            best = logits[first : first + len(places[index, word])].topk(PIECE_SUBSTITUTES).indices
             pieces.setdefault(len(best), []).append((rows[index], word, best.tolist()))
     for same_length in pieces.values():
         for start in range(0, len(same_length), BATCH // 4):
@@ -193,6 +200,17 @@ def masked_lm_substitutes(
                 kept = [text if usable(text) and text != words[row][word] else "" for text in joined]
                 options[row][word] = [""] * SUBSTITUTES + kept
     return Substitutes.build(words, options)
+
+
+def _logits_at(places: Sequence[tuple[int, int]], masked_lm: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Logits (places, vocabulary) at (caption, position) of each; the head, half of the work, sees nothing else."""
+    at = torch.tensor(places, dtype=torch.int64, device=tokens.device).reshape(-1, 2)
+    head = masked_lm.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0][at[:, 0], at[:, 1]],))
+    try:
+        return masked_lm(tokens, attention_mask=mask).logits
+    finally:
+        hook.remove()
 
 
 def _is_new_word(token: str) -> bool:

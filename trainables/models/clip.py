@@ -103,21 +103,32 @@ def _official_config(state: State, path: Path, image_pixels: int | None) -> dict
 
 
 class PooledLayer(CLIPEncoderLayer):
-    """The last layer of an image tower that is pooled at its first token, computed for that token alone.
+    """The last layer of a tower that is read at one token, computed for that token alone.
 
     The same weights under the same names. Of a layer's work, only keys and values are needed for every token.
     """
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """(batch, tokens, width) -> (batch, 1, width)."""
-        attention, normal, first = self.self_attn, self.layer_norm1(hidden_states), hidden_states[:, :1]
+    def forward(self, hidden_states: Tensor, *_: Any, at: Tensor | None = None, **__: Any) -> Tensor:
+        """(batch, tokens, width) -> (batch, 1, width).
+
+        Args:
+            hidden_states: of the layer below.
+            at: int64 (batch,), the token that is read, and the last one that is seen; empty: the first, which sees all.
+        """
+        attention, normal = self.self_attn, self.layer_norm1(hidden_states)
+        if at is None:
+            read, own, seen = hidden_states[:, :1], normal[:, :1], None
+        else:
+            rows = torch.arange(len(at), device=at.device)
+            read, own = hidden_states[rows, at][:, None], normal[rows, at][:, None]
+            seen = (torch.arange(hidden_states.shape[1], device=at.device) <= at[:, None])[:, None, None]
         queries, keys, values = (
             part.unflatten(2, (attention.num_heads, attention.head_dim)).transpose(1, 2)
-            for part in (attention.q_proj(normal[:, :1]), attention.k_proj(normal), attention.v_proj(normal))
+            for part in (attention.q_proj(own), attention.k_proj(normal), attention.v_proj(normal))
         )
         dropped = attention.dropout if self.training else 0.0
-        seen = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropped)
-        attended = first + attention.out_proj(seen.transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, dropout_p=dropped)
+        attended = read + attention.out_proj(mixed.transpose(1, 2).flatten(2))
         return attended + self.mlp(self.layer_norm2(attended))
 
 
@@ -131,7 +142,8 @@ class Clip(RetrievalModel):
         super().__init__()
         self.clip = clip
         clip.vision_model.embeddings.patch_embedding.__class__ = PatchEmbedding
-        clip.vision_model.encoder.layers[-1].__class__ = PooledLayer
+        for tower in (clip.vision_model, clip.text_model):
+            tower.encoder.layers[-1].__class__ = PooledLayer
         self.clip.logit_scale.requires_grad_(False)
         self.own_temperature = math.exp(-self.clip.logit_scale.item())
         self.tokenizer = tokenizer
@@ -146,8 +158,15 @@ class Clip(RetrievalModel):
         ).pooler_output
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(batch, length) -> (batch, dim)."""
-        return self.clip.get_text_features(tokens, attention_mask=mask).pooler_output
+        """(batch, length) -> (batch, dim). What stands after the end-of-text token is not seen, so nor is padding."""
+        tower = self.clip.text_model
+        # Early configurations have a wrong end-of-text token; it is the highest one.
+        ends = tokens.argmax(1) if tower.eos_token_id == 2 else (tokens == tower.eos_token_id).int().argmax(1)
+        *below, last = tower.encoder.layers
+        hidden = tower.embeddings(input_ids=tokens)
+        for layer in below:
+            hidden = layer(hidden, None, is_causal=True)
+        return self.clip.text_projection(tower.final_layer_norm(last(hidden, at=ends)[:, 0]))
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
         """The vision tower and its projection."""

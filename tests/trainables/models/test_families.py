@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedTokenizerBase
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from benchmarks.setup import plain
+from benchmarks.setup import Plain
 from trainables.command import InputError
 from trainables.config import TinyConfig
 from trainables.models import FusionModel, RetrievalModel, parameters_of, tokenize
@@ -141,17 +141,25 @@ def test_parts_are_a_partition(model: RetrievalModel, pixels: Tensor) -> None:
                 parameter.copy_(value)
 
 
-def test_clip_computes_what_transformers_does(pixels: Tensor) -> None:
+@pytest.mark.parametrize("end", [None, 2])
+def test_clip_computes_what_transformers_does(pixels: Tensor, end: int | None) -> None:
     ours = make("clip")
-    theirs = plain(ours)
+    tokens, mask = tokenize(ours, CAPTIONS, LENGTH)
+    if end is not None:  # the old rule: read at the highest token
+        ours.clip.text_model.eos_token_id = end
+        tokens[mask == 0] = 0
+        tokens[range(len(tokens)), mask.sum(1) - 1] = len(ours.tokenizer) - 1
+    theirs = Plain(ours)
+    theirs.clip.text_model.eos_token_id = ours.clip.text_model.eos_token_id
     assert type(theirs.clip.vision_model.encoder.layers[-1]) is CLIPEncoderLayer
     found = []
     for model in (theirs, ours):
         given = pixels.clone().requires_grad_(True)
-        features = model.encode_image(given)
-        wanted = [given, *model.image_parameters()]
-        gradients = torch.autograd.grad(features.square().sum(), wanted, allow_unused=True)
-        found.append([features, *(gradient for gradient in gradients if gradient is not None)])
+        features = [model.encode_image(given), model.encode_text(tokens, mask)]
+        wanted = [given, *model.image_parameters(), *model.text_parameters()]
+        loss = sum(part.square().sum() for part in features)
+        gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+        found.append([*features, *(gradient for gradient in gradients if gradient is not None)])
     for expected, value in zip(*found, strict=True):
         close(value, expected)
 
