@@ -119,6 +119,8 @@ class RetrievalClassifier(nn.Module):
     def __init__(self, victim: Victim, temperature: float | None = None) -> None:
         super().__init__()
         self.victim, self.temperature = victim, temperature
+        self.model = victim.model  # torchattacks finds its device by the parameters
+        self.eval()  # what torchattacks goes back to afterwards
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> logits (batch, images)."""
@@ -215,7 +217,6 @@ class TorchAttack(Attack):
             attack = getattr(torchattacks, self.kind)(
                 RetrievalClassifier(victim), **{name: value for name, value in own.items() if name in accepted}
             )
-            attack.set_device(batch.pixels.device)
             attacked = attack(batch.pixels, batch.labels).detach()
         low, high = batch.pixels - self.epsilon, batch.pixels + self.epsilon
         return Attacked(attacked.clamp(low, high).clamp(0, 1), batch.captions())

@@ -91,6 +91,15 @@ def test_pgd_equals_torchattacks(world: World) -> None:
     assert loss(ours.pixels) > loss(world.batch().pixels) + 0.1
 
 
+@pytest.mark.parametrize("kind", ["PGD", "APGD", "AutoAttack"])
+def test_torchattacks_is_quiet_and_leaves_the_model_in_eval_mode(
+    world: World, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    TorchAttack(kind, EPSILON, 1).run(world.victim, world.batch())
+    assert capsys.readouterr().out == ""
+    assert not any(module.training for module in world.victim.model.modules())
+
+
 def test_one_more_restart_never_weakens_the_attack(world: World) -> None:
     classifier, batch = RetrievalClassifier(world.victim), world.batch()
     losses = [
