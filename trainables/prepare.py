@@ -28,7 +28,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-VERSION = 4
+VERSION = 5
 """Of how tokenizers, masked language models and base models are made: part of their identity."""
 
 
@@ -140,19 +140,19 @@ class Workshop:
 
     def masked_lm(self) -> tuple[Any, Any]:
         """What proposes words, in eval mode, and its tokenizer."""
-        name = self.config.model.masked_lm
-        load, load_tokenizer = (
-            transformers.AutoModelForMaskedLM.from_pretrained,
-            transformers.AutoTokenizer.from_pretrained,
-        )
-        if name is not None:
-            return _named(name, load).eval(), _named(name, load_tokenizer)
+        name = self.config.model.masked_lm or str(self._masked_lm_folder())
+        masked_lm = _named(name, transformers.AutoModelForMaskedLM.from_pretrained).eval()
+        tokenizer = _named(name, transformers.AutoTokenizer.from_pretrained)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise InputError(f"model.masked_lm {name!r} has no tokenizer beside it; a folder needs both")
+        return masked_lm, tokenizer
+
+    def _masked_lm_folder(self) -> Path:
         tokenizer, pretrain = self.tokenizer(), self.config.model.pretrain
         captions = self.pretraining.train.captions
-        folder = self._once(
+        return self._once(
             "masked-lm", self._own_masked_lm, lambda part: make_masked_lm(part, captions, tokenizer, pretrain, self.log)
         )
-        return load(folder).eval(), load_tokenizer(tokenizer)
 
     def _once(self, name: str, identity: dict[str, Any], make: Callable[[Path], None]) -> Path:
         """A folder that appears whole or not at all."""

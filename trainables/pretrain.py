@@ -77,7 +77,7 @@ def make_tokenizer(folder: Path, captions: Sequence[str]) -> None:
 def make_masked_lm(
     folder: Path, captions: Sequence[str], tokenizer_folder: Path, config: PretrainConfig, log: Log
 ) -> None:
-    """Write a small BERT trained on the captions (Devlin et al. 2019: 15 %, 80/10/10)."""
+    """Write a small BERT trained on the captions (Devlin et al. 2019: 15 %, 80/10/10), and its tokenizer."""
     texts = [" ".join(split_words(caption)) for caption in captions]
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(config.seed)
@@ -108,6 +108,7 @@ def make_masked_lm(
             loss = F.cross_entropy(masked_lm.cls(hidden), truth[chosen])
             _step(loss, masked_lm, optimiser, schedule)
     masked_lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 TINY = {"clip": Clip.tiny, "albef": Albef.tiny, "blip": Blip.tiny}

@@ -176,6 +176,7 @@ def masked_lm_substitutes(
             masked_lm,
             batch["input_ids"].to(device),
             batch["attention_mask"].to(device),
+            len(vocabulary),
         )
         firsts = dict(zip(places, accumulate(map(len, places.values()), initial=0), strict=False))
         whole = [key for key, own in places.items() if len(own) == 1 or "subword_product" not in quirks]
@@ -202,13 +203,18 @@ def masked_lm_substitutes(
     return Substitutes.build(words, options)
 
 
-def _logits_at(places: Sequence[tuple[int, int]], masked_lm: PreTrainedModel, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Logits (places, vocabulary) at (caption, position) of each; the head, half of the work, sees nothing else."""
+def _logits_at(
+    places: Sequence[tuple[int, int]], masked_lm: PreTrainedModel, tokens: Tensor, mask: Tensor, entries: int
+) -> Tensor:
+    """Logits (places, entries) at (caption, position) of each; the head, half of the work, sees nothing else.
+
+    Some models have more logits than their tokenizer has entries, to make sizes round.
+    """
     at = torch.tensor(places, dtype=torch.int64, device=tokens.device).reshape(-1, 2)
     head = masked_lm.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, given: (given[0][at[:, 0], at[:, 1]],))
     try:
-        return masked_lm(tokens, attention_mask=mask).logits
+        return masked_lm(tokens, attention_mask=mask).logits[:, :entries]
     finally:
         hook.remove()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, TEXT_QUIRKS, Quirk, Quirks
-from trainables.attacks.substitutes import STOP_WORDS, Substitutes, split_words
+from trainables.attacks.substitutes import STOP_WORDS, Substitutes, masked_lm_substitutes, split_words
 from trainables.attacks.text import ALPHABET, BertAttack, CharacterAttack
 
 NONE: Quirks = frozenset()
@@ -35,6 +36,17 @@ def test_substitutes_equal_the_plain_ones(world: World, mode: str) -> None:
 def test_every_quirk_of_the_substitutes_shows(world: World, quirk: Quirk) -> None:
     options = lambda quirks: [world.table(quirks).options_of(row) for row in range(len(world.texts))]  # noqa: E731
     assert options(NONE) != options(frozenset({quirk})) or options(TEXT_QUIRKS) != options(TEXT_QUIRKS - {quirk})
+
+
+def test_logits_beyond_the_tokenizer_are_not_seen(world: World) -> None:
+    padded = copy.deepcopy(world.masked_lm)
+    padded.resize_token_embeddings(len(world.tokenizer) + 3)
+    with torch.no_grad():
+        padded.get_output_embeddings().bias[-3:] = 100
+    found = masked_lm_substitutes(world.captions, padded, world.tokenizer)
+    assert [found.options_of(row) for row in range(len(world.captions))] == [
+        world.table().options_of(row) for row in range(len(world.captions))
+    ]
 
 
 def test_fewer_candidates_are_the_best_of_them(world: World) -> None:
