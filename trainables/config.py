@@ -116,6 +116,9 @@ class DataConfig(Model):
     images: str = Field("images", description="image folder below root")
     captions: str = Field("captions.json", description="captions file below root (COCO format or Karpathy JSON)")
     split: str = Field("split.json", description="split file below root: {split: [image id, ...]}")
+    generated_captions: Path | None = Field(
+        None, description="a captioner's captions (COCO results: [{image_id, caption}]), added to training images'"
+    )
     train_splits: tuple[str, ...] = ("train", "restval")
     eval_split: str = "test"
     eval_min_captions: int = Field(5, ge=1, description="evaluate only images with at least this many captions")

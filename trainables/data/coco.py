@@ -21,7 +21,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,46 @@ def read_pictures(config: DataConfig, root: Path) -> tuple[list[Picture], list[P
                 f"split file {SPLIT_FILE}, Karpathy JSON, "
                 "or one captions file per split with {split} in its name"
             )
-    return select(pictures, splits, config)
+    train, test = select(pictures, splits, config)
+    if config.generated_captions is not None:
+        train = with_generated(train, pictures, config.generated_captions)
+    return train, test
+
+
+def with_generated(train: Sequence[Picture], pictures: Sequence[Picture], path: Path) -> list[Picture]:
+    """The training pictures with a captioner's captions behind their own.
+
+    The file is in COCO's format for caption results, `[{image_id, caption}]`, several of an image allowed. Captions of
+    images that are not trained on are left out; those that are added get ids above all others.
+
+    Args:
+        train: what is trained on.
+        pictures: all there are.
+        path: the file.
+
+    Raises:
+        DataError: If there is no such file, with every entry that cannot be used, or if no training image has one.
+    """
+    source = f"{path} (data.generated_captions)"
+    rows = _load_json(path, "data.generated_captions")
+    if not isinstance(rows, list):
+        raise DataError(f"{source} is no list of {{image_id, caption}}, but a {type(rows).__name__}")
+    known = {picture.id for picture in pictures}
+    problems = []
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict) or not _is_id(row.get("image_id")) or not _is_text(row.get("caption")):
+            problems.append(f"[{position}]: expected {{image_id: integer, caption: text}}, found {row!r:.60}")
+        elif row["image_id"] not in known:
+            problems.append(f"[{position}]: image_id {row['image_id']} is no image of the captions file")
+    if problems:
+        raise DataError(f"{source} has {len(problems)} unusable entries", problems)
+    first = 1 + max(caption_id for picture in pictures for caption_id, _ in picture.captions)
+    added = defaultdict(list)
+    for caption_id, row in enumerate(rows, first):
+        added[row["image_id"]].append((caption_id, row["caption"]))
+    if not any(picture.id in added for picture in train):
+        raise DataError(f"{source} has captions for {len(added)} images, none of which is trained on")
+    return [replace(picture, captions=(*picture.captions, *added.get(picture.id, ()))) for picture in train]
 
 
 def select(
