@@ -193,7 +193,11 @@ def page(found: Plan, shape: Shape) -> Group:
         if found.money is not None
         else (f"no price: give --price.device-hour {found.device}=PRICE")
     )
-    fits = "fits" if found.memory_bytes < device.memory else "does not fit: lower the batch or take more workers"
+    fits = (
+        "fits"
+        if found.memory_bytes < device.memory
+        else "too much: gradient checkpointing, a smaller batch, more workers"
+    )
     answer = Table(box=None, pad_edge=False, show_header=False)
     for name, text in (
         ("trials", f"{found.trials}, ended by {found.ended_by}"),

@@ -189,6 +189,9 @@ class TrainingConfig(Model):
     weight_decay: float = Field(1e-4, ge=0, lt=1)
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
     gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in backward passes: a fraction of the memory, more time"
+    )
     attack_candidates: int = Field(5, ge=1, le=10, description="masked-LM substitutes the training attack tries a word")
     log_every_steps: int = Field(5, ge=1)
 

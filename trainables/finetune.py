@@ -199,6 +199,8 @@ def finetune(
     leader = not dist.is_initialized() or dist.get_rank() == 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     prepared.base.to(device)
+    if training.gradient_checkpointing:
+        prepared.base.checkpoint_layers()
     trainee = Trainee(prepared.base, config.point).to(device)
     originals = original_embeddings(prepared, device) if trainee.needs_original else None
     _, per_epoch = epoch_shape(config, len(prepared.dataset.train.image_ids))

@@ -90,6 +90,20 @@ def test_more_attack_and_slower_memory_take_longer() -> None:
     assert trial_memory(shape, training, 1) > 1.5 * trial_memory(shape, training, 4) > 0
 
 
+def test_gradient_checkpointing_takes_less_memory_and_a_forward_pass_more() -> None:
+    shape = Shape(VIT_B16, Tower(16, 512, 12, 2048), 10.5, 1000, 100)
+    plain, again = (TrainingConfig(batch_size=64, gradient_checkpointing=on) for on in (False, True))
+    assert VIT_B16.checkpointed_bytes == (12 * 2 + 34) * 197 * 768
+    saved = trial_memory(shape, plain, 1) - trial_memory(shape, again, 1)
+    assert saved == pytest.approx(64 * (11 * 34 - 12 * 2) * (197 * 768 + 16 * 512))
+    point, protocol = Point(epsilon=0.01, attack_steps=3), Protocol()
+    one, other = (trial_work(shape, point, training, protocol).flops for training in (plain, again))
+    assert other["train"] / one["train"] == pytest.approx(4 / 3)
+    image, text = shape.image.flops, shape.text.flops
+    assert other["attack"] / one["attack"] == pytest.approx((9 * image + text) / (6 * image + text))
+    assert other["evaluate"] > one["evaluate"]
+
+
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [

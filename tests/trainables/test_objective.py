@@ -100,6 +100,42 @@ def test_weights_interpolate_between_contrastive_and_companion(family: str, comp
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["train", "attack"])
+def test_gradient_checkpointing_keeps_less_and_changes_nothing(family: str, mode: str) -> None:
+    model = make(family).train(mode == "train")
+    clean, attacked = inputs(model), inputs(model, seed=1)
+    attacked.pixels.requires_grad_(mode == "attack")
+
+    def measured() -> tuple[int, list[Tensor]]:
+        torch.manual_seed(0)  # of dropout
+        kept = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal kept
+            kept += tensor.numel() * (not isinstance(tensor, torch.nn.Parameter))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            if mode == "train":
+                gradients = loss_of(model, attacked, clean, contrastive_weight=0.5)[1]
+                return kept, gradients
+            features = model.encode_image(attacked.pixels)
+            if isinstance(model, Albef | Blip):
+                tokens = model.text_tokens(attacked.tokens, attacked.mask)
+                features = model.itm_logits(model.image_tokens(attacked.pixels), tokens, attacked.mask)
+            gradients = torch.autograd.grad(features.square().sum(), attacked.pixels)
+        return kept, list(gradients)
+
+    kept, plain = measured()
+    model.checkpoint_layers()
+    kept_less, again = measured()
+    assert kept_less < kept / 3
+    assert sum(gradient.abs().sum() for gradient in plain) > 0
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("part", ["image", "text", "fusion"])
 def test_only_the_named_part_is_trained(family: str, part: str) -> None:
     model = make(family)
