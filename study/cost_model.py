@@ -174,6 +174,7 @@ def pair_flops(
     text_training = 1 + again + (BACKWARD_TO_PARAMETERS if point.trainable == "all" else BACKWARD_TO_PIXELS)
     train = image * (1 + again + BACKWARD_TO_PARAMETERS)
     train += text * text_training if point.contrastive_weight else 0.0
+    train += image + text if point.distillation and point.contrastive_weight else 0.0  # the teacher
     return {"attack": attack, "train": train}
 
 

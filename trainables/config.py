@@ -76,6 +76,12 @@ class Point(Model):
         "adversarial",
         description="contrastive loss of (x', t'), or the mean of those of (x', t) and (x, t') as in MMCoA",
     )
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the contrastive targets that a momentum copy of the model sets (ALBEF's alpha: 0.4)",
+    )
     epsilon_start: Epsilon = Field(0.0, description="radius before the ramp")
     ramp_begin: float = Field(0.0, ge=0, le=1, description="share of the training after which the radius rises")
     ramp_end: float = Field(0.0, ge=0, le=1, description="share of the training at which it is epsilon; 0: no ramp")

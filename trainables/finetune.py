@@ -20,7 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainables.attacks.noise import sample_keys
 from trainables.attacks.training import attack_pairs
-from trainables.batches import draw_batch, eda, epoch_shape, ramped_epsilon, random_crops, rate_factor
+from trainables.batches import (
+    draw_batch,
+    eda,
+    epoch_shape,
+    ramped_distillation,
+    ramped_epsilon,
+    random_crops,
+    rate_factor,
+)
 from trainables.config import TrialConfig, TrialResult
 from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import attackable, autocast, evaluate
@@ -130,7 +138,7 @@ def worker_loss(
         plain = [" ".join(caption) for caption in words]
         clean = Pairs(pixels, *_tokens(trainee, plain, config.model.max_tokens, device))
     with autocast(device):
-        return ddp(pairs, clean, original, positives, caption_keys)
+        return ddp(pairs, clean, original, positives, caption_keys, ramped_distillation(config, step, steps))
 
 
 def _positives(prepared: Prepared, images: np.ndarray, captions: np.ndarray) -> Tensor:
@@ -232,6 +240,7 @@ def finetune(
             group["lr"] = training.learning_rate * rate_factor(step, steps, training.warmup_fraction)
         optimiser.step()
         trainee.clamp_temperature()
+        trainee.update_teacher()
         if (step + 1) % training.log_every_steps == 0 or (step + 1) % per_epoch == 0:
             temperature = trainee.log_temperature.detach().exp().clone()
             history.append({"step": step + 1, "time": time.time(), "loss": loss.detach(), "temperature": temperature})

@@ -64,6 +64,7 @@ def test_flops_of_a_pair() -> None:
     mat = Point(epsilon=2 / 255, attack_steps=2, words=1)
     # Captions: 1 + 9 + 5 tries and the clean image; images: 2 steps of 2 passes, against one attacked caption.
     assert pair_flops(100, 10, mat, 5, 9) == {"attack": 15 * 10 + 100 + 4 * 100 + 10, "train": 330}
+    assert pair_flops(100, 10, Point(distillation=0.4), 5, 9)["train"] == 330 + 110  # the teacher looks, too
     fare = Point(
         contrastive_weight=0, epsilon=2 / 255, attack_steps=10, trainable="image", attack_objective="deviation"
     )

@@ -37,7 +37,7 @@ POINTS = {
         image_augmentation="crop",
         ramp_end=0.9,
     ),
-    "albef": Point(contrastive_weight=0.5, temperature=0.1, epsilon=4 / 255, attack_steps=1, words=1),
+    "albef": Point(contrastive_weight=0.5, temperature=0.1, epsilon=4 / 255, attack_steps=1, words=1, distillation=0.8),
     "blip": Point(contrastive_weight=0.0, temperature=0.1, words=1, captions_per_image=2),
 }
 
@@ -59,6 +59,9 @@ def step(config: TrialConfig) -> dict[str, torch.Tensor]:
     """One forward and backward pass, and a small evaluation: loss, gradients and ranks."""
     prepared, device = prepare(config), torch.device("cpu")
     trainee = Trainee(prepared.base, config.point)
+    if trainee.teacher is not None:
+        for parameter in trainee.teacher.parameters():
+            parameter.mul_(1.1)  # no copy of the model any more
     originals = original_embeddings(prepared, device) if trainee.needs_original else None
     module: torch.nn.Module = trainee
     if dist.is_initialized():
