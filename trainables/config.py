@@ -122,6 +122,9 @@ class DataConfig(Model):
     images: str = Field("images", description="image folder below root")
     captions: str = Field("captions.json", description="captions file below root (COCO format or Karpathy JSON)")
     split: str = Field("split.json", description="split file below root: {split: [image id, ...]}")
+    shards: str | None = Field(
+        None, description="WebDataset tars below root to train on, such as train-*.tar; the rest is for evaluation"
+    )
     generated_captions: Path | None = Field(
         None, description="a captioner's captions (COCO results: [{image_id, caption}]), added to training images'"
     )
@@ -132,6 +135,14 @@ class DataConfig(Model):
     resize: Literal["stretch", "crop"] = Field("crop", description="centre crop of the short side, or stretch")
     max_train_images: int | None = Field(None, ge=1, description="use the first n training images only")
     shapes: ShapesConfig = ShapesConfig()
+
+    @model_validator(mode="after")
+    def _shards_have_what_they_need(self) -> DataConfig:
+        if self.shards is not None and self.root is None:
+            raise ValueError("data.shards needs data.root: they lie below it, and so does what is evaluated")
+        if self.shards is not None and self.generated_captions is not None:
+            raise ValueError("data.generated_captions does not go with data.shards: put the captions into the shards")
+        return self
 
 
 class PretrainConfig(Model):

@@ -66,7 +66,7 @@ class Workshop:
         root = self.config.model.pretrain.root
         if root is None:
             return self.dataset
-        other = {"root": root, "max_train_images": None, "generated_captions": None}
+        other = {"root": root, "max_train_images": None, "generated_captions": None, "shards": None}
         return load_dataset(self.config.data.model_copy(update=other), self.cache)
 
     def tokenizer(self) -> Path:
