@@ -18,6 +18,8 @@ BACKWARD_TO_PARAMETERS = 2.0
 
 STATE_BYTES = 18
 """Per parameter, mixed precision with Adam: float32 weight, gradient and two moments, and a 16-bit copy."""
+WHOLE_BYTES = 10
+"""Of these, what even a worker with a share of the state needs within a step: weight, gradient and copy."""
 
 
 @dataclass(frozen=True)
@@ -221,8 +223,11 @@ def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: P
     return Work(flops, {**moved, "train": pairs * per_pair + steps * weights})
 
 
-def trial_memory(shape: Shape, training: TrainingConfig, workers: int) -> float:
-    """Bytes a worker's device needs: weights with optimiser, the original, and a batch's activations."""
+def trial_memory(shape: Shape, training: TrainingConfig, workers: int, sharded: bool = False) -> float:
+    """Bytes a worker's device needs: weights with optimiser, the original, and a batch's activations.
+
+    A worker that has a share of the state has it beside the weights and gradients of all while a step runs.
+    """
     image, text = shape.image, shape.text
     parameters = image.parameters + text.parameters
     batch = training.batch_size / workers
@@ -230,4 +235,5 @@ def trial_memory(shape: Shape, training: TrainingConfig, workers: int) -> float:
         tower.checkpointed_bytes if training.gradient_checkpointing else tower.activation_bytes
         for tower in (image, text)
     )
-    return parameters * (STATE_BYTES + 4) + batch * activations
+    state = WHOLE_BYTES + (STATE_BYTES - 2) / workers if sharded else STATE_BYTES
+    return parameters * (state + 4) + batch * activations

@@ -167,7 +167,7 @@ def plan(config: Arguments) -> Plan:
         device_hours=held,
         money=money(config.price, config.device, held, wall) if priced else None,
         currency=config.price.currency,
-        memory_bytes=trial_memory(shape, training, workers),
+        memory_bytes=trial_memory(shape, training, workers, config.trial.workers.sharded),
         device_memory_bytes=device.memory,
         image_gflops=shape.image.flops / 1e9,
         text_gflops=shape.text.flops / 1e9,

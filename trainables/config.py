@@ -218,6 +218,9 @@ class WorkersConfig(Model):
 
     count: int = Field(1, ge=1, le=1024, description="data-parallel workers of a trial")
     gpus_per_worker: float | None = Field(None, ge=0, description="empty: one if the cluster has any, else none")
+    sharded: bool = Field(
+        False, description="each keeps its share of weights, gradients and optimiser state between steps (FSDP)"
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores a worker computes on, one thread each")
 
 

@@ -72,7 +72,8 @@ class Trainee(nn.Module):
         self.point = point
         self.companion = companion_of(point, model)
         self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(point.temperature)), requires_grad=point.temperature_learned
+            torch.tensor([math.log(point.temperature)]),  # FSDP takes no scalars
+            requires_grad=point.temperature_learned,
         )
         chosen = {id(parameter) for parameter in parameters_of(model, point.trainable)}
         for parameter in model.parameters():

@@ -97,6 +97,8 @@ def test_gradient_checkpointing_takes_less_memory_and_a_forward_pass_more() -> N
     assert VIT_B16.checkpointed_bytes == (12 * 2 + 34) * 197 * 768
     saved = trial_memory(shape, plain, 1) - trial_memory(shape, again, 1)
     assert saved == pytest.approx(64 * (11 * 34 - 12 * 2) * (197 * 768 + 16 * 512))
+    weights = shape.image.parameters + shape.text.parameters
+    assert trial_memory(shape, plain, 8) - trial_memory(shape, plain, 8, sharded=True) == pytest.approx(6 * weights)
     point, protocol = Point(epsilon=0.01, attack_steps=3), Protocol()
     one, other = (trial_work(shape, point, training, protocol).flops for training in (plain, again))
     assert other["train"] / one["train"] == pytest.approx(4 / 3)

@@ -216,4 +216,4 @@ def test_a_learned_temperature_stays_where_the_family_keeps_it() -> None:
             trainee.log_temperature.data.fill_(given)
             trainee.clamp_temperature()
             expected = torch.tensor(given).exp() if kept is None else torch.tensor(kept)
-            torch.testing.assert_close(trainee.log_temperature.exp().detach(), expected)
+            torch.testing.assert_close(trainee.log_temperature.exp().detach()[0], expected)
