@@ -61,7 +61,8 @@ RECIPES: dict[Recipe, Published] = {
     ),
     "mat_one_to_many": Published(
         title="MAT+ (1:N)",
-        source="MAT on one-to-many pairs: several captions an image, text augmented by EDA",
+        source="MAT on one-to-many pairs: several captions an image, a captioner's with data.generated_captions, "
+        "text augmented by EDA",
         inferred="two captions an image, and all that is inferred of MAT",
         attack_steps=2,
         fields={"words": 1, "captions_per_image": 2, "text_augmentation": "eda"},

@@ -308,7 +308,8 @@ def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict
         "seed",
     )
     fields = config.model_dump(mode="json", include=set(deciding))
-    fields["data"].pop("root")  # the digest says what is there; where it lies does not matter
+    for place in ("root", "generated_captions"):  # the digest says what is there; where it lies does not matter
+        fields["data"].pop(place)
     fields["trial"]["workers"].pop("cpus_per_worker")
     return {**fields, "data_digest": data_digest, "code_digest": code_digest}
 

@@ -18,6 +18,8 @@ BACKWARD_TO_PARAMETERS = 2.0
 
 STATE_BYTES = 18
 """Per parameter, mixed precision with Adam: float32 weight, gradient and two moments, and a 16-bit copy."""
+WHOLE_BYTES = 10
+"""Of these, what even a worker with a share of the state needs within a step: weight, gradient and copy."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Tower:
         """
         return 34.0 * self.layers * self.tokens * self.width
 
+    @property
+    def checkpointed_bytes(self) -> float:
+        """The same with gradient checkpointing: the inputs of all layers, and all of the one that is computed again."""
+        return (2.0 * self.layers + 34.0) * self.tokens * self.width
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -74,6 +81,11 @@ class Counted:
     flops: float
     parameters: float
     activation_bytes: float
+
+    @property
+    def checkpointed_bytes(self) -> float:
+        """It has no transformer layers to be computed again."""
+        return self.activation_bytes
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ class Work:
 
 
 def pair_flops(
-    image: float, text: float, point: Point, attack_candidates: int, caption_words: float
+    image: float, text: float, point: Point, attack_candidates: int, caption_words: float, again: int = 0
 ) -> dict[str, float]:
     """FLOPs of one training pair, by phase `attack` and `train`.
 
@@ -153,16 +165,18 @@ def pair_flops(
         point: of the trial.
         attack_candidates: tried a word.
         caption_words: mean length of a caption.
+        again: forward passes within a backward pass, 1 with gradient checkpointing.
     """
     attack = 0.0
     if point.words:
         attack += text * text_tries(point.words, attack_candidates, caption_words) + image
     if point.epsilon:
-        attack += point.attack_steps * image * (1 + BACKWARD_TO_PIXELS)
+        attack += point.attack_steps * image * (1 + again + BACKWARD_TO_PIXELS)
         attack += text if point.attack_objective == "cross" else 0.0
-    text_training = 1 + (BACKWARD_TO_PARAMETERS if point.trainable == "all" else BACKWARD_TO_PIXELS)
-    train = image * (1 + BACKWARD_TO_PARAMETERS)
+    text_training = 1 + again + (BACKWARD_TO_PARAMETERS if point.trainable == "all" else BACKWARD_TO_PIXELS)
+    train = image * (1 + again + BACKWARD_TO_PARAMETERS)
     train += text * text_training if point.contrastive_weight else 0.0
+    train += image + text if point.distillation and point.contrastive_weight else 0.0  # the teacher
     return {"attack": attack, "train": train}
 
 
@@ -171,15 +185,15 @@ def text_tries(words: int, candidates: int, caption_words: float) -> float:
     return 1 + caption_words + words * candidates
 
 
-def evaluation_flops(shape: Shape, protocol: Protocol, images: int) -> float:
+def evaluation_flops(shape: Shape, protocol: Protocol, images: int, again: int = 0) -> float:
     """FLOPs of one evaluation: every gallery attacked as the protocol says.
 
     Attacks other than `image` and `text` are counted as both of these, which is what Sep-Attack and, but for its inner
-    views, Co-Attack do.
+    views, Co-Attack do. `again` is that of `pair_flops`.
     """
     captions = images * shape.captions_per_image
     image, text = shape.image.flops, shape.text.flops
-    on_images = images * image * protocol.image_steps * (1 + BACKWARD_TO_PIXELS) + images * image
+    on_images = images * image * protocol.image_steps * (1 + again + BACKWARD_TO_PIXELS) + images * image
     on_texts = captions * text * text_tries(protocol.words, protocol.candidates, shape.caption_words)
     cost = {"image": on_images, "text": on_texts}
     attacks = sum(cost.get(attack.attack, on_images + on_texts) for attack in protocol.attacks)
@@ -193,12 +207,13 @@ def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: P
     """
     image, text = shape.image, shape.text
     pairs = float(training.epochs * shape.train_images)
-    by_pair = pair_flops(image.flops, text.flops, point, training.attack_candidates, shape.caption_words)
-    rungs = (training.epochs - 1) * evaluation_flops(shape, protocol.rung, protocol.rung_gallery_images)
+    again = int(training.gradient_checkpointing)
+    by_pair = pair_flops(image.flops, text.flops, point, training.attack_candidates, shape.caption_words, again)
+    rungs = (training.epochs - 1) * evaluation_flops(shape, protocol.rung, protocol.rung_gallery_images, again)
     flops = {
         "load": shape.train_images * image.flops,
         **{phase: pairs * cost for phase, cost in by_pair.items()},
-        "evaluate": rungs + evaluation_flops(shape, protocol, shape.gallery_images),
+        "evaluate": rungs + evaluation_flops(shape, protocol, shape.gallery_images, again),
     }
     steps = pairs / training.batch_size
     moved_a_flop = image.activation_bytes / image.flops  # forward once; backward reads it again
@@ -208,9 +223,17 @@ def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: P
     return Work(flops, {**moved, "train": pairs * per_pair + steps * weights})
 
 
-def trial_memory(shape: Shape, training: TrainingConfig, workers: int) -> float:
-    """Bytes a worker's device needs: weights with optimiser, the original, and a batch's activations."""
+def trial_memory(shape: Shape, training: TrainingConfig, workers: int, sharded: bool = False) -> float:
+    """Bytes a worker's device needs: weights with optimiser, the original, and a batch's activations.
+
+    A worker that has a share of the state has it beside the weights and gradients of all while a step runs.
+    """
     image, text = shape.image, shape.text
     parameters = image.parameters + text.parameters
     batch = training.batch_size / workers
-    return parameters * (STATE_BYTES + 4) + batch * (image.activation_bytes + text.activation_bytes)
+    activations = sum(
+        tower.checkpointed_bytes if training.gradient_checkpointing else tower.activation_bytes
+        for tower in (image, text)
+    )
+    state = WHOLE_BYTES + (STATE_BYTES - 2) / workers if sharded else STATE_BYTES
+    return parameters * (state + 4) + batch * activations

@@ -64,9 +64,9 @@ def _amounts(data: DataConfig) -> tuple[float, int, int, float]:
         if data.max_train_images is not None:  # a preset for data that is not here
             train, gallery = data.max_train_images, sys.maxsize
         return COCO_CAPTION_WORDS, train, gallery, 5.0
-    from trainables.data.coco import read_pictures
+    from trainables.data import read_pairs
 
-    train_pictures, test_pictures = read_pictures(data, data.root)
+    train_pictures, test_pictures, _ = read_pairs(data, data.root)
     texts = [text for picture in train_pictures[:1000] for _, text in picture.captions]
     words = sum(len(text.split()) for text in texts) / len(texts)
     captions = sum(len(picture.captions) for picture in test_pictures) / len(test_pictures)

@@ -167,7 +167,7 @@ def plan(config: Arguments) -> Plan:
         device_hours=held,
         money=money(config.price, config.device, held, wall) if priced else None,
         currency=config.price.currency,
-        memory_bytes=trial_memory(shape, training, workers),
+        memory_bytes=trial_memory(shape, training, workers, config.trial.workers.sharded),
         device_memory_bytes=device.memory,
         image_gflops=shape.image.flops / 1e9,
         text_gflops=shape.text.flops / 1e9,
@@ -193,7 +193,11 @@ def page(found: Plan, shape: Shape) -> Group:
         if found.money is not None
         else (f"no price: give --price.device-hour {found.device}=PRICE")
     )
-    fits = "fits" if found.memory_bytes < device.memory else "does not fit: lower the batch or take more workers"
+    fits = (
+        "fits"
+        if found.memory_bytes < device.memory
+        else "too much: gradient checkpointing, a smaller batch, more workers"
+    )
     answer = Table(box=None, pad_edge=False, show_header=False)
     for name, text in (
         ("trials", f"{found.trials}, ended by {found.ended_by}"),

@@ -142,8 +142,9 @@ def trial_template(config: StudyConfig) -> TrialConfig:
         if (value := getattr(model, name)) is not None and Path(value).exists()
     }
     pretrain = model.pretrain.model_copy(update={"root": _resolved(model.pretrain.root)})
+    places = {name: _resolved(getattr(config.data, name)) for name in ("root", "generated_captions")}
     return TrialConfig(
-        data=config.data.model_copy(update={"root": _resolved(config.data.root)}),
+        data=config.data.model_copy(update=places),
         model=model.model_copy(update={**local, "pretrain": pretrain}),
         training=config.trial.training,
         protocol=config.protocol.model_copy(update={"attacks": tuple(map(_found_anywhere, config.protocol.attacks))}),

@@ -92,6 +92,11 @@ def ramped_epsilon(config: TrialConfig, step: int, steps: int) -> float:
     return point.epsilon_start + share * (point.epsilon - point.epsilon_start)
 
 
+def ramped_distillation(config: TrialConfig, step: int, steps: int) -> float:
+    """The teacher's share of the targets at `step`: it rises from 0 within the first epoch (Li et al. 2021, 3.5)."""
+    return config.point.distillation * min(1.0, step * config.training.epochs / steps)
+
+
 def eda(
     words: Sequence[str], options: Sequence[Sequence[str]], rng: np.random.Generator
 ) -> tuple[list[str], list[list[str]]]:

@@ -76,6 +76,12 @@ class Point(Model):
         "adversarial",
         description="contrastive loss of (x', t'), or the mean of those of (x', t) and (x, t') as in MMCoA",
     )
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the contrastive targets that a momentum copy of the model sets (ALBEF's alpha: 0.4)",
+    )
     epsilon_start: Epsilon = Field(0.0, description="radius before the ramp")
     ramp_begin: float = Field(0.0, ge=0, le=1, description="share of the training after which the radius rises")
     ramp_end: float = Field(0.0, ge=0, le=1, description="share of the training at which it is epsilon; 0: no ramp")
@@ -116,6 +122,12 @@ class DataConfig(Model):
     images: str = Field("images", description="image folder below root")
     captions: str = Field("captions.json", description="captions file below root (COCO format or Karpathy JSON)")
     split: str = Field("split.json", description="split file below root: {split: [image id, ...]}")
+    shards: str | None = Field(
+        None, description="WebDataset tars below root to train on, such as train-*.tar; the rest is for evaluation"
+    )
+    generated_captions: Path | None = Field(
+        None, description="a captioner's captions (COCO results: [{image_id, caption}]), added to training images'"
+    )
     train_splits: tuple[str, ...] = ("train", "restval")
     eval_split: str = "test"
     eval_min_captions: int = Field(5, ge=1, description="evaluate only images with at least this many captions")
@@ -123,6 +135,14 @@ class DataConfig(Model):
     resize: Literal["stretch", "crop"] = Field("crop", description="centre crop of the short side, or stretch")
     max_train_images: int | None = Field(None, ge=1, description="use the first n training images only")
     shapes: ShapesConfig = ShapesConfig()
+
+    @model_validator(mode="after")
+    def _shards_have_what_they_need(self) -> DataConfig:
+        if self.shards is not None and self.root is None:
+            raise ValueError("data.shards needs data.root: they lie below it, and so does what is evaluated")
+        if self.shards is not None and self.generated_captions is not None:
+            raise ValueError("data.generated_captions does not go with data.shards: put the captions into the shards")
+        return self
 
 
 class PretrainConfig(Model):
@@ -186,6 +206,9 @@ class TrainingConfig(Model):
     weight_decay: float = Field(1e-4, ge=0, lt=1)
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
     gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in backward passes: a fraction of the memory, more time"
+    )
     attack_candidates: int = Field(5, ge=1, le=10, description="masked-LM substitutes the training attack tries a word")
     log_every_steps: int = Field(5, ge=1)
 
@@ -195,6 +218,9 @@ class WorkersConfig(Model):
 
     count: int = Field(1, ge=1, le=1024, description="data-parallel workers of a trial")
     gpus_per_worker: float | None = Field(None, ge=0, description="empty: one if the cluster has any, else none")
+    sharded: bool = Field(
+        False, description="each keeps its share of weights, gradients and optimiser state between steps (FSDP)"
+    )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores a worker computes on, one thread each")
 
 

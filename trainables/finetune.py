@@ -16,11 +16,18 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from trainables.attacks.noise import sample_keys
 from trainables.attacks.training import attack_pairs
-from trainables.batches import draw_batch, eda, epoch_shape, ramped_epsilon, random_crops, rate_factor
+from trainables.batches import (
+    draw_batch,
+    eda,
+    epoch_shape,
+    ramped_distillation,
+    ramped_epsilon,
+    random_crops,
+    rate_factor,
+)
 from trainables.config import TrialConfig, TrialResult
 from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import attackable, autocast, evaluate
@@ -29,6 +36,7 @@ from trainables.losses import positive_pairs
 from trainables.models import tokenize
 from trainables.objective import Pairs, Trainee
 from trainables.prepare import Prepared
+from trainables.sharding import distribute, full_state, gather, load_full_state, merge, whole
 
 
 class Diverged(Exception):
@@ -38,6 +46,9 @@ class Diverged(Exception):
 class CheckpointError(Exception):
     """A checkpoint that cannot be read."""
 
+
+WEIGHTS, OPTIMISER = "model.safetensors", "optimiser.pt"
+"""Of a checkpoint in the middle of training."""
 
 Report = Callable[[dict[str, Any], Path | None], None]
 """Called after every epoch on every worker with plain metrics and, on rank 0, the checkpoint folder."""
@@ -108,6 +119,7 @@ def worker_loss(
         words, options = [caption for caption, _ in augmented], [ways for _, ways in augmented]
 
     clock.mark("attack")
+    gather(trainee)
     with attackable(trainee), autocast(device):
         attacked, texts = attack_pairs(
             trainee.model,
@@ -130,7 +142,7 @@ def worker_loss(
         plain = [" ".join(caption) for caption in words]
         clean = Pairs(pixels, *_tokens(trainee, plain, config.model.max_tokens, device))
     with autocast(device):
-        return ddp(pairs, clean, original, positives, caption_keys)
+        return ddp(pairs, clean, original, positives, caption_keys, ramped_distillation(config, step, steps))
 
 
 def _positives(prepared: Prepared, images: np.ndarray, captions: np.ndarray) -> Tensor:
@@ -199,10 +211,13 @@ def finetune(
     leader = not dist.is_initialized() or dist.get_rank() == 0
     world = dist.get_world_size() if dist.is_initialized() else 1
     prepared.base.to(device)
+    if training.gradient_checkpointing:
+        prepared.base.checkpoint_layers()
     trainee = Trainee(prepared.base, config.point).to(device)
     originals = original_embeddings(prepared, device) if trainee.needs_original else None
     _, per_epoch = epoch_shape(config, len(prepared.dataset.train.image_ids))
     steps = training.epochs * per_epoch
+    ddp = distribute(trainee, device, config.workers.sharded)
     trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
     state: dict[str, Any] = {"step": 0, "device_seconds": 0.0, "resumed_from_steps": []}
@@ -212,13 +227,6 @@ def finetune(
             report({**state["report"], "device_seconds": state["device_seconds"]}, checkpoint if leader else None)
             return
         state["resumed_from_steps"].append(state["step"])
-    ddp: nn.Module = trainee
-    if world > 1:
-        ddp = DistributedDataParallel(
-            trainee,
-            device_ids=[device] if device.type == "cuda" else None,
-            find_unused_parameters=trainee.leaves_parts_out,
-        )
     history: list[dict[str, Tensor | float]] = []
 
     for step in range(state["step"], steps):
@@ -230,8 +238,9 @@ def finetune(
             group["lr"] = training.learning_rate * rate_factor(step, steps, training.warmup_fraction)
         optimiser.step()
         trainee.clamp_temperature()
+        trainee.update_teacher()
         if (step + 1) % training.log_every_steps == 0 or (step + 1) % per_epoch == 0:
-            temperature = trainee.log_temperature.detach().exp().clone()
+            temperature = whole(trainee.log_temperature.detach()).exp()
             history.append({"step": step + 1, "time": time.time(), "loss": loss.detach(), "temperature": temperature})
         if (step + 1) % per_epoch:
             continue
@@ -243,6 +252,7 @@ def finetune(
             raise Diverged(f"the loss became {entries[-1]['loss']} by step {step + 1}")
         clock.mark("evaluate")
         last = step + 1 == steps
+        (merge if last else gather)(trainee)
         protocol = config.protocol
         gallery = prepared.gallery if last else prepared.gallery.first(protocol.rung_gallery_images)
         ranks = evaluate(
@@ -266,6 +276,7 @@ def finetune(
             **{name: metric.value for name, metric in metrics.items()},
         }
         folder = None
+        weights, optimiser_state = ({}, {}) if last else full_state(trainee, optimiser)
         if leader:
             result = None
             if last:
@@ -296,20 +307,14 @@ def finetune(
             saved = {**state, "step": step + 1, "device_seconds": device_seconds, "report": message}
             (folder / "state.json").write_text(json.dumps(saved))
             if result is None:
-                _save_training(folder, trainee, optimiser)
+                # Learning rate and random numbers are functions of the step and need no state.
+                save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+                torch.save(optimiser_state, folder / OPTIMISER)
             else:
                 (folder / "result.json").write_text(result.model_dump_json())
                 (folder / "trial.json").write_text(config.model_dump_json())
                 trainee.model.save(folder / "model")
         report(message, folder)
-
-
-def _save_training(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -> None:
-    """Weights and optimiser. Learning rate and random numbers are functions of the step and need no state."""
-    save_file(
-        {name: tensor.contiguous() for name, tensor in trainee.state_dict().items()}, folder / "model.safetensors"
-    )
-    torch.save(optimiser.state_dict(), folder / "optimiser.pt")
 
 
 def _restore(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Any], bool]:
@@ -318,8 +323,9 @@ def _restore(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -
         state = json.loads((folder / "state.json").read_text())
         if (folder / "result.json").exists():
             return state, True
-        trainee.load_state_dict(load_file(folder / "model.safetensors"))
-        optimiser.load_state_dict(torch.load(folder / "optimiser.pt", map_location="cpu", weights_only=True))
+        weights = load_file(folder / WEIGHTS)
+        optimiser_state = torch.load(folder / OPTIMISER, map_location="cpu", weights_only=True)
+        load_full_state(trainee, optimiser, weights, optimiser_state)
     except Exception as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error
     return state, False

@@ -53,22 +53,32 @@ def positive_pairs(images: Tensor, caption_images: Tensor, caption_groups: Tenso
     return own.float() @ same_text.float() > 0
 
 
-def contrastive_loss(scores: Tensor, positives: Tensor, temperature: Tensor) -> Tensor:
+def contrastive_loss(
+    scores: Tensor, positives: Tensor, temperature: Tensor, teacher: Tensor | None = None, alpha: float = 0.0
+) -> Tensor:
     """Symmetric InfoNCE with uniform targets over all positives (Radford et al. 2021; Khosla et al. 2020, eq. 2).
+
+    With a teacher, targets are `(1 - alpha) * uniform + alpha * softmax(teacher / temperature)`: momentum distillation
+    (Li et al. 2021, eq. 6), among the pairs of the batch.
 
     Args:
         scores: cosines (images, captions).
         positives: bool (images, captions), at least one in every row and column.
         temperature: positive scalar.
+        teacher: cosines of the same pairs under the teacher, without gradient.
+        alpha: the teacher's share of the targets, in [0, 1].
 
     Returns:
         Scalar; the mean of ln(captions) and ln(images) for uninformative scores.
     """
-    logits, to_text, to_image = scores / temperature, positives.float(), positives.T.float()
-    return (
-        F.cross_entropy(logits, to_text / to_text.sum(1, keepdim=True))
-        + F.cross_entropy(logits.T, to_image / to_image.sum(1, keepdim=True))
-    ) / 2
+    loss = scores.new_zeros(())
+    for side in (lambda pairs: pairs, torch.t):
+        targets = side(positives).float()
+        targets = targets / targets.sum(1, keepdim=True)
+        if teacher is not None:
+            targets = targets.lerp(F.softmax(side(teacher) / temperature.detach(), dim=1), alpha)
+        loss = loss + F.cross_entropy(side(scores) / temperature, targets) / 2
+    return loss
 
 
 def similarity(image_features: Tensor, text_features: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +23,9 @@ from trainables.losses import (
 from trainables.models import FusionModel, RetrievalModel, parameters_of
 
 Companion = Literal["anchor", "matching", "consistency"]
+
+MOMENTUM = 0.995
+"""Of the teacher in momentum distillation: what it keeps of itself at a step (Li et al. 2021, section 3.5)."""
 
 
 class Pairs(NamedTuple):
@@ -54,6 +59,9 @@ def companion_of(point: Point, model: RetrievalModel) -> Companion:
 class Trainee(nn.Module):
     """What is trained, so that one DDP wrapper sees the model and the temperature.
 
+    With distillation there is a teacher beside the model: at first a copy of it, then its moving average. It is part of
+    the state, takes no gradient and stays in eval mode.
+
     Raises:
         InputError: the point asks for a part or a companion that the model does not have.
     """
@@ -64,11 +72,28 @@ class Trainee(nn.Module):
         self.point = point
         self.companion = companion_of(point, model)
         self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(point.temperature)), requires_grad=point.temperature_learned
+            torch.tensor([math.log(point.temperature)]),  # FSDP takes no scalars
+            requires_grad=point.temperature_learned,
         )
         chosen = {id(parameter) for parameter in parameters_of(model, point.trainable)}
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in chosen)
+        distilled = point.distillation > 0 and point.contrastive_weight > 0
+        self.teacher = copy.deepcopy(model).requires_grad_(False).eval() if distilled else None
+
+    def train(self, mode: bool = True) -> Trainee:
+        """The teacher stays as it is."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """After a step: `MOMENTUM * teacher + (1 - MOMENTUM) * model`."""
+        if self.teacher is not None:
+            for kept, new in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+                kept.lerp_(new, 1 - MOMENTUM)
 
     @property
     def needs_clean(self) -> bool:
@@ -95,7 +120,13 @@ class Trainee(nn.Module):
                 self.log_temperature.clamp_(math.log(low), math.log(high))
 
     def forward(
-        self, attacked: Pairs, clean: Pairs | None, original: Tensor | None, positives: Tensor, keys: Tensor
+        self,
+        attacked: Pairs,
+        clean: Pairs | None,
+        original: Tensor | None,
+        positives: Tensor,
+        keys: Tensor,
+        alpha: float = 0.0,
     ) -> Tensor:
         """Loss of the global batch, `w * contrastive + (1 - w) * companion`, the same on all workers.
 
@@ -105,6 +136,7 @@ class Trainee(nn.Module):
             original: (batch, dim), the frozen original's embeddings of the clean images, where `needs_original`.
             positives: bool (world x batch, world x batch x n).
             keys: int64 (batch x n,), the source of each caption's randomness.
+            alpha: the teacher's share of the contrastive targets, where there is one.
         """
         weight, temperature = self.point.contrastive_weight, self.log_temperature.exp()
         matching = self.companion == "matching" and weight < 1
@@ -121,26 +153,22 @@ class Trainee(nn.Module):
             loss = (1 - weight) * anchor_loss(gather_with_gradient(own), gather_with_gradient(original))
             if weight == 0:
                 return loss
-        images = gather_with_gradient(own)
-        texts = self._texts(attacked)
-        scores = similarity(images, texts)
-        clean_scores = None
-        if self.needs_clean:
-            assert clean is not None
-            clean_images = gather_with_gradient(self.model.encode_image(clean.pixels).float())
-            clean_texts = self._texts(clean)
-            clean_scores = similarity(clean_images, clean_texts)
+        features = self._features(self.model, attacked, clean, gather_with_gradient(own))
+        scores = similarity(features[0], features[1])
         if weight > 0:
-            if clean_scores is not None and self.companion == "consistency":
-                against = [clean_scores]
-            elif clean_scores is not None:
-                against = [similarity(images, clean_texts), similarity(clean_images, texts)]
-            else:
-                against = [scores]
-            parts = [contrastive_loss(part, positives, temperature) for part in against]
+            against = list(self._contrasted(features))
+            taught: Sequence[Tensor | None] = [None] * len(against)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    seen = gather_with_gradient(self.teacher.encode_image(attacked.pixels).float())
+                    taught = list(self._contrasted(self._features(self.teacher, attacked, clean, seen)))
+            parts = [
+                contrastive_loss(part, positives, temperature, teacher, alpha)
+                for part, teacher in zip(against, taught, strict=True)
+            ]
             loss = loss + weight * torch.stack(parts).mean()
-        if clean_scores is not None and self.companion == "consistency" and weight < 1:
-            loss = loss + (1 - weight) * consistency_loss(clean_scores, scores, temperature)
+        if self.companion == "consistency" and weight < 1:
+            loss = loss + (1 - weight) * consistency_loss(similarity(*features[2:]), scores, temperature)
         if image_tokens is not None:
             assert isinstance(self.model, FusionModel)
             text_tokens = self.model.text_tokens(attacked.tokens, attacked.mask)
@@ -156,5 +184,27 @@ class Trainee(nn.Module):
             loss = loss + (1 - weight) * matched
         return loss
 
-    def _texts(self, pairs: Pairs) -> Tensor:
-        return gather_with_gradient(self.model.encode_text(pairs.tokens, pairs.mask).float())
+    def _features(
+        self, model: RetrievalModel, attacked: Pairs, clean: Pairs | None, images: Tensor
+    ) -> tuple[Tensor, ...]:
+        """All workers': the attacked `images`, as given, and captions; then the clean ones where they are needed."""
+        found = [images, _texts(model, attacked)]
+        if self.needs_clean:
+            assert clean is not None
+            found += [gather_with_gradient(model.encode_image(clean.pixels).float()), _texts(model, clean)]
+        return tuple(found)
+
+    def _contrasted(self, features: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """The scores that the contrastive loss is the mean over."""
+        images, texts, *clean = features
+        if not clean:
+            yield similarity(images, texts)
+        elif self.companion == "consistency":
+            yield similarity(*clean)
+        else:
+            yield similarity(images, clean[1])
+            yield similarity(clean[0], texts)
+
+
+def _texts(model: RetrievalModel, pairs: Pairs) -> Tensor:
+    return gather_with_gradient(model.encode_text(pairs.tokens, pairs.mask).float())

@@ -66,7 +66,8 @@ class Workshop:
         root = self.config.model.pretrain.root
         if root is None:
             return self.dataset
-        return load_dataset(self.config.data.model_copy(update={"root": root, "max_train_images": None}), self.cache)
+        other = {"root": root, "max_train_images": None, "generated_captions": None, "shards": None}
+        return load_dataset(self.config.data.model_copy(update=other), self.cache)
 
     def tokenizer(self) -> Path:
         """Folder of the tokenizer trained on the captions."""

@@ -64,6 +64,7 @@ def test_flops_of_a_pair() -> None:
     mat = Point(epsilon=2 / 255, attack_steps=2, words=1)
     # Captions: 1 + 9 + 5 tries and the clean image; images: 2 steps of 2 passes, against one attacked caption.
     assert pair_flops(100, 10, mat, 5, 9) == {"attack": 15 * 10 + 100 + 4 * 100 + 10, "train": 330}
+    assert pair_flops(100, 10, Point(distillation=0.4), 5, 9)["train"] == 330 + 110  # the teacher looks, too
     fare = Point(
         contrastive_weight=0, epsilon=2 / 255, attack_steps=10, trainable="image", attack_objective="deviation"
     )
@@ -88,6 +89,22 @@ def test_more_attack_and_slower_memory_take_longer() -> None:
     fast, slow = weak.seconds(DEVICES["h100"]), weak.seconds(DEVICES["l4"])
     assert all(slow[phase] > fast[phase] for phase in slow)
     assert trial_memory(shape, training, 1) > 1.5 * trial_memory(shape, training, 4) > 0
+
+
+def test_gradient_checkpointing_takes_less_memory_and_a_forward_pass_more() -> None:
+    shape = Shape(VIT_B16, Tower(16, 512, 12, 2048), 10.5, 1000, 100)
+    plain, again = (TrainingConfig(batch_size=64, gradient_checkpointing=on) for on in (False, True))
+    assert VIT_B16.checkpointed_bytes == (12 * 2 + 34) * 197 * 768
+    saved = trial_memory(shape, plain, 1) - trial_memory(shape, again, 1)
+    assert saved == pytest.approx(64 * (11 * 34 - 12 * 2) * (197 * 768 + 16 * 512))
+    weights = shape.image.parameters + shape.text.parameters
+    assert trial_memory(shape, plain, 8) - trial_memory(shape, plain, 8, sharded=True) == pytest.approx(6 * weights)
+    point, protocol = Point(epsilon=0.01, attack_steps=3), Protocol()
+    one, other = (trial_work(shape, point, training, protocol).flops for training in (plain, again))
+    assert other["train"] / one["train"] == pytest.approx(4 / 3)
+    image, text = shape.image.flops, shape.text.flops
+    assert other["attack"] / one["attack"] == pytest.approx((9 * image + text) / (6 * image + text))
+    assert other["evaluate"] > one["evaluate"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from trainables.attacks.noise import sample_keys
-from trainables.batches import draw_batch, eda, epoch_shape, ramped_epsilon, random_crops, rate_factor
+from trainables.batches import (
+    draw_batch,
+    eda,
+    epoch_shape,
+    ramped_distillation,
+    ramped_epsilon,
+    random_crops,
+    rate_factor,
+)
 from trainables.config import Point, TrialConfig
 from trainables.prepare import prepare
 
@@ -53,6 +61,13 @@ def test_radius_waits_then_rises_then_stays(tiny_trial: TrialConfig) -> None:
     assert ramped_epsilon(with_point(tiny_trial), 3, 8) == 0
     sudden = with_point(tiny_trial, **{**ramp, "ramp_begin": 0.5, "ramp_end": 0.5})
     assert [ramped_epsilon(sudden, step, 4) for step in range(4)] == [0.02, 0.02, 0.08, 0.08]
+
+
+def test_the_teachers_share_rises_in_the_first_epoch(tiny_trial: TrialConfig) -> None:
+    config = with_point(tiny_trial, distillation=0.4)
+    assert config.training.epochs == 2
+    shares = [ramped_distillation(config, step, 8) for step in range(8)]
+    assert shares == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
 
 
 def test_eda_changes_little_and_keeps_words_and_options_together() -> None:

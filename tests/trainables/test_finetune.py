@@ -40,8 +40,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
 
 
-def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path) -> None:
-    config = tiny_trial.model_copy(update={"point": POINT})
+@pytest.mark.parametrize("family", ["clip", "albef"])
+def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path, family: str) -> None:
+    distilled = {"contrastive_weight": 0.5, "distillation": 0.4}
+    point = POINT if family == "clip" else POINT.model_copy(update=distilled)
+    model = tiny_trial.model.model_copy(update={"family": family})
+    config = tiny_trial.model_copy(update={"point": point, "model": model})
     whole = run(config, tmp_path / "whole")
     first = run(config, tmp_path / "first", stop_after=1)
     rest = run(config, tmp_path / "rest", checkpoint=first[-1][1])
@@ -53,6 +57,11 @@ def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path) -
     assert results[0].resumed_from_steps == []
     assert results[1].resumed_from_steps == [8]
     assert results[1].device_seconds > first[-1][0]["device_seconds"]
+    if family == "albef":
+        saved, base = load_file(first[-1][1] / "model.safetensors"), prepare(config).base.state_dict()
+        moved = {name: (saved[f"teacher.{name}"] - value).abs().max() for name, value in base.items()}
+        trained = {name: (saved[f"model.{name}"] - value).abs().max() for name, value in base.items()}
+        assert all(0 < moved[name] < 0.1 * trained[name] for name in base if "query.weight" in name)
 
 
 def test_finished_run_is_reported_again_and_nothing_redone(tiny_trial: TrialConfig, tmp_path: Path) -> None:

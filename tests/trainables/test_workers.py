@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
-from trainables.config import Point, TrialConfig
+from trainables.config import Point, TrialConfig, WorkersConfig
 from trainables.evaluation.robustness import evaluate
-from trainables.finetune import Clock, original_embeddings, worker_loss
+from trainables.finetune import Clock, finetune, original_embeddings, worker_loss
 from trainables.objective import Trainee
 from trainables.prepare import prepare
+from trainables.sharding import distribute, merge, whole
 
 POINTS = {
     "cross": Point(
@@ -37,7 +39,16 @@ POINTS = {
         image_augmentation="crop",
         ramp_end=0.9,
     ),
-    "albef": Point(contrastive_weight=0.5, temperature=0.1, epsilon=4 / 255, attack_steps=1, words=1),
+    "albef": Point(contrastive_weight=0.5, temperature=0.1, epsilon=4 / 255, attack_steps=1, words=1, distillation=0.8),
+    "sharded": Point(
+        contrastive_weight=0.6,
+        temperature=0.1,
+        temperature_learned=True,
+        epsilon=4 / 255,
+        attack_steps=1,
+        words=1,
+        distillation=0.8,
+    ),
     "blip": Point(contrastive_weight=0.0, temperature=0.1, words=1, captions_per_image=2),
 }
 
@@ -49,6 +60,7 @@ def configs(tiny_trial: TrialConfig) -> dict[str, TrialConfig]:
         changes = {
             "point": point,
             "model": tiny_trial.model.model_copy(update={"family": name if fusion else "clip"}),
+            "workers": WorkersConfig(count=2, sharded=name == "sharded"),
             "protocol": tiny_trial.protocol.model_copy(update={"rerank": 5 if fusion else None}),
         }
         found[name] = tiny_trial.model_copy(update=changes)
@@ -59,14 +71,18 @@ def step(config: TrialConfig) -> dict[str, torch.Tensor]:
     """One forward and backward pass, and a small evaluation: loss, gradients and ranks."""
     prepared, device = prepare(config), torch.device("cpu")
     trainee = Trainee(prepared.base, config.point)
+    if trainee.teacher is not None:
+        for parameter in trainee.teacher.parameters():
+            parameter.mul_(1.1)  # no copy of the model any more
     originals = original_embeddings(prepared, device) if trainee.needs_original else None
-    module: torch.nn.Module = trainee
-    if dist.is_initialized():
-        module = DistributedDataParallel(trainee, find_unused_parameters=trainee.leaves_parts_out)
+    module = distribute(trainee, device, config.workers.sharded)
     loss = worker_loss(module, trainee, config, prepared, originals, 3, 16, Clock(device), device)
     loss.backward()
+    saved = {name: whole(p.grad) for name, p in trainee.named_parameters() if p.grad is not None}
+    sharded = any(isinstance(parameter, DTensor) for parameter in trainee.parameters())
+    assert sharded == (config.workers.sharded and dist.is_initialized())
+    merge(trainee)
     ranks = evaluate(trainee.model, prepared.gallery, config.protocol, max_tokens=32, device=device).ranks
-    saved = {name: p.grad for name, p in trainee.named_parameters() if p.grad is not None}
     saved["loss"] = loss.detach()
     return saved | {
         f"rank {target} {d}": torch.from_numpy(getattr(r, d)) for target, r in ranks.items() for d in ("tr", "ir")
@@ -79,16 +95,28 @@ def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     torch.save({name: step(config) for name, config in trials.items()}, Path(folder) / f"{world}-{rank}.pt")
     if world > 1:
+        config = unattacked(trials["sharded"])
+        finetune(config, prepare(config), torch.device("cpu"), None, Path(folder), lambda metrics, checkpoint: None)
         dist.destroy_process_group()
+
+
+def unattacked(config: TrialConfig) -> TrialConfig:
+    """The signs of an attack turn the last bit of a sum into whole steps."""
+    return config.model_copy(update={"point": Point(temperature_learned=True, distillation=0.8)})
 
 
 Steps = list[dict[str, dict[str, torch.Tensor]]]
 
 
 @pytest.fixture(scope="module")
-def alone_and_together(tiny_trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Steps, Steps]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workers")
+
+
+@pytest.fixture(scope="module")
+def alone_and_together(tiny_trial: TrialConfig, folder: Path) -> tuple[Steps, Steps]:
     """Every point's step by one worker, and by each of two; a process start costs more than all the steps."""
-    folder, trials = tmp_path_factory.mktemp("workers"), configs(tiny_trial)
+    trials = configs(tiny_trial)
     context = multiprocessing.get_context("spawn")
     found = []
     for world in (1, 2):
@@ -115,3 +143,16 @@ def test_two_workers_equal_one(name: str, alone_and_together: tuple[Steps, Steps
             else:
                 torch.testing.assert_close(shared[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
     assert max(value.abs().max() for key, value in alone.items() if "model" in key) > 1e-3
+
+
+@pytest.mark.usefixtures("alone_and_together")
+def test_one_worker_goes_on_from_a_sharded_checkpoint(tiny_trial: TrialConfig, folder: Path, tmp_path: Path) -> None:
+    config, device = unattacked(configs(tiny_trial)["sharded"]), torch.device("cpu")
+    finetune(config, prepare(config), device, folder / "step-8", tmp_path, lambda metrics, checkpoint: None)
+    one, two = (load_file(place / "step-16" / "model" / "model.safetensors") for place in (tmp_path, folder))
+    saved = load_file(folder / "step-8" / "model.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
+    moved = [(one[name] - saved[f"model.clip.{name}"]).abs().mean() for name in one]
+    apart = [(one[name] - two[name]).abs().mean() for name in one]
+    assert sum(apart) < 0.01 * sum(moved)

@@ -12,9 +12,10 @@ import numpy as np
 
 from trainables.config import DataConfig, ShapesConfig, content_hash
 from trainables.data import cache, shapes
-from trainables.data.coco import DataError, Picture, read_pictures
+from trainables.data.coco import DataError, Picture, read_pictures, refuse_leaks
+from trainables.data.shards import read_shards
 
-__all__ = ["DataError", "Dataset", "Split", "load_dataset"]
+__all__ = ["DataError", "Dataset", "Split", "load_dataset", "read_pairs"]
 
 LAYOUT = ("images", "captions", "split", "train_splits", "eval_split", "eval_min_captions")
 """Fields that describe the files of a root. The embedded shapes are written in the default layout."""
@@ -72,11 +73,26 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
         root = _shapes_root(config.shapes, cache_dir)
         layout = {name: DataConfig.model_fields[name].default for name in LAYOUT}
         config = config.model_copy(update=layout)
-    train, test = read_pictures(config, root)
-    files = cache.locate(root / config.images, [picture.file_name for picture in (*train, *test)])
+    train, test, files = read_pairs(config, root)
     digest = _digest(config, train, test, files)
     pixels = cache.load_pixels(files, config.image_pixels, config.resize, cache_dir / f"images-{digest}.npy")
     return Dataset(_split(train, pixels[: len(train)]), _split(test, pixels[len(train) :]), digest)
+
+
+def read_pairs(config: DataConfig, root: Path) -> tuple[list[Picture], list[Picture], list[cache.ImageFile]]:
+    """The training pictures, the evaluation pictures, and where the images of both are, in this order.
+
+    Raises:
+        DataError: see `load_dataset`.
+    """
+    train, test = read_pictures(config, root)
+    inside: list[cache.ImageFile] = []
+    if config.shards is not None:
+        train, inside = read_shards(root, config.shards, 1 + max(picture.id for picture in test))
+        refuse_leaks(train, test, config)
+        train, inside = train[: config.max_train_images], inside[: config.max_train_images]
+    beside = test if inside else [*train, *test]
+    return train, test, [*inside, *cache.locate(root / config.images, [picture.file_name for picture in beside])]
 
 
 def _shapes_root(config: ShapesConfig, cache_dir: Path) -> Path:

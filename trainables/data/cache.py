@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path, PurePath
 from typing import Literal
 
@@ -30,11 +31,23 @@ Resize = Literal["stretch", "crop"]
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file below the image folder; `size` is its length in bytes, or `MISSING`."""
+    """An image file below the image folder; `size` is its length in bytes, or `MISSING`.
+
+    With an `offset` it is that range of bytes of the file at `path`, a shard.
+    """
 
     name: str
     path: Path
     size: int
+    offset: int | None = None
+
+    def source(self) -> Path | BytesIO:
+        """What Pillow opens."""
+        if self.offset is None:
+            return self.path
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return BytesIO(file.read(self.size))
 
 
 def locate(folder: Path, names: Sequence[str]) -> list[ImageFile]:
@@ -108,13 +121,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def decode(path: Path, pixels: int, resize: Resize) -> np.ndarray:
+def decode(source: Path | BytesIO, pixels: int, resize: Resize) -> np.ndarray:
     """One image as uint8 (3, pixels, pixels): upright, RGB, transparency on white, bicubic.
 
     Raises:
         Exception: Whatever Pillow finds wrong with the file; its plugins raise nearly anything.
     """
-    with Image.open(path) as image:
+    with Image.open(source) as image:
         upright = _rgb(ImageOps.exif_transpose(image))
     if resize == "crop":
         square = ImageOps.fit(upright, (pixels, pixels), Image.Resampling.BICUBIC)
@@ -156,7 +169,7 @@ def _build(files: Sequence[ImageFile], resize: Resize, path: Path, shape: tuple[
         def fill(position: int) -> str | None:
             file = files[position]
             try:
-                array[position] = decode(file.path, shape[-1], resize)
+                array[position] = decode(file.source(), shape[-1], resize)
             except Exception as error:
                 return f"{file.name}: {_reason(file, error)}"
             return None

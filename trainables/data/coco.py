@@ -21,7 +21,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +93,62 @@ def read_pictures(config: DataConfig, root: Path) -> tuple[list[Picture], list[P
                 f"split file {SPLIT_FILE}, Karpathy JSON, "
                 "or one captions file per split with {split} in its name"
             )
-    return select(pictures, splits, config)
+    train, test = select(pictures, splits, config)
+    if config.generated_captions is not None:
+        train = with_generated(train, pictures, config.generated_captions)
+    return train, test
+
+
+def with_generated(train: Sequence[Picture], pictures: Sequence[Picture], path: Path) -> list[Picture]:
+    """The training pictures with a captioner's captions behind their own.
+
+    The file is in COCO's format for caption results, `[{image_id, caption}]`, several of an image allowed. Captions of
+    images that are not trained on are left out; those that are added get ids above all others.
+
+    Args:
+        train: what is trained on.
+        pictures: all there are.
+        path: the file.
+
+    Raises:
+        DataError: If there is no such file, with every entry that cannot be used, or if no training image has one.
+    """
+    source = f"{path} (data.generated_captions)"
+    rows = _load_json(path, "data.generated_captions")
+    if not isinstance(rows, list):
+        raise DataError(f"{source} is no list of {{image_id, caption}}, but a {type(rows).__name__}")
+    known = {picture.id for picture in pictures}
+    problems = []
+    for position, row in enumerate(rows):
+        if not isinstance(row, dict) or not _is_id(row.get("image_id")) or not _is_text(row.get("caption")):
+            problems.append(f"[{position}]: expected {{image_id: integer, caption: text}}, found {row!r:.60}")
+        elif row["image_id"] not in known:
+            problems.append(f"[{position}]: image_id {row['image_id']} is no image of the captions file")
+    if problems:
+        raise DataError(f"{source} has {len(problems)} unusable entries", problems)
+    first = 1 + max(caption_id for picture in pictures for caption_id, _ in picture.captions)
+    added = defaultdict(list)
+    for caption_id, row in enumerate(rows, first):
+        added[row["image_id"]].append((caption_id, row["caption"]))
+    if not any(picture.id in added for picture in train):
+        raise DataError(f"{source} has captions for {len(added)} images, none of which is trained on")
+    return [replace(picture, captions=(*picture.captions, *added.get(picture.id, ()))) for picture in train]
 
 
 def select(
     pictures: Sequence[Picture], splits: dict[str, list[int]], config: DataConfig
 ) -> tuple[list[Picture], list[Picture]]:
-    """The pictures of the training splits, and those of the evaluation split with enough captions.
+    """The pictures of the training splits (none if shards are trained on), and the evaluation's with enough captions.
 
     Raises:
         DataError: If a split is unknown, an image of a used split has no captions, an image is both trained
             on and evaluated, or a side is empty.
     """
+    train_splits = () if config.shards else config.train_splits
     unknown = [
         f"{field} {name!r}"
         for field, names in (
-            ("data.train_splits", config.train_splits),
+            ("data.train_splits", train_splits),
             ("data.eval_split", (config.eval_split,)),
         )
         for name in names
@@ -117,7 +157,7 @@ def select(
     if unknown:
         raise DataError(f"unknown splits; there are: {', '.join(splits)}", unknown)
     by_id = {picture.id: picture for picture in pictures}
-    train_ids = {image_id for name in config.train_splits for image_id in splits.get(name, [])}
+    train_ids = {image_id for name in train_splits for image_id in splits.get(name, [])}
     test_ids = set(splits.get(config.eval_split, []))
     bare = [
         f"image {image_id}: " + ("no captions" if image_id in by_id else "unknown to the captions file")
@@ -128,9 +168,9 @@ def select(
         raise DataError(f"images of the splits without captions in {config.captions}", bare)
     train = [picture for picture in pictures if picture.id in train_ids]
     candidates = [picture for picture in pictures if picture.id in test_ids]
-    _refuse_leaks(train, candidates, config)
+    refuse_leaks(train, candidates, config)
     test = [picture for picture in candidates if len(picture.captions) >= config.eval_min_captions]
-    if not train:
+    if not train and not config.shards:
         raise DataError(f"no training images: data.train_splits {list(config.train_splits)} are empty")
     if not test:
         most = max((len(picture.captions) for picture in candidates), default=0)
@@ -141,7 +181,7 @@ def select(
     return train[: config.max_train_images], test
 
 
-def _refuse_leaks(train: Sequence[Picture], test: Sequence[Picture], config: DataConfig) -> None:
+def refuse_leaks(train: Sequence[Picture], test: Sequence[Picture], config: DataConfig) -> None:
     """No image is both trained on and evaluated: neither its id nor its file."""
     ids = {picture.id for picture in train}
     files = {os.path.normpath(picture.file_name): picture.id for picture in train}
@@ -153,8 +193,11 @@ def _refuse_leaks(train: Sequence[Picture], test: Sequence[Picture], config: Dat
         elif file_name in files:
             leaks.append(f"image {picture.id}: {file_name} is also training image {files[file_name]}")
     if leaks:
+        trained = (
+            f"data.shards {config.shards!r}" if config.shards else f"data.train_splits {list(config.train_splits)}"
+        )
         raise DataError(
-            f"{len(leaks)} images are both in data.train_splits {list(config.train_splits)} and in "
+            f"{len(leaks)} images are both in {trained} and in "
             f"data.eval_split {config.eval_split!r}; take them out of one",
             leaks,
         )
@@ -296,7 +339,7 @@ def _rows_to_coco(rows: list[Any], source: str) -> dict[str, list[Any]]:
     ]
     if problems:
         raise DataError(f"{source} has {len(problems)} unusable entries", problems)
-    ids = _number_files(list(dict.fromkeys(row["image"] for row in rows)))
+    ids = number_files(list(dict.fromkeys(row["image"] for row in rows)))
     # An image in two split files stays there twice, so that the checker sees its id repeated.
     images = dict.fromkeys((row["image"], row.get("split")) for row in rows)
     captions = [
@@ -313,13 +356,13 @@ def _rows_to_coco(rows: list[Any], source: str) -> dict[str, list[Any]]:
     }
 
 
-def _number_files(names: Sequence[str]) -> dict[str, int]:
-    """The COCO id of every file if all names carry one and no two the same, else the running index from 1."""
+def number_files(names: Sequence[str], first: int = 1) -> dict[str, int]:
+    """The COCO id of every file if all names carry one and no two the same, else the running index from `first`."""
     matches = [COCO_NAME.search(name) for name in names]
     ids = {int(match[1]) for match in matches if match}
     if len(ids) == len(names):
         return {name: int(match[1]) for name, match in zip(names, matches, strict=True) if match}
-    return {name: position for position, name in enumerate(names, 1)}
+    return {name: position for position, name in enumerate(names, first)}
 
 
 def _load_captions(config: DataConfig, root: Path) -> Any:
@@ -328,7 +371,7 @@ def _load_captions(config: DataConfig, root: Path) -> Any:
         return _load_json(root / config.captions, "data.captions")
     paths = {
         split: root / config.captions.replace("{split}", split)
-        for split in dict.fromkeys([*config.train_splits, config.eval_split])
+        for split in dict.fromkeys([*(() if config.shards else config.train_splits), config.eval_split])
     }
     parts = {
         split: _load_json(path, "data.captions")

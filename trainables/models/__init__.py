@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainables.command import InputError
 
@@ -49,6 +52,20 @@ class RetrievalModel(nn.Module):
     def fusion_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that only scores of an image and a caption together use; none without fusion."""
         return iter(())
+
+    def checkpoint_layers(self) -> None:
+        """Keep only what enters a transformer layer, and compute the rest again going back (Chen et al. 2016).
+
+        Also in eval mode, unlike `transformers`' own switch: the training attack goes back to the pixels there.
+
+        Raises:
+            InputError: there are no transformer layers.
+        """
+        layers = [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise InputError(f"training.gradient_checkpointing: {type(self).__name__} here has no transformer layers")
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer."""

@@ -103,8 +103,7 @@ class Albef(VitBert):
             path: for messages and the tokenizer beside it.
             image_pixels: of a side; the position embeddings are resampled to it, as the publication does from 256 to
                 384.
-            momentum: take the momentum copies of encoders and projections instead of themselves. Training goes on with
-                both by `torch.optim.swa_utils.AveragedModel` and `get_ema_multi_avg_fn(0.995)`.
+            momentum: take the momentum copies of encoders and projections instead of themselves.
 
         Raises:
             InputError: entries that do not fit.

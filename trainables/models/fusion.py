@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.blip.modeling_blip import BlipAttention
@@ -72,18 +74,29 @@ class VitBert(FusionModel):
 
     def itm_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
         """See `FusionModel`."""
-        states, images = text_tokens, len(image_tokens)
+        states = text_tokens
         unseen = (1.0 - mask.to(states.dtype)[:, None, None]) * torch.finfo(states.dtype).min
         *layers, last = self.fusion_layers()
-        for layer in (*layers, last):
-            states, _ = layer.attention(states, unseen)
-            if layer is last:
-                states = states[:, :1]  # all that the head reads
-            # Captions of an image stand in one row, so that its keys and values are computed once for all of them.
-            row = states.reshape(images, -1, states.shape[-1])
-            states = layer.crossattention(row, encoder_hidden_states=image_tokens)[0].view_as(states)
-            states = layer.feed_forward_chunk(states)
+        for layer in layers:
+            states = self._fused(layer, states, unseen, image_tokens)
+        states = self._fused(last, states, unseen, image_tokens, first_only=True)  # all that the head reads
         return self.network.itm_head(states[:, 0])
+
+    def _fused(
+        self, layer: Any, states: Tensor, unseen: Tensor, image_tokens: Tensor, first_only: bool = False
+    ) -> Tensor:
+        states, _ = layer.attention(states, unseen)
+        if first_only:
+            states = states[:, :1]
+        # Captions of an image stand in one row, so that its keys and values are computed once for all of them.
+        row = states.reshape(len(image_tokens), -1, states.shape[-1])
+        states = layer.crossattention(row, encoder_hidden_states=image_tokens)[0].view_as(states)
+        return layer.feed_forward_chunk(states)
+
+    def checkpoint_layers(self) -> None:
+        """See `RetrievalModel`; the fusion layers are called part by part, so they need their own word."""
+        super().checkpoint_layers()
+        self._fused = partial(checkpoint, self._fused, use_reentrant=False)  # type: ignore[method-assign]
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
         """The ViT and its projection."""

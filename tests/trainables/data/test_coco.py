@@ -107,6 +107,41 @@ def test_first_training_images(root: Path) -> None:
     assert data.digest != load(root).digest
 
 
+def test_captions_of_a_captioner_are_further_captions_of_training_images(root: Path) -> None:
+    rows = [{"image_id": 7, "caption": "one"}, {"image_id": 42, "caption": "test"}, {"image_id": 7, "caption": "two"}]
+    path = root.parent / "generated.json"
+    dump(path, rows)
+    plain, more = load(root), load(root, generated_captions=path)
+    assert more.train.captions == [*captions_of(391895), *captions_of(7), "one", "two"]
+    assert more.train.caption_image.tolist() == [0] * 5 + [1] * 7
+    assert len({*more.train.caption_ids, *more.test.caption_ids}) == 5 + 7 + 5
+    assert more.test.captions == plain.test.captions == captions_of(42)
+    dump(path, rows[1:])
+    assert len({plain.digest, more.digest, load(root, generated_captions=path).digest}) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "does not exist"),
+        ("[", "no valid JSON"),
+        ('{"annotations": []}', "no list of {image_id, caption}, but a dict"),
+        ('[{"image_id": 7, "caption": " "}]', "[0]: expected {image_id: integer, caption: text}"),
+        ('[{"image_id": "7", "caption": "a"}, 3]', "has 2 unusable entries"),
+        ('[{"image_id": 7, "caption": "a"}, {"image_id": 8, "caption": "b"}]', "[1]: image_id 8 is no image"),
+        ('[{"image_id": 42, "caption": "a"}]', "captions for 1 images, none of which is trained on"),
+        ("[]", "captions for 0 images"),
+    ],
+)
+def test_bad_captions_of_a_captioner_are_told(root: Path, content: str | None, told: str) -> None:
+    path = root.parent / "generated.json"
+    if content is not None:
+        path.write_text(content)
+    message = refused(root, generated_captions=path)
+    assert told in message
+    assert f"{path} (data.generated_captions)" in message
+
+
 def test_evaluation_needs_enough_captions(root: Path) -> None:
     document = coco_document()
     document["annotations"] = [item for item in document["annotations"] if item["id"] not in (420, 3918950)]

@@ -170,6 +170,11 @@ def test_without_fusion_there_is_none_to_train(name: str) -> None:
         parameters_of(make(name), "fusion")
 
 
+def test_gradient_checkpointing_needs_transformer_layers() -> None:
+    with pytest.raises(InputError, match="Dual here has no transformer layers"):
+        make("dual").checkpoint_layers()
+
+
 def test_image_tokens_are_computed_once(fusion: FusionModel, pixels: Tensor) -> None:
     assert torch.equal(fusion.image_features(fusion.image_tokens(pixels)), fusion.encode_image(pixels))
 
