@@ -184,8 +184,9 @@ def estimates(manifests: Sequence[Manifest], objectives: Sequence[Objective]) ->
     for manifest in sorted(manifests, key=lambda manifest: manifest.replicate):
         if manifest.state == "complete":
             groups.setdefault(manifest.key.rsplit("-s", 1)[0], []).append(manifest)
+    names = [objective.metric for objective in objectives]
     return [
-        Estimate(runs[0], len(runs), {o.metric: mean_metric([measured(run, o.metric) for run in runs]) for o in objectives})
+        Estimate(runs[0], len(runs), {name: mean_metric([measured(run, name) for run in runs]) for name in names})
         for runs in groups.values()
         if runs[0].replicate == 0
     ]

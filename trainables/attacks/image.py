@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchattacks
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.noise import step_keys, uniform
+from trainables.attacks.text import embedding_divergence
 
 Objective = Callable[[Tensor, int], Tensor]
 """(pixels, step) -> one value a sample, (batch,), which the attack raises; rows must not depend on each other."""
@@ -138,14 +139,16 @@ class RetrievalClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class Pgd(Attack):
-    """PGD on the cross-entropy of retrieval as classification.
+    """PGD on what retrieval finds, or on the embedding alone.
 
     Attributes:
         epsilon: radius.
         steps: each moves by `step_size`, which is 2.5 epsilon / steps if not given (Madry et al. 2018).
-        restarts: the first begins at the clean image, so that one more never weakens the attack; the others at random.
-            The highest loss counts, image by image.
+        restarts: the first begins at the clean image, so that one more never weakens the attack; the others at random,
+            as all do under `deviation`, which has no gradient there. The highest loss counts, image by image.
         momentum: of the gradients, 0 for none.
+        objective: `cross` raises the cross-entropy of retrieval as classification, `deviation` the divergence from the
+            clean image's embedding (Co-Attack's image-only attack), which knows no captions.
     """
 
     changes = frozenset({"image"})
@@ -154,17 +157,18 @@ class Pgd(Attack):
     step_size: float | None = None
     restarts: int = 1
     momentum: float = 0.0
+    objective: Literal["cross", "deviation"] = "cross"
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
         """See `Attack`."""
-        classifier = RetrievalClassifier(victim)
-        objective: Objective = lambda pixels, _: F.cross_entropy(classifier(pixels), batch.labels, reduction="none")  # noqa: E731
+        objective = self._objective(victim, batch)
         best, reached = batch.pixels, torch.full(batch.labels.shape, -torch.inf, device=batch.pixels.device)
         for restart in range(self.restarts):
+            drawn = restart or self.objective == "deviation"
             attacked = sign_ascent(
                 batch.pixels,
                 objective,
-                random_start(batch.pixels, self.epsilon, step_keys(batch.keys, restart)) if restart else batch.pixels,
+                random_start(batch.pixels, self.epsilon, step_keys(batch.keys, restart)) if drawn else batch.pixels,
                 epsilon=self.epsilon,
                 step_size=2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size,
                 steps=self.steps,
@@ -178,6 +182,13 @@ class Pgd(Attack):
             best = torch.where(higher.view(-1, 1, 1, 1), attacked, best)
             reached = torch.where(higher, loss, reached)
         return Attacked(best, batch.captions())
+
+    def _objective(self, victim: Victim, batch: Batch) -> Objective:
+        if self.objective == "deviation":
+            clean = batch.clean_features(victim)
+            return lambda pixels, _: embedding_divergence(victim.encode_image(pixels), clean).float()
+        classifier = RetrievalClassifier(victim)
+        return lambda pixels, _: F.cross_entropy(classifier(pixels), batch.labels, reduction="none")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.image import Pgd
@@ -11,16 +12,26 @@ from trainables.attacks.text import BertAttack
 
 @dataclass(frozen=True)
 class SepAttack(Attack):
-    """`Pgd` on the images against the clean captions, `BertAttack` on the captions against the clean images."""
+    """`Pgd` on the images and `BertAttack` on the captions, each of which sees nothing of the other.
+
+    Attributes:
+        epsilon: radius.
+        steps: of the image attack.
+        words: changed per caption.
+        candidates: substitutes tried per word.
+        objective: of both. `cross` leads images from the clean captions and captions from the clean images, `deviation`
+            each from itself alone, as the literature's Sep-Attack, which is weaker.
+    """
 
     changes = frozenset({"image", "text"})
     epsilon: float = 2 / 255
     steps: int = 10
     words: int = 1
     candidates: int = 10
+    objective: Literal["cross", "deviation"] = "cross"
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
         """See `Attack`."""
-        image = batch.once(Pgd(epsilon=self.epsilon, steps=self.steps), victim)
-        text = batch.once(BertAttack(words=self.words, candidates=self.candidates), victim)
+        image = batch.once(Pgd(epsilon=self.epsilon, steps=self.steps, objective=self.objective), victim)
+        text = batch.once(BertAttack(words=self.words, candidates=self.candidates, objective=self.objective), victim)
         return Attacked(image.pixels, text.captions)

@@ -111,11 +111,13 @@ def test_copies_are_resized_as_interpolate_does_in_full_precision() -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
-def test_sep_attack_is_its_two_parts(world: World) -> None:
+@pytest.mark.parametrize("objective", ["cross", "deviation"])
+def test_sep_attack_is_its_two_parts(world: World, objective: Any) -> None:
     batch, victim = world.batch(), world.victim
-    attacked = SepAttack(epsilon=EPSILON, steps=3, words=2).run(victim, batch)
-    assert torch.equal(attacked.pixels, Pgd(epsilon=EPSILON, steps=3).run(victim, batch).pixels)
-    assert attacked.captions == BertAttack(words=2).run(victim, batch).captions
+    attacked = SepAttack(epsilon=EPSILON, steps=3, words=2, objective=objective).run(victim, batch)
+    image, text = Pgd(epsilon=EPSILON, steps=3, objective=objective), BertAttack(words=2, objective=objective)
+    assert torch.equal(attacked.pixels, image.run(victim, batch).pixels)
+    assert attacked.captions == text.run(victim, batch).captions
 
 
 def test_momentum_of_cmi_begins_with_the_captions(world: World) -> None:
