@@ -243,12 +243,13 @@ def finetune(
             raise Diverged(f"the loss became {entries[-1]['loss']} by step {step + 1}")
         clock.mark("evaluate")
         last = step + 1 == steps
-        protocol = config.protocol
-        gallery = prepared.gallery if last else prepared.gallery.first(protocol.rung_gallery_images)
+        images = len(prepared.gallery.pixels)
+        protocol = config.protocol if last else config.protocol.rung((step + 1) / steps, images)
+        gallery = prepared.gallery if last else prepared.gallery.first(protocol.gallery_images)
         ranks = evaluate(
             trainee.model,
             gallery,
-            protocol if last else protocol.rung,
+            protocol,
             max_tokens=config.model.max_tokens,
             device=device,
         ).ranks

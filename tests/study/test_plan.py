@@ -79,6 +79,15 @@ def test_flops_of_an_evaluation() -> None:
     assert evaluation_flops(shape, protocol, 100) == pytest.approx(expected)
 
 
+def test_small_evaluations_that_grow_are_counted() -> None:
+    shape = Shape(VIT_B16, Tower(16, 64, 2, 256), 9, 100, 100)
+    protocol = Protocol(rung_gallery_images=10, rung_image_steps=2, rung_growth=1.0)
+    found = trial_work(shape, Point(), TrainingConfig(epochs=4), protocol).flops["evaluate"]
+    parts = [(25, 2), (50, 5), (75, 8), (100, 10)]
+    expected = (evaluation_flops(shape, protocol.model_copy(update={"image_steps": s}), i) for i, s in parts)
+    assert found == pytest.approx(sum(expected))
+
+
 def test_more_attack_and_slower_memory_take_longer() -> None:
     shape = Shape(VIT_B16, Tower(16, 512, 12, 2048), 10.5, 1000, 100)
     training, protocol = TrainingConfig(batch_size=64), Protocol()
