@@ -384,6 +384,9 @@ class TrialResult(Model):
     correct: dict[str, str] = Field(description="per `target/direction_rk`: query bits, np.packbits in base64")
     queries: dict[str, int] = Field(description="number of queries per direction, `tr` and `ir`")
     device_seconds: float = Field(ge=0, description="workers x seconds held, all attempts up to their checkpoints")
+    peak_memory_gb: float | None = Field(
+        None, ge=0, description="1e9 bytes, most that a worker held: of its GPU, or resident on CPUs"
+    )
     seconds: dict[str, float] = Field(description="of the last worker group: load, train, attack, evaluate")
     steps: int = Field(ge=0)
     resumed_from_steps: list[int] = Field(description="optimiser step each further attempt went on from")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -54,6 +56,16 @@ def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path) -
     assert results[0].resumed_from_steps == []
     assert results[1].resumed_from_steps == [8]
     assert results[1].device_seconds > first[-1][0]["device_seconds"]
+    held = [first[-1][0]["peak_memory_gb"], results[1].peak_memory_gb]
+    assert 0.05 < held[0] <= held[1] < psutil.virtual_memory().total / 1e9
+    assert results[1].peak_memory_gb == rest[-1][0]["peak_memory_gb"]
+
+
+def test_memory_of_an_earlier_attempt_counts(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    folder = run(tiny_trial, tmp_path / "first", stop_after=1)[-1][1]
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "peak_memory_gb": 1e6}))
+    assert run(tiny_trial, tmp_path / "rest", checkpoint=folder)[-1][0]["peak_memory_gb"] == 1e6
 
 
 def test_later_small_evaluations_are_larger_and_stronger(
