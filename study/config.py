@@ -216,7 +216,8 @@ class StudyConfig(Model):
                 targets, ks = ", ".join(self.protocol.targets), ", ".join(map(str, self.protocol.recall_at))
                 raise ValueError(
                     f"{field}: no metric {', '.join(unknown)}; metrics are {', '.join(COSTS)} and "
-                    f"TARGET/DIRECTION_rK, where TARGET is one of {targets}, DIRECTION of {', '.join(DIRECTIONS)}, and K of {ks}"
+                    f"TARGET/DIRECTION_rK, where TARGET is one of {targets}, DIRECTION of {', '.join(DIRECTIONS)}, "
+                    f"and K of {ks}"
                 )
         wrong = [
             f"{name}={value!r}"
