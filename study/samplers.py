@@ -22,7 +22,7 @@ def resolve(config: StudyConfig) -> tuple[Literal["tpe", "gp", "nsga2", "nsga3",
     if config.sampler == "gp" and config.early_stopping.enabled:
         return "gp", (
             "sampler gp learns nothing from trials that are stopped early, and proposes their like again; "
-            "use --early-stopping.enabled false with it, or --sampler tpe"
+            "use --no-early-stopping.enabled with it, or --sampler tpe"
         )
     if config.sampler != "auto":
         return config.sampler, ""
