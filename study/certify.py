@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from study.config import Objective
-from study.pareto import DEVICE_SECONDS, FrontEntry, front, front_mask, measured, oriented
+from study.config import COSTS, Objective
+from study.pareto import FrontEntry, front, front_mask, measured, oriented
 from study.records import Manifest, StudyPaths, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.command import InputError, told_errors
@@ -218,7 +218,7 @@ def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
     claimed = {objective.metric: measured(manifest, objective.metric) for objective in view.config.objectives}
     values, worst_of = {}, {}
     for metric in claimed:
-        if metric == DEVICE_SECONDS:
+        if metric in COSTS:
             values[metric] = claimed[metric]
             continue
         target, _, measure = metric.partition("/")

@@ -35,6 +35,8 @@ from trainables.flags import Flags, from_command_line
 
 PRESETS = Path(__file__).parent / "presets"
 COST = "cost/device_seconds"
+COSTS = {COST: "device_seconds", "cost/peak_memory_gb": "peak_memory_gb"}
+"""What is measured of a trial beside its evaluation, and its name in reports, results and a manifest's cost."""
 
 ConfigError = InputError
 
@@ -51,7 +53,7 @@ class Objective(Model):
     the worse end (Ishibuchi et al. 2018, "How to specify a reference point").
     """
 
-    metric: str = Field(description="a metric of the evaluation, such as both/mr_r5, or cost/device_seconds")
+    metric: str = Field(description="a metric of the evaluation, such as both/mr_r5, or a cost: cost/device_seconds")
     direction: Literal["maximize", "minimize"] = "maximize"
     low: float = 0.0
     high: float = 1.0
@@ -66,7 +68,7 @@ class Objective(Model):
 class Constraint(Model):
     """A bound that a usable trial keeps. One beyond it is infeasible: never on the front, and the sampler learns."""
 
-    metric: str = Field(description="a metric of the evaluation, or cost/device_seconds")
+    metric: str = Field(description="a metric of the evaluation, cost/device_seconds, or cost/peak_memory_gb")
     at_least: float | None = Field(None, description="smallest value that is allowed")
     at_most: float | None = Field(None, description="largest value that is allowed")
 
@@ -207,14 +209,15 @@ class StudyConfig(Model):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> StudyConfig:
-        known = [*self.protocol.metric_names, COST]
+        known = [*self.protocol.metric_names, *COSTS]
         for field, parts in (("objectives", self.objectives), ("constraints", self.constraints)):
             unknown = [part.metric for part in parts if part.metric not in known]
             if unknown:
                 targets, ks = ", ".join(self.protocol.targets), ", ".join(map(str, self.protocol.recall_at))
                 raise ValueError(
-                    f"{field}: no metric {', '.join(unknown)}; metrics are {COST} and TARGET/DIRECTION_rK, where "
-                    f"TARGET is one of {targets}, DIRECTION of {', '.join(DIRECTIONS)}, and K of {ks}"
+                    f"{field}: no metric {', '.join(unknown)}; metrics are {', '.join(COSTS)} and "
+                    f"TARGET/DIRECTION_rK, where TARGET is one of {targets}, DIRECTION of {', '.join(DIRECTIONS)}, "
+                    f"and K of {ks}"
                 )
         wrong = [
             f"{name}={value!r}"

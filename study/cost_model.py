@@ -209,11 +209,13 @@ def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: P
     pairs = float(training.epochs * shape.train_images)
     again = int(training.gradient_checkpointing)
     by_pair = pair_flops(image.flops, text.flops, point, training.attack_candidates, shape.caption_words, again)
-    rungs = (training.epochs - 1) * evaluation_flops(shape, protocol.rung, protocol.rung_gallery_images, again)
+    shares = (epoch / training.epochs for epoch in range(1, training.epochs))
+    rungs = (protocol.rung(share, shape.gallery_images) for share in shares)
+    evaluations = [evaluation_flops(shape, rung, rung.gallery_images, again) for rung in rungs]
     flops = {
         "load": shape.train_images * image.flops,
         **{phase: pairs * cost for phase, cost in by_pair.items()},
-        "evaluate": rungs + evaluation_flops(shape, protocol, shape.gallery_images, again),
+        "evaluate": sum(evaluations) + evaluation_flops(shape, protocol, shape.gallery_images, again),
     }
     steps = pairs / training.batch_size
     moved_a_flop = image.activation_bytes / image.flops  # forward once; backward reads it again

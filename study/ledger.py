@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from search_spaces.recipes import recipe_point
 from search_spaces.space import params_of, suggest
-from study.config import COST, StudyConfig
+from study.config import COSTS, StudyConfig
 from study.foreign import foreign_trials
 from study.pareto import measured, near_front
 from study.records import (
@@ -231,7 +231,7 @@ class Ledger:
             record: the trial.
             step: optimiser step.
             epoch: epochs done.
-            metrics: what was measured, with `cost/device_seconds` held so far.
+            metrics: what was measured, with the costs so far.
 
         Returns:
             Why the trial must stop here, or None if it goes on. Recipes and replicates always go on.
@@ -253,10 +253,11 @@ class Ledger:
             return self._end(
                 record, trial, outcome.state, outcome.reason, trace=outcome.trace, cost=self._cost_so_far(record)
             )
+        costs = {metric: getattr(result, field) for metric, field in COSTS.items()}
         fields: dict[str, Any] = {
             "metrics": result.metrics,
             "cost": {
-                "device_seconds": result.device_seconds,
+                **{COSTS[metric]: value for metric, value in costs.items()},
                 "seconds": result.seconds,
                 "steps": result.steps,
                 "resumed_from_steps": result.resumed_from_steps,
@@ -268,7 +269,7 @@ class Ledger:
             "queries": result.queries,
         }
         values = {name: metric.value for name, metric in result.metrics.items()}
-        values[COST] = result.device_seconds
+        values |= {metric: value for metric, value in costs.items() if value is not None}
         broken = [str(constraint) for constraint in self._config.constraints if violation([constraint], values) > 0]
         if outcome.state == "complete" and broken:
             return self._end(record, trial, "infeasible", f"does not keep {', '.join(broken)}", **fields)
@@ -280,7 +281,10 @@ class Ledger:
 
     def _cost_so_far(self, record: TrialRecord) -> dict[str, Any]:
         rungs = self._rungs.of(record.key)
-        return {"device_seconds": rungs[max(rungs)][COST], "steps": max(rungs)} if rungs else {}
+        if not rungs:
+            return {}
+        last = rungs[max(rungs)]
+        return {**{field: last[cost] for cost, field in COSTS.items() if cost in last}, "steps": max(rungs)}
 
     def _end(
         self, record: TrialRecord, trial: TrialConfig, state: Ended, reason: str | None, **fields: Any

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from study.config import Objective
+from study.config import COSTS, Objective
 from study.records import Manifest, write_atomically
 from trainables.config import Metric, Model
 
@@ -24,10 +24,6 @@ Floats = npt.NDArray[np.float64]
 
 REFERENCE = 1.1
 """Reference point on every axis: 10 % of the range beyond the worse end."""
-
-DEVICE_SECONDS = "cost/device_seconds"
-"""The objective that is read from the cost of a trial, not from its evaluation."""
-
 
 Z95 = 1.959964
 """Half the width of a normal distribution's 95 % interval, in standard deviations."""
@@ -51,10 +47,11 @@ class FrontEntry(Model):
 
 
 def measured(manifest: Manifest, metric: str) -> Metric:
-    """An objective's value with its interval; NaN where the trial has none."""
-    if metric == DEVICE_SECONDS:
-        seconds = float(manifest.cost.get("device_seconds", math.nan))
-        return Metric(value=seconds, low=seconds, high=seconds)
+    """A metric's value with its interval, which a cost has not; NaN where the trial has none."""
+    if metric in COSTS:
+        cost = manifest.cost.get(COSTS[metric])
+        value = math.nan if cost is None else float(cost)
+        return Metric(value=value, low=value, high=value)
     return manifest.metrics.get(metric, Metric(value=math.nan, low=math.nan, high=math.nan))
 
 

@@ -1,16 +1,18 @@
 """`python -m study.plan`: what a study will take, before anything is spent. Takes every flag of `study.run`.
 
 FLOPs and bytes are counted from the model's shapes, seconds follow from the device's data sheet, and the study is run
-through on a virtual clock: recipes, then points drawn at random from the space, until the budget ends it.
+through on a virtual clock: recipes, then points drawn at random from the space, until the budget ends it. How the front
+grows is read from the simulator (`study.simulator`), whose recalls are those of a formula and not of the study's model.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -18,12 +20,12 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from study.budget import Limit, Usage, limits, money, reached
+from study.config import COST, Objective, StudyConfig, parse
 from study.config import Arguments as StudyArguments
-from study.config import StudyConfig, parse
 from study.cost_model import DEVICES, Shape, Tower, trial_memory, trial_work
 from study.model_shapes import shape_of
 from trainables.command import told_errors
-from trainables.config import Model, Point
+from trainables.config import Model, Point, TrialConfig
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -33,6 +35,8 @@ LAUNCH_SECONDS = 3.0
 GPUS = 8
 """Where nothing else is said: those of `cluster.yaml`."""
 PHASES = ("load", "attack", "train", "evaluate")
+SIMULATIONS = 5
+"""Studies that the growth of the front is the mean of."""
 
 
 class Arguments(StudyArguments):
@@ -43,6 +47,21 @@ class Arguments(StudyArguments):
     device: Literal["a100-80g", "h100", "l4", "cpu"] = Field("cpu", description="kind of device trials would run on")
     devices: int | None = Field(None, ge=1, description="how many; empty: 8 GPUs, or the cores of this machine")
     as_json: bool = Field(False, description="for programs")
+
+
+class Growth(Model):
+    """How far a simulated study is after so many ended trials: means over `SIMULATIONS` seeds.
+
+    `hypervolume` is the share of the objectives' box, in [0, 1]; `front` a number of points. Money is None where the
+    device has no price.
+    """
+
+    trials: int
+    wall_hours: float
+    device_hours: float
+    money: float | None
+    front: float
+    hypervolume: float
 
 
 class Plan(Model):
@@ -69,6 +88,7 @@ class Plan(Model):
     phase_seconds: dict[str, float]
     step_seconds: float
     launch_seconds: float
+    growth: list[Growth]
 
     @property
     def trial_seconds(self) -> float:
@@ -137,6 +157,69 @@ def points(config: StudyConfig) -> list[Point]:
     return recipes + [Point.model_validate(suggest(config.space, study.ask())) for _ in range(config.budget.trials)]
 
 
+def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Point], float]) -> list[Growth]:
+    """How the front grows on the simulator, at each quarter of the trials, with the study's early stopping.
+
+    It is the front of what the simulator knows: clean recall, and recall under attacks on images and captions. Points
+    are drawn at random; a sampler that learns should do better.
+
+    Args:
+        config: of the study.
+        trials: that end, recipes among them.
+        slots: trials at once.
+        seconds_of: wall seconds of a point's trial.
+    """
+    import numpy as np
+    import optuna
+
+    from study.ledger import Ledger
+    from study.pareto import complete_costs, front_mask, hypervolume_history
+    from study.simulator import Clock, Course, Surrogate, simulate
+
+    if not trials:
+        return []
+    workers, k = config.trial.workers.count, config.protocol.recall_at[0]
+    objectives = tuple(Objective(metric=f"{target}/mr_r{k}") for target in ("clean", "both"))
+    known = {f"{target}/mr_r{k}" for target in ("clean", "both") for k in config.protocol.recall_at} | {COST}
+    searched = config.budget.model_copy(update={"trials": max(0, trials - len(config.recipes))})
+    bounds = tuple(constraint for constraint in config.constraints if constraint.metric in known)
+    study = config.model_copy(
+        update={"budget": searched, "objectives": objectives, "constraints": bounds, "replicates": 0, "points": ()}
+    )
+    template = TrialConfig(training=config.trial.training, protocol=config.protocol, workers=config.trial.workers)
+    quarters = sorted({math.ceil(trials * share) for share in (0.25, 0.5, 0.75, 1)})
+    rows = []
+    for seed in range(SIMULATIONS):
+        surrogate, clock = Surrogate(seed=seed), Clock()
+
+        def course(trial: TrialConfig, surrogate: Surrogate = surrogate) -> Course:
+            drawn = surrogate.course(trial)
+            scale = seconds_of(trial.point) * workers / surrogate.seconds(trial.point, trial.training.epochs)[-1]
+            reports = [replace(report, device_seconds=scale * report.device_seconds) for report in drawn.reports]
+            return replace(drawn, reports=reports, broken_after=scale * drawn.broken_after)
+
+        ledger = Ledger(study, None, "plan", clock, optuna.samplers.RandomSampler(seed=seed))
+        simulate(ledger, template, course, slots, clock)
+        ended = ledger.manifests()
+        history = hypervolume_history(ended, objectives)
+        fronts = [int(front_mask(complete_costs(ended[:count], objectives)).sum()) for count in quarters]
+        found = zip((history[count - 1] for count in quarters), fronts, strict=True)
+        # A slot of the simulator is one device; a trial holds `workers` of them for a share of that time.
+        rows.append([(wall / workers / 3600, held / 3600, size, share) for (wall, _, held, share), size in found])
+    priced = config.device in config.price.device_hour
+    return [
+        Growth(
+            trials=count,
+            wall_hours=wall,
+            device_hours=held,
+            money=money(config.price, config.device, held, wall) if priced else None,
+            front=size,
+            hypervolume=share,
+        )
+        for count, (wall, held, size, share) in zip(quarters, np.mean(rows, axis=0).tolist(), strict=True)
+    ]
+
+
 def plan(config: Arguments) -> Plan:
     """Foresee a study.
 
@@ -147,8 +230,14 @@ def plan(config: Arguments) -> Plan:
     devices = config.devices or (os.cpu_count() or 1 if config.device == "cpu" else GPUS)
     slots = min(config.cluster.concurrency or sys.maxsize, max(1, devices // workers))
     shape = shape_of(config)
-    works = [trial_work(shape, point, training, config.protocol) for point in points(config)]
-    seconds = [{phase: value / workers for phase, value in work.seconds(device).items()} for work in works]
+
+    def phases_of(point: Point) -> dict[str, float]:
+        work = trial_work(shape, point, training, config.protocol)
+        return {phase: value / workers for phase, value in work.seconds(device).items()}
+
+    drawn = points(config)
+    works = [trial_work(shape, point, training, config.protocol) for point in drawn]
+    seconds = [phases_of(point) for point in drawn]
     durations = [sum(by_phase.values()) + LAUNCH_SECONDS for by_phase in seconds]
     run = run_through(durations, slots, workers, partial(limits, config.budget, config.price, config.device))
     ran = max(1, run.trials)
@@ -178,6 +267,7 @@ def plan(config: Arguments) -> Plan:
         phase_seconds=mean_seconds,
         step_seconds=(mean_seconds["attack"] + mean_seconds["train"]) * training.batch_size / pairs,
         launch_seconds=LAUNCH_SECONDS,
+        growth=growth(config, run.trials, slots, lambda point: sum(phases_of(point).values()) + LAUNCH_SECONDS),
     )
 
 
@@ -214,6 +304,17 @@ def page(found: Plan, shape: Shape) -> Group:
         sums.add_row(phase, f"{found.phase_gflops[phase]:.4g}", f"{found.phase_seconds[phase]:.3g}")
     sums.add_row("launch", "", f"{found.launch_seconds:.3g}")
     sums.add_row("trial", f"{sum(found.phase_gflops.values()):.4g}", f"{found.trial_seconds:.3g}")
+    grown = Table(box=None, pad_edge=False, title="The front, on a simulator", title_justify="left")
+    for name in ("trials", "hours", "device-hours", "money", "front", "hypervolume"):
+        grown.add_column(name, justify="right")
+    for row in found.growth:
+        spent = "" if row.money is None else f"{row.money:.2f}"
+        hours = f"{row.wall_hours:.2f}", f"{row.device_hours:.2f}"
+        grown.add_row(str(row.trials), *hours, spent, f"{row.front:.1f}", f"{row.hypervolume:.3f}")
+    simulated = (
+        f"clean recall and recall under both attacks, means of {SIMULATIONS} simulated studies with points at random: "
+        "of a surrogate fitted to tiny models, so the shape of the growth is foreseen, and not its height"
+    )
     reached_flops = device.flops * device.utilisation
     notes = (
         f"image forward {found.image_gflops:.4g} GFLOPs{_tower(shape.image)}, text {found.text_gflops:.4g}"
@@ -229,6 +330,9 @@ def page(found: Plan, shape: Shape) -> Group:
         answer,
         Text(),
         sums,
+        Text(),
+        grown,
+        Text(simulated),
         Text(),
         *(Text(note) for note in notes),
     )

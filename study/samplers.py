@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial
+from optuna.samplers._tpe import sampler as tpe
+from optuna.trial import FrozenTrial, TrialState
 
 from study.config import StudyConfig
 from trainables.config import content_hash
@@ -20,7 +22,7 @@ def resolve(config: StudyConfig) -> tuple[Literal["tpe", "gp", "nsga2", "nsga3",
     if config.sampler == "gp" and config.early_stopping.enabled:
         return "gp", (
             "sampler gp learns nothing from trials that are stopped early, and proposes their like again; "
-            "use --early-stopping.enabled false with it, or --sampler tpe"
+            "use --no-early-stopping.enabled with it, or --sampler tpe"
         )
     if config.sampler != "auto":
         return config.sampler, ""
@@ -72,6 +74,7 @@ class RepeatableSampler(optuna.samplers.BaseSampler):
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
+        self._tpe = _SplitOnce(n_startup_trials=_startup(config))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """None: parameters are drawn one by one, as they depend on each other."""
@@ -89,7 +92,46 @@ class RepeatableSampler(optuna.samplers.BaseSampler):
         """As the configured sampler draws with the parameter's own seed."""
         identity = {"seed": self._config.seed, "trial": trial.number, "parameter": param_name}
         seed = int(content_hash(identity)[:8], 16)
-        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-        if self._config.sampler != "random":
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_startup(self._config))
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        if self._config.sampler == "random":
+            sampler = optuna.samplers.RandomSampler(seed=seed)
+            return sampler.sample_independent(study, trial, param_name, param_distribution)
+        self._tpe.seed(seed)
+        return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+
+
+class _SplitOnce(optuna.samplers.TPESampler):
+    """Optuna's TPE, which proposes the same and tells good trials from others once a trial, not once a parameter."""
+
+    _number = -1
+
+    def seed(self, seed: int) -> None:
+        """What is drawn next is as by a sampler that was made with the seed."""
+        self._rng.rng.seed(seed)
+        self._random_sampler._rng.rng.seed(seed)
+
+    def _sample(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if self._number != trial.number:
+            states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)  # those that run count as bad
+            others = [
+                other for other in study.get_trials(deepcopy=False, states=states) if other.number != trial.number
+            ]
+            ended = sum(other.state != TrialState.RUNNING for other in others)
+            gamma = tpe.default_gamma_multiobjective if study._is_multi_objective() else tpe.default_gamma
+            self._halves = tpe._split_trials(study, others, gamma(ended))
+            self._number = trial.number
+        below, above = (
+            self._build_parzen_estimator(study, search_space, half, handle_below=half is self._halves[0])
+            for half in self._halves
+        )
+        drawn = below.sample(self._rng.rng, self._n_ei_candidates)
+        best = self._compare(drawn, self._compute_acquisition_func(drawn, below, above))
+        return {name: distribution.to_external_repr(best[name]) for name, distribution in search_space.items()}
+
+    def _get_internal_repr(
+        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: optuna.Study
+    ) -> dict[str, Any]:
+        ((name, distribution),) = search_space.items()
+        params = (trial.params for trial in trials)
+        return {name: np.array([distribution.to_internal_repr(given[name]) for given in params if name in given])}

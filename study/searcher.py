@@ -10,7 +10,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from study.config import COST
+from study.config import COSTS
 from study.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
@@ -77,7 +77,7 @@ class LedgerSearcher(Searcher):
             return True
         self._seen_step[trial_id] = step
         metrics = {name: float(result[name]) for name in trial.protocol.metric_names if name in result}
-        metrics[COST] = float(result["device_seconds"])
+        metrics |= {cost: float(result[field]) for cost, field in COSTS.items() if field in result}
         reason = None if result["last"] else self._ledger.rung(record, step, int(result["epoch"]), metrics)
         history = json.loads(result["history"])
         event = Event(time=self._clock(), event="rung", step=step, metrics=metrics, history=history)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -22,7 +23,7 @@ from study.failures import AlikeFailures
 from study.lease import Lease
 from study.ledger import Ledger
 from study.mlflow_store import TrackingError
-from study.pareto import FrontEntry, hypervolume_history
+from study.pareto import FrontEntry, front, hypervolume_history
 from study.records import Event, Manifest, TrialRecord
 from study.samplers import resolve
 from study.tracking import BackgroundProjection, Projection, ui_command
@@ -74,6 +75,8 @@ class Session:
         manifests = ledger.manifests()
         for manifest in manifests:
             self._display.seen(records[manifest.number], manifest)
+            self._tidy(manifest)
+        self._front: list[FrontEntry] | None = None
         self._stopped_by: int | None = None
         self._closing = False
         self._alike = AlikeFailures(config.budget.alike_failures)
@@ -277,14 +280,22 @@ class Session:
         self._display.changed(record, what)
         if isinstance(what, Manifest):
             self._alike.add(what)
-            self._write_front()
+            self._tidy(what)
+            if what.state == "complete" and front(self._ledger.manifests(), self._config.objectives) != self._front:
+                self._write_front()
         self._tracking.request(self._ledger.records())
+
+    def _tidy(self, manifest: Manifest) -> None:
+        """Nothing goes on with the checkpoint of a trial that was stopped early."""
+        if manifest.state == "stopped":
+            shutil.rmtree(self._paths.runs / manifest.key, ignore_errors=True)
 
     def _write_front(self) -> list[FrontEntry]:
         from dashboards.pareto_page import write_front_files
 
         manifests, objectives = self._ledger.manifests(), self._config.objectives
         entries = write_front_files(self._paths, manifests, objectives, f"Pareto front of {self._config.name}")
+        self._front = entries
         history = hypervolume_history(manifests, objectives)
         self._display.front(entries, history[-1][-1] if history else 0.0)
         return entries

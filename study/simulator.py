@@ -120,9 +120,9 @@ class Surrogate(Model):
                 return Course(reports, "infeasible", seconds)
             done = (1 - math.exp(-self.speed * epoch / epochs)) / (1 - math.exp(-self.speed))
             last = epoch == epochs
-            images = protocol.gallery_images if last else protocol.rung_gallery_images
-            # Among fewer images, each query is easier.
-            ease = 1.0 if last else math.log(protocol.rung_gallery_images) / math.log(protocol.gallery_images)
+            rung = protocol if last else protocol.rung(epoch / epochs, protocol.gallery_images)
+            images = rung.gallery_images
+            ease = math.log(images) / math.log(protocol.gallery_images)  # among fewer images, each query is easier
             metrics: dict[str, float] = {}
             for target, begin, end in (("clean", self.base, ends[0]), ("both", self.base * self.kept, ends[1])):
                 value = (begin + (end - begin) * done) ** ease

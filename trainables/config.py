@@ -273,8 +273,15 @@ class Protocol(Model):
     words: int = Field(1, ge=0, le=10, description="words the text attack may change in a caption")
     candidates: int = Field(10, ge=1, le=10, description="masked-LM substitutes tried per word")
     gallery_images: int = Field(200, ge=2, description="evaluation images, each with all its captions")
-    rung_gallery_images: int = Field(50, ge=2, description="images of the small evaluation after each epoch")
-    rung_image_steps: int = Field(3, ge=1, le=1000)
+    rung_gallery_images: int = Field(50, ge=2, description="least images of the small evaluation after each epoch")
+    rung_image_steps: int = Field(3, ge=1, le=1000, description="its least PGD steps")
+    rung_growth: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="after a share s of the training, the small evaluation has rung_growth x s of the images and the "
+        "steps of the final one, if that is more than the least; 0: all small evaluations are alike",
+    )
     recall_at: tuple[int, ...] = (1, 5, 10)
     bootstrap_samples: int = Field(1000, ge=100, le=100_000)
     confidence: float = Field(0.95, gt=0.5, lt=1)
@@ -310,10 +317,20 @@ class Protocol(Model):
             )
         return self
 
-    @property
-    def rung(self) -> Protocol:
-        """The small evaluation after each epoch; its gallery is smaller too."""
-        return self.model_copy(update={"image_steps": self.rung_image_steps})
+    def rung(self, share: float, images: int) -> Protocol:
+        """The small evaluation after an epoch. Later ones, which fewer trials reach, have larger galleries and more
+        attack steps; those at one share of the training are alike, and only they are compared.
+
+        Args:
+            share: of the training that is done, in (0, 1).
+            images: there are in the gallery of the final evaluation.
+        """
+        part = self.rung_growth * share
+        gallery = max(self.rung_gallery_images, round(part * images))
+        steps = max(self.rung_image_steps, round(part * self.image_steps))
+        return self.model_copy(
+            update={"gallery_images": min(gallery, images), "image_steps": min(steps, self.image_steps)}
+        )
 
     @property
     def targets(self) -> list[str]:
@@ -393,6 +410,9 @@ class TrialResult(Model):
     correct: dict[str, str] = Field(description="per `target/direction_rk`: query bits, np.packbits in base64")
     queries: dict[str, int] = Field(description="number of queries per direction, `tr` and `ir`")
     device_seconds: float = Field(ge=0, description="workers x seconds held, all attempts up to their checkpoints")
+    peak_memory_gb: float | None = Field(
+        None, ge=0, description="1e9 bytes, most that a worker held: of its GPU, or resident on CPUs"
+    )
     seconds: dict[str, float] = Field(description="of the last worker group: load, train, attack, evaluate")
     steps: int = Field(ge=0)
     resumed_from_steps: list[int] = Field(description="optimiser step each further attempt went on from")

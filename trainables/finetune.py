@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,6 +84,23 @@ class Clock:
             elapsed = start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
             self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
         self._marks.clear()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """The most memory that a worker has held, in 1e9 bytes; the same on all workers.
+
+    On a GPU, what was allocated there since `finetune` began, without what the allocator only keeps. On CPUs, what the
+    process had resident since it began.
+    """
+    if device.type == "cuda":
+        held = torch.cuda.max_memory_allocated(device)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        held = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    most = torch.tensor(held / 1e9, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return float(most)
 
 
 def worker_loss(
@@ -207,6 +226,8 @@ def finetune(
     started = time.time()
     clock = Clock(device)
     clock.mark("load")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     training = config.training
     leader = not dist.is_initialized() or dist.get_rank() == 0
     world = dist.get_world_size() if dist.is_initialized() else 1
@@ -220,9 +241,10 @@ def finetune(
     ddp = distribute(trainee, device, config.workers.sharded)
     trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
-    state: dict[str, Any] = {"step": 0, "device_seconds": 0.0, "resumed_from_steps": []}
+    state: dict[str, Any] = {"step": 0, "device_seconds": 0.0, "peak_memory_gb": 0.0, "resumed_from_steps": []}
     if checkpoint is not None:
-        state, complete = _restore(checkpoint, trainee, optimiser)
+        restored, complete = _restore(checkpoint, trainee, optimiser)
+        state |= restored
         if complete:
             report({**state["report"], "device_seconds": state["device_seconds"]}, checkpoint if leader else None)
             return
@@ -253,12 +275,13 @@ def finetune(
         clock.mark("evaluate")
         last = step + 1 == steps
         (merge if last else gather)(trainee)
-        protocol = config.protocol
-        gallery = prepared.gallery if last else prepared.gallery.first(protocol.rung_gallery_images)
+        images = len(prepared.gallery.pixels)
+        protocol = config.protocol if last else config.protocol.rung((step + 1) / steps, images)
+        gallery = prepared.gallery if last else prepared.gallery.first(protocol.gallery_images)
         ranks = evaluate(
             trainee.model,
             gallery,
-            protocol if last else protocol.rung,
+            protocol,
             max_tokens=config.model.max_tokens,
             device=device,
         ).ranks
@@ -266,11 +289,13 @@ def finetune(
         clock.settle()
         clock.mark("train")
         device_seconds = state["device_seconds"] + world * (time.time() - started)
+        peak = max(state["peak_memory_gb"], peak_memory_gb(device))
         message = {
             "step": step + 1,
             "epoch": (step + 1) // per_epoch,
             "last": last,
             "device_seconds": device_seconds,
+            "peak_memory_gb": peak,
             "resumed_from_step": float(state["resumed_from_steps"][-1]) if state["resumed_from_steps"] else -1.0,
             "history": json.dumps(entries),
             **{name: metric.value for name, metric in metrics.items()},
@@ -285,6 +310,7 @@ def finetune(
                     correct=correct_bits(ranks, protocol),
                     queries={"tr": len(ranks["clean"].tr), "ir": len(ranks["clean"].ir)},
                     device_seconds=device_seconds,
+                    peak_memory_gb=peak,
                     seconds={name: round(value, 3) for name, value in clock.seconds.items() if name},
                     steps=steps,
                     resumed_from_steps=state["resumed_from_steps"],
@@ -304,7 +330,8 @@ def finetune(
                 )
             folder = scratch / f"step-{step + 1}"
             folder.mkdir(parents=True, exist_ok=True)
-            saved = {**state, "step": step + 1, "device_seconds": device_seconds, "report": message}
+            position = {"step": step + 1, "device_seconds": device_seconds, "peak_memory_gb": peak}
+            saved = {**state, **position, "report": message}
             (folder / "state.json").write_text(json.dumps(saved))
             if result is None:
                 # Learning rate and random numbers are functions of the step and need no state.

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.chaos.conftest import Tell
 from tests.chaos.test_kill_and_resume import Driver
 
 pytestmark = pytest.mark.chaos
@@ -79,7 +80,7 @@ def kill_through(driver: Driver, kinds: list[str], draw: random.Random) -> int:
     return kills
 
 
-def outcome(driver: Driver) -> dict[str, object]:
+def outcome(driver: Driver) -> dict[str, Any]:
     """What has to be the same however a study was disturbed."""
     manifests = driver.manifests()
     runs = driver.mlflow_runs()
@@ -94,8 +95,13 @@ def outcome(driver: Driver) -> dict[str, object]:
     }
 
 
+def entries(account: dict[str, Any]) -> list[object]:
+    """Every manifest by its trial, every trial of the database by its place, and every MLflow run by its name."""
+    return [*account["trials"], *range(len(account["optuna"])), *(name for name, *_ in account["runs"])]
+
+
 @pytest.mark.timeout(3000)
-def test_processes_of_real_trials_killed(tmp_path: Path, long_chaos: bool) -> None:
+def test_processes_of_real_trials_killed(tmp_path: Path, long_chaos: bool, tell: Tell) -> None:
     kinds = ["worker", "controller", "trial"]
     if long_chaos:
         kinds = [*kinds, "driver"] * 3
@@ -110,7 +116,9 @@ def test_processes_of_real_trials_killed(tmp_path: Path, long_chaos: bool) -> No
             assert kills == len(kinds), "the study ended before everything was killed"
         accounts.append(outcome(driver))
     killed, undisturbed = accounts
-    print(f"\nkilled {len(kinds)} times ({', '.join(kinds)}): {len(killed['trials'])} trials, none lost or doubled")  # type: ignore[arg-type]
+    for kind in dict.fromkeys(kinds):
+        what = f"{kind} of a real study killed"
+        tell(what, kinds.count(kind), entries(killed), entries(undisturbed), killed == undisturbed)
     assert killed == undisturbed
 
 
@@ -131,22 +139,28 @@ def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.timeout(1500)
-def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool) -> None:
+def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool, tell: Tell) -> None:
     if not long_chaos:
         pytest.skip("the loss of a node takes minutes to be noticed: run with --long-chaos")
-    driver = Driver(
-        tmp_path,
-        budget={"trials": 1},
-        recipes=["mat"],
-        cluster={"address": three_nodes.address, "concurrency": 1},
-    )
+    drivers = []
+    for name, cluster in (("lost", {"address": three_nodes.address}), ("undisturbed", {})):
+        (tmp_path / name).mkdir()
+        settings = {"budget": {"trials": 1}, "recipes": ["mat"], "cluster": {**cluster, "concurrency": 1}}
+        drivers.append(Driver(tmp_path / name, **settings))
+    driver, whole = drivers
     process = driver.start()
+    lost = 0
     for node in list(three_nodes.worker_nodes):
         if another_rung(driver, process):
             three_nodes.add_node(num_cpus=2)
             three_nodes.remove_node(node, allow_graceful=False)
+            lost += 1
     driver.output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, driver.output
     assert [manifest["state"] for manifest in driver.manifests().values()] == ["complete"] * 2
     assert driver.optuna_states() == ["COMPLETE"] * 2
     assert any(event["step"] for event in driver.events("resume")), "no trial was on a node that was lost"
+    assert whole.finish() == 0, whole.output
+    found, expected = outcome(driver), outcome(whole)
+    tell("node of three lost", lost, entries(found), entries(expected), found == expected)
+    assert found == expected

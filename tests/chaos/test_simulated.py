@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from study.ledger import read_records
 from study.mlflow_store import ExperimentStore
 from study.store import open_storage
 from study.tracking import Projection
+from tests.chaos.conftest import Tell
 from tests.chaos.simulated import Account, drive, simulated_study
 
 pytestmark = pytest.mark.chaos
@@ -32,7 +34,12 @@ def undisturbed(folder: Path, trials: int) -> tuple[StudyConfig, Account]:
     return config, Account.of(config)
 
 
-def test_killed_at_random_points(tmp_path: Path, long_chaos: bool) -> None:
+def entries(account: dict[str, Any]) -> list[object]:
+    """Every trial by its number, and every MLflow run by its name."""
+    return [number for number, *_ in account["trials"]] + [name for name, *_ in account["runs"]]
+
+
+def test_killed_at_random_points(tmp_path: Path, long_chaos: bool, tell: Tell) -> None:
     kills, trials = (120, 150) if long_chaos else (12, 24)
     flags = ["--kills", str(kills), "--trials", str(trials), "--seed", "1", *(["--mlflow"] if long_chaos else [])]
     done = subprocess.run(
@@ -45,23 +52,20 @@ def test_killed_at_random_points(tmp_path: Path, long_chaos: bool) -> None:
     accounts: dict[str, dict[str, Any]] = json.loads(done.stdout)
     killed, whole = accounts["killed"], accounts["undisturbed"]
     numbers = [number for number, *_ in killed["trials"]]
-    print(
-        f"\nkilled {killed['kills']} times: {len(numbers)} trials of {trials + 2}, "
-        f"lost {trials + 2 - len(set(numbers))}, doubled {len(numbers) - len(set(numbers))}, "
-        f"front {len(killed['front'])}, {len(killed['runs'])} MLflow runs, {killed['seconds']} s "
-        f"({whole['seconds']} s undisturbed)"
-    )
+    stores = ("trials", "manifests", "front", "runs")
+    equal = all(killed[store] == whole[store] for store in stores)
+    tell("driver of a simulated study killed", killed["kills"], entries(killed), entries(whole), equal)
     assert killed["kills"] >= kills
     assert numbers == list(range(trials + 2))
     assert {state for _, state, *_ in killed["trials"]} == {"COMPLETE", "PRUNED"}
-    for store in ("trials", "manifests", "front", "runs"):
+    for store in stores:
         assert killed[store] == whole[store], store
     if long_chaos:
         assert len({name for name, *_ in killed["runs"]}) == len(killed["runs"]) == trials + 3
 
 
-def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
-    whole, account = undisturbed(tmp_path, 4)
+def test_a_locked_database_is_waited_for(tmp_path: Path, tell: Tell) -> None:
+    _, account = undisturbed(tmp_path, 4)
     config = simulated_study(tmp_path / "locked", 4)
     driver = threading.Thread(target=drive, args=(config, 0.02, False))
     driver.start()
@@ -77,9 +81,8 @@ def test_a_locked_database_is_waited_for(tmp_path: Path) -> None:
     driver.join()
     assert locked > 2
     found = Account.of(config)
-    assert found.trials == account.trials
-    assert found.manifests == account.manifests
-    assert whole.paths.front.read_text() == config.paths.front.read_text()
+    tell("SQLite locked for 0.3 s", locked, entries(asdict(found)), entries(asdict(account)), found == account)
+    assert found == account
 
 
 def child(config: StudyConfig, largest_file: int | None) -> int:
@@ -98,7 +101,7 @@ def child(config: StudyConfig, largest_file: int | None) -> int:
 
 
 @pytest.mark.parametrize("room", [0, 700, 3_000, 200_000])
-def test_a_full_disk_loses_nothing(tmp_path: Path, room: int) -> None:
+def test_a_full_disk_loses_nothing(tmp_path: Path, room: int, tell: Tell) -> None:
     """Every file may only grow to so many bytes, as on a full disk; then there is room again."""
     _, account = undisturbed(tmp_path, 6)
     config = simulated_study(tmp_path / "full", 6)
@@ -107,12 +110,11 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, room: int) -> None:
         json.loads(path.read_text())  # whole or not at all
     assert child(config, largest_file=None) == 0
     found = Account.of(config)
-    assert found.trials == account.trials
-    assert found.manifests == account.manifests
-    assert found.front == account.front
+    tell(f"disk full after {room} bytes a file", 1, entries(asdict(found)), entries(asdict(account)), found == account)
+    assert found == account
 
 
-def test_mlflow_away_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_away_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
     config = simulated_study(tmp_path / "away", 3)
     with monkeypatch.context() as patch:
 
@@ -125,8 +127,12 @@ def test_mlflow_away_is_caught_up_with(tmp_path: Path, monkeypatch: pytest.Monke
     assert [state for _, state, *_ in Account.of(config).trials].count("RUNNING") == 0
     drive(config, 0, True)
     late = Account.of(config)
+    whole = simulated_study(tmp_path / "undisturbed", 3)
+    drive(whole, 0, True)
+    account = Account.of(whole)
+    tell("MLflow down until the end", 1, entries(asdict(late)), entries(asdict(account)), late == account)
     assert len(late.runs) == 6
-    assert late.trials == undisturbed(tmp_path, 3)[1].trials
+    assert late == account
 
     # Rebuilt from nothing it is the same.
     rebuilt = Projection(config.paths, None, config.name, config.objectives, replace=True)

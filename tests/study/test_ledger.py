@@ -13,8 +13,9 @@ from study.config import Budget, Constraint, EarlyStopping, Objective, StudyConf
 from study.ledger import Ledger, Plan, plan
 from study.pareto import front, hypervolume_history
 from study.records import Event, TrialRecord, read_manifest
+from study.searcher import LedgerSearcher
 from trainables.config import Metric, TrialConfig, TrialResult
-from trainables.trial import Outcome
+from trainables.trial import Outcome, Patience
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -219,6 +220,34 @@ def test_a_trial_that_breaks_a_constraint_is_infeasible_with_its_values(tmp_path
     stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None)).trials
     assert [(t.state.name, t.values) for t in stored] == [("COMPLETE", [0.5, 0.3]), ("COMPLETE", [0.6, 0.2])]
     assert [t.constraints for t in stored] == [{"clean/mr_r1 >= 0.6": pytest.approx(0.1)}, {"clean/mr_r1 >= 0.6": 0.0}]
+
+
+def test_memory_is_a_cost_that_can_be_bounded(tmp_path: Path) -> None:
+    bound = Constraint(metric="cost/peak_memory_gb", at_most=20)
+    config = study(tmp_path).model_copy(update={"constraints": (bound,), "recipes": ()})
+    ledger = opened(config)
+    searcher = LedgerSearcher(
+        ledger, lambda record: TrialConfig(key=record.key), Patience(), lambda: True, lambda *_: None
+    )
+    report = {"step": 7, "epoch": 1, "last": False, "resumed_from_step": -1, "history": "[]", "device_seconds": 2.0}
+    for trial, held in (("small", 19.0), ("large", 21.0)):
+        assert isinstance(searcher.suggest(trial), dict)
+        values = {"clean/mr_r1": 0.5, "both/mr_r1": 0.1 + held / 100}
+        goes_on = searcher.rung(trial, {**report, **values, "peak_memory_gb": held})
+        assert goes_on == (trial == "small"), "beyond the bound it is behind, though it is the more robust"
+    searcher.on_trial_complete("large")
+    small = complete(0.5, 0.1)
+    assert small.result is not None
+    grown = small.model_copy(update={"result": small.result.model_copy(update={"peak_memory_gb": 22.0})})
+    searcher.on_trial_complete("small", {"outcome": grown.model_dump_json()})
+    stopped, broken = ledger.manifests()
+    assert stopped.cost == {"device_seconds": 2.0, "peak_memory_gb": 21.0, "steps": 7}
+    assert (broken.state, broken.reason) == ("infeasible", "does not keep cost/peak_memory_gb <= 20")
+    assert broken.cost["peak_memory_gb"] == 22
+    stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None)).trials
+    assert stored[0].constraints == {"cost/peak_memory_gb <= 20": 2.0}
+    with pytest.raises(ValueError, match="metrics are cost/device_seconds, cost/peak_memory_gb and TARGET"):
+        StudyConfig(constraints=(Constraint(metric="memory", at_most=20),))
 
 
 def test_database_and_memory_say_the_same(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,15 @@ def test_flops_of_an_evaluation() -> None:
     assert evaluation_flops(shape, protocol, 100) == pytest.approx(expected)
 
 
+def test_small_evaluations_that_grow_are_counted() -> None:
+    shape = Shape(VIT_B16, Tower(16, 64, 2, 256), 9, 100, 100)
+    protocol = Protocol(rung_gallery_images=10, rung_image_steps=2, rung_growth=1.0)
+    found = trial_work(shape, Point(), TrainingConfig(epochs=4), protocol).flops["evaluate"]
+    parts = [(25, 2), (50, 5), (75, 8), (100, 10)]
+    expected = (evaluation_flops(shape, protocol.model_copy(update={"image_steps": s}), i) for i, s in parts)
+    assert found == pytest.approx(sum(expected))
+
+
 def test_more_attack_and_slower_memory_take_longer() -> None:
     shape = Shape(VIT_B16, Tower(16, 512, 12, 2048), 10.5, 1000, 100)
     training, protocol = TrainingConfig(batch_size=64), Protocol()
@@ -135,11 +145,34 @@ def test_every_preset_can_be_planned(preset: str, capsys: pytest.CaptureFixture[
     assert found.memory_bytes < found.device_memory_bytes
 
 
+def test_the_front_grows_on_the_simulator() -> None:
+    flags = ["--device", "cpu", "--devices", "2", "--price.device-hour", "cpu=2"]
+    stopping, whole = (
+        plan.plan(parse([*flags, enabled], plan.Arguments)).growth
+        for enabled in ("--early-stopping.enabled", "--no-early-stopping.enabled")
+    )
+    assert [row.trials for row in whole] == [4, 8, 12, 16]
+    for growth in (stopping, whole):
+        for before, after in pairwise(growth):
+            assert after.hypervolume >= before.hypervolume > 0
+            assert after.wall_hours > before.wall_hours > 0
+            assert after.device_hours > before.device_hours > 0
+        assert 0 < growth[-1].hypervolume < 1
+        assert all(row.money == pytest.approx(2 * row.device_hours) for row in growth)
+        assert 2 <= growth[-1].front <= 16
+    assert stopping[-1].device_hours < whole[-1].device_hours
+    # Both clocks count the same trials: points at random, each as long as the arithmetic says.
+    found = plan.plan(parse([*flags, "--no-early-stopping.enabled"], plan.Arguments))
+    assert whole[-1].wall_hours == pytest.approx(found.wall_hours, rel=0.3)
+
+
 def test_the_page_shows_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan.main(["--preset", "coco_clip_b16", "--device", "h100"]) == 0
     shown = capsys.readouterr().out
     assert "image forward 35.13 GFLOPs (197 tokens x 768 x 12 layers)" in shown
     assert "give --price.device-hour h100=PRICE" in shown
+    assert "The front, on a simulator" in shown
+    assert "of a surrogate fitted to tiny models" in " ".join(shown.split())
 
 
 def test_shapes_come_from_a_models_configuration(tmp_path: Path) -> None:

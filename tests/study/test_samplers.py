@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+import optuna
 import pytest
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
 
 from search_spaces.joint import JOINT
 from study.config import Budget, EarlyStopping, Objective, SamplerName, StudyConfig, fingerprint, freeze
 from study.ledger import Ledger
-from study.samplers import resolve
+from study.samplers import RepeatableSampler, resolve
 from study.simulator import Clock, Surrogate, simulate
 from study.store import HISTORY, MirroredStorage
 from trainables.command import InputError
-from trainables.config import Protocol, TrainingConfig, TrialConfig
+from trainables.config import Protocol, TrainingConfig, TrialConfig, content_hash
 
 
 def config(folder: Path = Path("unused"), **changes: Any) -> StudyConfig:
@@ -78,6 +81,31 @@ def test_gp_with_early_stopping_warns_and_others_say_nothing() -> None:
     assert "learns nothing from trials that are stopped early" in resolve(config(sampler="gp"))[1]
     assert resolve(config(sampler="gp", early_stopping=EarlyStopping(enabled=False))) == ("gp", "")
     assert resolve(config(sampler="tpe")) == ("tpe", "")
+
+
+@pytest.mark.parametrize("objectives", [1, 2])
+def test_tpe_proposes_what_optunas_does(objectives: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config()
+    settings = settings.model_copy(update={"objectives": settings.objectives[:objectives]})
+    ledger = run(settings)
+    asked = []
+    original = RepeatableSampler.sample_independent
+
+    def compared(
+        self: RepeatableSampler, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+    ) -> Any:
+        seed = int(content_hash({"seed": settings.seed, "trial": trial.number, "parameter": name})[:8], 16)
+        stock = optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
+        asked.append((stock.sample_independent(study, trial, name, distribution), name))
+        drawn = original(self, study, trial, name, distribution)
+        assert asked[-1] == (drawn, name)
+        return drawn
+
+    monkeypatch.setattr(RepeatableSampler, "sample_independent", compared)
+    for running in range(3):  # those that run count, too
+        ledger.take()
+        assert len(asked) > 4 * running
+    assert len({value for value, name in asked if name == "temperature"}) == 3
 
 
 def test_given_points_come_once_after_the_recipes_and_count_as_searched(tmp_path: Path) -> None:

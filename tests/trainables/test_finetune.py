@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainables.config import Point, TrialConfig, TrialResult
+from trainables.config import Point, Protocol, TrialConfig, TrialResult
+from trainables.evaluation.robustness import Evaluation, Gallery, evaluate
 from trainables.finetune import CheckpointError, Diverged, finetune
 from trainables.prepare import prepare
 
@@ -62,6 +65,49 @@ def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path, f
         moved = {name: (saved[f"teacher.{name}"] - value).abs().max() for name, value in base.items()}
         trained = {name: (saved[f"model.{name}"] - value).abs().max() for name, value in base.items()}
         assert all(0 < moved[name] < 0.1 * trained[name] for name in base if "query.weight" in name)
+    held = [first[-1][0]["peak_memory_gb"], results[1].peak_memory_gb]
+    assert 0.05 < held[0] <= held[1] < psutil.virtual_memory().total / 1e9
+    assert results[1].peak_memory_gb == rest[-1][0]["peak_memory_gb"]
+
+
+def test_memory_of_an_earlier_attempt_counts(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    folder = run(tiny_trial, tmp_path / "first", stop_after=1)[-1][1]
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**state, "peak_memory_gb": 1e6}))
+    assert run(tiny_trial, tmp_path / "rest", checkpoint=folder)[-1][0]["peak_memory_gb"] == 1e6
+
+
+def test_later_small_evaluations_are_larger_and_stronger(
+    tiny_trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"rung_gallery_images": 4, "image_steps": 4, "rung_image_steps": 1, "rung_growth": 1.0}
+    config = tiny_trial.model_copy(
+        update={
+            "protocol": tiny_trial.protocol.model_copy(update=changes),
+            "training": tiny_trial.training.model_copy(update={"epochs": 4, "epoch_images": 8}),
+        }
+    )
+    seen = []
+
+    def recorded(model: Any, gallery: Gallery, protocol: Protocol, **fields: Any) -> Evaluation:
+        seen.append((len(gallery.pixels), protocol.image_steps))
+        return evaluate(model, gallery, protocol, **fields)
+
+    monkeypatch.setattr("trainables.finetune.evaluate", recorded)
+    first = run(config, tmp_path / "first", stop_after=2)
+    run(config, tmp_path / "rest", checkpoint=first[-1][1])
+    assert seen == [(4, 1), (6, 2), (9, 3), (12, 4)]
+
+
+@pytest.mark.parametrize(
+    ("growth", "share", "expected"),
+    [(0.0, 0.9, (50, 3)), (0.5, 0.2, (50, 3)), (0.5, 0.8, (80, 4)), (1.0, 0.5, (100, 5)), (1.0, 0.99, (198, 10))],
+)
+def test_growth_of_small_evaluations(growth: float, share: float, expected: tuple[int, int]) -> None:
+    rung = Protocol(rung_growth=growth).rung(share, 200)
+    assert (rung.gallery_images, rung.image_steps) == expected
+    small = Protocol(image_steps=2, rung_growth=growth).rung(share, 20)
+    assert (small.gallery_images, small.image_steps) == (20, 2), "never more than the final evaluation"
 
 
 def test_finished_run_is_reported_again_and_nothing_redone(tiny_trial: TrialConfig, tmp_path: Path) -> None:
