@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.setup import Plain
 from study import plan
 from study.budget import limits
 from study.config import PRESETS, Budget, Price, StudyConfig, parse
@@ -36,8 +37,9 @@ def test_vit_b16_by_hand() -> None:
 
 
 def test_towers_agree_with_what_pytorch_counts(tiny_trial: TrialConfig) -> None:
-    model = prepare(tiny_trial).base
-    assert isinstance(model, Clip)
+    base = prepare(tiny_trial).base
+    assert isinstance(base, Clip)
+    model = Plain(base)  # all layers are whole
     tiny, pixels = tiny_trial.model.tiny, tiny_trial.data.image_pixels
     tower = Tower((pixels // 8) ** 2 + 1, tiny.width, tiny.layers, 4 * tiny.width, patch_values=3 * 64)
     images = torch.rand(4, 3, pixels, pixels)
