@@ -249,7 +249,8 @@ def _error_bars(metrics: Sequence[Metric]) -> dict[str, Any]:
 
 def _recipe_name(recipe: str | None) -> str:
     """As the papers write them; others appear as they are."""
-    return escape({name: published.title for name, published in RECIPES.items()}.get(recipe, recipe or ""))  # type: ignore[call-overload]
+    titles: dict[str | None, str] = {name: published.title for name, published in RECIPES.items()}
+    return escape(titles.get(recipe, recipe or ""))
 
 
 def _hover(trial: Manifest, axes: tuple[Axis, Axis], on_front: bool) -> str:

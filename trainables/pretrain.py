@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trainables.attacks.noise import sample_keys
@@ -197,12 +199,12 @@ def _train_pairs(
         log(f"base model: epoch {epoch + 1}/{pretrain.epochs}, loss {torch.stack(losses).mean():.3f}")
 
 
-def _optimiser(parameters, rate: float, steps: int):  # type: ignore[no-untyped-def]
+def _optimiser(parameters: Iterable[nn.Parameter], rate: float, steps: int) -> tuple[Optimizer, LRScheduler]:
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
-    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(steps, 2), pct_start=0.1)
+    return optimiser, OneCycleLR(optimiser, rate, total_steps=max(steps, 2), pct_start=0.1)
 
 
-def _step(loss: Tensor, module: nn.Module, optimiser, schedule) -> None:  # type: ignore[no-untyped-def]
+def _step(loss: Tensor, module: nn.Module, optimiser: Optimizer, schedule: LRScheduler) -> None:
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(module.parameters(), 1.0)

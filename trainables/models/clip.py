@@ -102,6 +102,27 @@ def _official_config(state: State, path: Path, image_pixels: int | None) -> dict
     }
 
 
+def tiny_towers(
+    config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Text and vision configuration of a small CLIP or SigLIP over the tokenizer's vocabulary."""
+    tower = {
+        "hidden_size": config.width,
+        "intermediate_size": 4 * config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+    }
+    text = {
+        **tower,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": max_tokens,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return text, {**tower, "image_size": image_pixels, "patch_size": config.patch_pixels}
+
+
 class PooledLayer(CLIPEncoderLayer):
     """The last layer of a tower that is read at one token, computed for that token alone.
 
@@ -218,21 +239,7 @@ class Clip(RetrievalModel):
     @classmethod
     def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Clip:
         """A small random one over the tokenizer's vocabulary."""
-        tower = {
-            "hidden_size": config.width,
-            "intermediate_size": 4 * config.width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-        }
-        text = {
-            **tower,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": max_tokens,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        vision = {**tower, "image_size": image_pixels, "patch_size": config.patch_pixels}
+        text, vision = tiny_towers(config, image_pixels, max_tokens, tokenizer)
         return cls(
             CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.embedding)),
             tokenizer,

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, SiglipConfig, S
 
 from trainables.config import TinyConfig
 from trainables.models import RetrievalModel
+from trainables.models.clip import tiny_towers
 from trainables.models.official import from_directory
 
 
@@ -68,19 +69,5 @@ class Siglip(RetrievalModel):
     @classmethod
     def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Siglip:
         """A small random one over the tokenizer's vocabulary; its embeddings are as wide as its towers."""
-        tower = {
-            "hidden_size": config.width,
-            "intermediate_size": 4 * config.width,
-            "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads,
-        }
-        text = {
-            **tower,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": max_tokens,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        }
-        vision = {**tower, "image_size": image_pixels, "patch_size": config.patch_pixels}
+        text, vision = tiny_towers(config, image_pixels, max_tokens, tokenizer)
         return cls(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)), tokenizer)
