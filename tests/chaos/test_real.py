@@ -96,8 +96,9 @@ def outcome(driver: Driver) -> dict[str, Any]:
 
 
 def entries(account: dict[str, Any]) -> list[object]:
-    """Every manifest by its trial, every trial of the database by its place, and every MLflow run by its name."""
-    return [*account["trials"], *range(len(account["optuna"])), *(name for name, *_ in account["runs"])]
+    """Every trial of the database by its place, and every manifest and MLflow run by its name."""
+    numbers = range(len(account["optuna"]))
+    return [*numbers, *(("manifest", key) for key in account["trials"]), *(("run", run[0]) for run in account["runs"])]
 
 
 @pytest.mark.timeout(3000)
