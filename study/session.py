@@ -39,6 +39,8 @@ unusable input.)"""
 
 LOCAL_ENVIRONMENT = {
     "RAY_maximum_startup_concurrency": "16",  # forks are cheap; Ray's default is one start per core
+    # The first workers wait for the imports. If they take longer than this, Ray waits for ever; its default is 60 s.
+    "RAY_worker_register_timeout_seconds": "900",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",  # a trial needs a few that only wait
 }
 TUNE_ENVIRONMENT = {

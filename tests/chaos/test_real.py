@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.chaos.conftest import Tell
-from tests.chaos.test_kill_and_resume import Driver
+from tests.chaos.test_kill_and_resume import CONFIG, Driver
 
 pytestmark = pytest.mark.chaos
 
@@ -96,8 +96,9 @@ def outcome(driver: Driver) -> dict[str, Any]:
 
 
 def entries(account: dict[str, Any]) -> list[object]:
-    """Every manifest by its trial, every trial of the database by its place, and every MLflow run by its name."""
-    return [*account["trials"], *range(len(account["optuna"])), *(name for name, *_ in account["runs"])]
+    """Every trial of the database by its place, and every manifest and MLflow run by its name."""
+    numbers = range(len(account["optuna"]))
+    return [*numbers, *(("manifest", key) for key in account["trials"]), *(("run", run[0]) for run in account["runs"])]
 
 
 @pytest.mark.timeout(3000)
@@ -124,7 +125,7 @@ def test_processes_of_real_trials_killed(tmp_path: Path, long_chaos: bool, tell:
 
 @pytest.fixture
 def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head that runs no workers, and two nodes that do."""
+    """A head that has too few cores for the workers of a trial, and two nodes that have enough."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 
@@ -145,8 +146,15 @@ def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool, tell
     drivers = []
     for name, cluster in (("lost", {"address": three_nodes.address}), ("undisturbed", {})):
         (tmp_path / name).mkdir()
-        settings = {"budget": {"trials": 1}, "recipes": ["mat"], "cluster": {**cluster, "concurrency": 1}}
-        drivers.append(Driver(tmp_path / name, **settings))
+        drivers.append(
+            Driver(
+                tmp_path / name,
+                budget={"trials": 1},
+                recipes=["mat"],
+                cluster={**cluster, "concurrency": 1},
+                trial={**CONFIG["trial"], "workers": {"cpus_per_worker": 1.3}},  # type: ignore[dict-item]
+            )
+        )
     driver, whole = drivers
     process = driver.start()
     lost = 0
