@@ -127,6 +127,7 @@ def test_processes_of_real_trials_killed(tmp_path: Path, long_chaos: bool, tell:
 def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head that has too few cores for the workers of a trial, and two nodes that have enough."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", "900")  # on a busy machine
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
