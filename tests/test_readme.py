@@ -46,6 +46,7 @@ def test_flags_exist() -> None:
     ]
     ours += re.findall(r"python -m study\.run .*", joined)  # also where another program starts it
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", "\n".join(ours)))
+    named = {flag.replace("--no-", "--") for flag in named}  # how a switch is turned off
     assert len(named) > 10
     assert '"--long-chaos"' in (ROOT / "tests" / "conftest.py").read_text()
     assert named - {"--help", "--long-chaos"} <= known_flags(study.plan.Arguments) | known_flags(
