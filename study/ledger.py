@@ -374,7 +374,7 @@ def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:
 
 
 def _state(state: TrialState, attributes: Mapping[str, Any]) -> State:
-    if INFEASIBLE in attributes:
+    if INFEASIBLE in attributes and state.is_finished():  # the attribute is written first
         return "infeasible"
     states: dict[TrialState, State] = {
         TrialState.PRUNED: "stopped",

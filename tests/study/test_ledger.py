@@ -114,6 +114,27 @@ def test_stop_between_manifest_and_database(tmp_path: Path, monkeypatch: pytest.
     assert stored.trials[0].values == [0.7, 0.2]
 
 
+@pytest.mark.parametrize("write", ["set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"])
+def test_stop_between_the_writes_of_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    config = study(tmp_path)
+    ledger = opened(config)
+    taken = ledger.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.storages.RDBStorage, write, stop)
+        with pytest.raises(Stopped):
+            ledger.finish(taken, Outcome(state="infeasible", reason="Diverged: nan"), TrialConfig())
+    assert opened(config).records()[0].state == "infeasible"
+    stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None)).trials[0]
+    assert stored.state.name == "PRUNED"
+    assert max(stored.constraints.values()) > 0
+
+
 def test_finishing_twice_is_finishing_once(tmp_path: Path) -> None:
     config = study(tmp_path)
     ledger = opened(config)

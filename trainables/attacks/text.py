@@ -250,6 +250,9 @@ class BertAttack(Attack):
         ]
 
 
+ROUNDING = 1e-6
+"""Cosines that differ by less are the same: of captions that only differ in spaces, which tokenizers do not see."""
+
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
 """Characters that may be put in; the empty string takes one out."""
 
@@ -312,6 +315,6 @@ def _highest(
     values = misfit(features, torch.tensor([row for row, _, _ in tries], device=features.device)).tolist()
     best: dict[int, tuple[float, str, int]] = {}
     for (row, text, spot), value in zip(tries, values, strict=True):
-        if value > (best[row][0] if row in best else above.get(row, -np.inf)):
+        if value > (best[row][0] if row in best else above.get(row, -np.inf)) + ROUNDING:
             best[row] = (value, text, spot)
     return best

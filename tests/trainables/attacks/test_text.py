@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, TEXT_QUIRKS, Quirk, Quirks
 from trainables.attacks.substitutes import STOP_WORDS, Substitutes, masked_lm_substitutes, split_words
-from trainables.attacks.text import ALPHABET, BertAttack, CharacterAttack
+from trainables.attacks.text import ALPHABET, ROUNDING, BertAttack, CharacterAttack
 
 NONE: Quirks = frozenset()
 MODES = {"correct": NONE, "compat": TEXT_QUIRKS, **{quirk: frozenset({quirk}) for quirk in sorted(TEXT_QUIRKS)}}
@@ -94,6 +96,16 @@ def test_no_words_no_change(world: World) -> None:
     assert BertAttack(words=0).run(world.victim, world.batch()).captions == world.texts
 
 
+def first_highest(options: list[Any], value_of: Callable[[Any], float]) -> Any:
+    """Of options that differ by rounding only, the first."""
+    best, reached = None, -float("inf")
+    for option in options:
+        value = value_of(option)
+        if value > reached + ROUNDING:
+            best, reached = option, value
+    return best
+
+
 def plain_characters(world: World, attack: CharacterAttack, row: int) -> str:
     """`CharacterAttack` as described, on one caption, one encoding at a time."""
     batch = world.batch()
@@ -113,10 +125,10 @@ def plain_characters(world: World, attack: CharacterAttack, row: int) -> str:
             step_keys(batch.caption_keys[row : row + 1], step), (2, max(attack.positions, attack.replacements))
         )
         spots = sorted({int(d * (2 * len(current) + 1)) for d in draws[0, 0, : attack.positions].tolist()})
-        place = max(spots, key=lambda spot: loss(edited(spot, " ")))
+        place = first_highest(spots, lambda spot: loss(edited(spot, " ")))
         tried = ["", *(ALPHABET[int(d * len(ALPHABET))] for d in draws[0, 1, : attack.replacements].tolist())]
-        best = max(tried, key=lambda character: loss(edited(place, character)))
-        if loss(edited(place, best)) > loss(current) + 1e-7:
+        best = first_highest(tried, lambda character, place=place: loss(edited(place, character)))
+        if loss(edited(place, best)) > loss(current) + ROUNDING:
             current = edited(place, best)
     return current
 
