@@ -45,6 +45,7 @@ class LedgerSearcher(Searcher):
         self._interrupted = ledger.plan().go_on
         self._taken: dict[str, tuple[TrialRecord, TrialConfig]] = {}
         self._seen_step: dict[str, int] = {}
+        self._resumed: dict[str, int] = {}
         self._stopped: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -71,7 +72,8 @@ class LedgerSearcher(Searcher):
             return True
         record, trial = self._taken[trial_id]
         step, resumed = int(result["step"]), int(result["resumed_from_step"])
-        if trial_id not in self._seen_step and resumed >= 0:
+        if resumed > self._resumed.get(trial_id, -1):  # by a session, or by Ray Train after a worker or node was lost
+            self._resumed[trial_id] = resumed
             self._write(record, Event(time=self._clock(), event="resume", step=resumed, message=f"from step {resumed}"))
         if self._seen_step.get(trial_id, -1) >= step:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -140,10 +141,21 @@ def three_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
+def lose(cluster: Any, node: Any) -> None:
+    """A machine goes with all that runs on it; Ray's own call leaves the workers to find out."""
+    workers = psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+    cluster.remove_node(node, allow_graceful=False)
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+
+
 @pytest.mark.timeout(1500)
 def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool, tell: Tell) -> None:
     if not long_chaos:
         pytest.skip("the loss of a node takes minutes to be noticed: run with --long-chaos")
+    # Long enough for the cluster to lose a node and get another one meanwhile.
+    training = {**CONFIG["trial"]["training"], "epochs": 100}  # type: ignore[index]
     drivers = []
     for name, cluster in (("lost", {"address": three_nodes.address}), ("undisturbed", {})):
         (tmp_path / name).mkdir()
@@ -153,7 +165,7 @@ def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool, tell
                 budget={"trials": 1},
                 recipes=["mat"],
                 cluster={**cluster, "concurrency": 1},
-                trial={**CONFIG["trial"], "workers": {"cpus_per_worker": 1.3}},  # type: ignore[dict-item]
+                trial={**CONFIG["trial"], "training": training, "workers": {"cpus_per_worker": 1.3}},  # type: ignore[dict-item]
             )
         )
     driver, whole = drivers
@@ -161,8 +173,8 @@ def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool, tell
     lost = 0
     for node in list(three_nodes.worker_nodes):
         if another_rung(driver, process):
+            lose(three_nodes, node)
             three_nodes.add_node(num_cpus=2)
-            three_nodes.remove_node(node, allow_graceful=False)
             lost += 1
     driver.output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, driver.output

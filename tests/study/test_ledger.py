@@ -12,7 +12,7 @@ from study import ledger as ledger_module
 from study.config import Budget, Constraint, EarlyStopping, Objective, StudyConfig
 from study.ledger import Ledger, Plan, plan
 from study.pareto import front, hypervolume_history
-from study.records import Event, TrialRecord, read_manifest
+from study.records import Event, TrialRecord, read_events, read_manifest
 from study.searcher import LedgerSearcher
 from trainables.config import Metric, TrialConfig, TrialResult
 from trainables.trial import Outcome, Patience
@@ -269,6 +269,20 @@ def test_memory_is_a_cost_that_can_be_bounded(tmp_path: Path) -> None:
     assert stored[0].constraints == {"cost/peak_memory_gb <= 20": 2.0}
     with pytest.raises(ValueError, match="metrics are cost/device_seconds, cost/peak_memory_gb and TARGET"):
         StudyConfig(constraints=(Constraint(metric="memory", at_most=20),))
+
+
+def test_the_log_tells_every_checkpoint_a_trial_went_on_from(tmp_path: Path) -> None:
+    config = study(tmp_path).model_copy(update={"recipes": ()})
+    searcher = LedgerSearcher(
+        opened(config), lambda record: TrialConfig(key=record.key), Patience(), lambda: True, lambda *_: None
+    )
+    assert isinstance(searcher.suggest("only"), dict)
+    for step, resumed in ((8, -1), (16, -1), (16, 8), (24, 8), (32, 24)):  # a worker was lost twice
+        report = {"step": step, "epoch": 1, "last": False, "resumed_from_step": resumed, "history": "[]"}
+        searcher.rung("only", {**report, "device_seconds": 2.0})
+    events = read_events(config.paths.events("s-t00000-s0"))
+    told = [(event.event, event.step) for event in events if event.event in ("resume", "rung")]
+    assert told == [("rung", 8), ("rung", 16), ("resume", 8), ("rung", 24), ("resume", 24), ("rung", 32)]
 
 
 def test_database_and_memory_say_the_same(tmp_path: Path) -> None:
