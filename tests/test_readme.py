@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 import study.plan
 import trainables.evaluate
@@ -27,9 +28,9 @@ OTHERS = r"python -m (benchmarks|study)\.(?!run|plan)(\w+)(.*)"
 """Commands that are no study: their flags are written out in their own files."""
 
 
-def known_flags(model: type, prefix: str = "--") -> set[str]:
+def known_flags(model: type[BaseModel], prefix: str = "--") -> set[str]:
     flags = set()
-    for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+    for name, field in model.model_fields.items():
         flag = prefix + name.replace("_", "-")
         flags.add(flag)
         if hasattr(field.annotation, "model_fields"):

@@ -21,7 +21,7 @@ def test_stopped_trials_make_room_and_are_accounted_for(tmp_path: Path) -> None:
         early_stopping={"enabled": True, "eta": 2},
         # Of two trials, one objective and eta 2, the worse is stopped; clean fine-tuning is the better at clean recall.
         objectives=[{"metric": "clean/mr_r5"}],
-        trial={**CONFIG["trial"], "training": {"epochs": 4, "batch_size": 8}, "workers": {"cpus_per_worker": 1.3}},  # type: ignore[dict-item]
+        trial={**CONFIG["trial"], "training": {"epochs": 4, "batch_size": 8}, "workers": {"cpus_per_worker": 1.3}},
     )
     assert driver.finish("--cluster.concurrency", "1") == 0, driver.output
     manifests = {key: Manifest.model_validate(manifest) for key, manifest in driver.manifests().items()}

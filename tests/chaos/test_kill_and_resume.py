@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psutil
 import pytest
 import yaml
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "recipes": ["finetune", "mat"],
     "objectives": [{"metric": "clean/mr_r5"}, {"metric": "both/mr_r5"}],
     "budget": {"trials": 2},
@@ -92,14 +93,14 @@ class Driver:
                 found.append(event)
         return found
 
-    def manifests(self) -> dict[str, dict[str, object]]:
+    def manifests(self) -> dict[str, dict[str, Any]]:
         return {path.parent.name: json.loads(path.read_text()) for path in self.study.glob("trials/*/manifest.json")}
 
     def optuna_states(self) -> list[str]:
         study = optuna.load_study(study_name="chaos", storage=f"sqlite:///{self.study / 'study.db'}")
         return [trial.state.name for trial in study.trials]
 
-    def mlflow_runs(self) -> list[object]:
+    def mlflow_runs(self) -> list[Any]:
         from study.mlflow_store import import_mlflow
 
         client = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{self.study / 'mlflow.db'}")
@@ -124,19 +125,15 @@ def test_killed_three_times_and_resumed(tmp_path: Path) -> None:
     assert driver.optuna_states() == ["COMPLETE"] * 4
     resumed = [event for event in driver.events("resume") if event["step"]]
     assert resumed, "no trial went on from a checkpoint"
-    assert any(manifest["cost"]["resumed_from_steps"] for manifest in manifests.values())  # type: ignore[index]
+    assert any(manifest["cost"]["resumed_from_steps"] for manifest in manifests.values())
 
     runs = driver.mlflow_runs()
-    trials = [run.data.tags["paretovl.trial"] for run in runs if "paretovl.trial" in run.data.tags]  # type: ignore[attr-defined]
+    trials = [run.data.tags["paretovl.trial"] for run in runs if "paretovl.trial" in run.data.tags]
     assert sorted(trials) == sorted(manifests)
-    assert {run.info.status for run in runs} == {"FINISHED"}  # type: ignore[attr-defined]
+    assert {run.info.status for run in runs} == {"FINISHED"}
     front = {entry["key"] for entry in json.loads((driver.study / "front.json").read_text())}
     assert front
-    assert front == {
-        run.data.tags["paretovl.trial"]  # type: ignore[attr-defined]
-        for run in runs
-        if run.data.tags.get("pareto") == "true"  # type: ignore[attr-defined]
-    }
+    assert front == {run.data.tags["paretovl.trial"] for run in runs if run.data.tags.get("pareto") == "true"}
 
     began = time.time()
     assert driver.finish() == 0
@@ -168,7 +165,7 @@ def test_a_trial_that_fails_is_recorded_and_the_study_goes_on(tmp_path: Path) ->
     assert "Traceback" not in driver.output
     assert driver.optuna_states() == ["PRUNED", "FAIL", "COMPLETE"]
     assert [entry["key"] for entry in json.loads((driver.study / "front.json").read_text())] == ["chaos-t00002-s0"]
-    statuses = {run.data.tags.get("paretovl.trial"): run.info.status for run in driver.mlflow_runs()}  # type: ignore[attr-defined]
+    statuses = {run.data.tags.get("paretovl.trial"): run.info.status for run in driver.mlflow_runs()}
     assert statuses["chaos-t00001-s0"] == "FAILED"
     assert driver.finish("--budget.trials", "3") == 0, "the study can be used afterwards"
     assert driver.optuna_states() == ["PRUNED", "FAIL", "COMPLETE", "COMPLETE"]

@@ -39,12 +39,12 @@ def with_attack(folder: Path, code: str) -> dict[str, object]:
     file = folder / "mine.py"
     file.write_text(code)
     mine = {"name": "mine", "attack": f"{file}:Mine", "options": {"marker": str(folder / "hung")}}
-    return {**CONFIG["protocol"], "attacks": ["both", mine]}  # type: ignore[dict-item]
+    return {**CONFIG["protocol"], "attacks": ["both", mine]}
 
 
 @pytest.mark.timeout(900)
 def test_a_worker_that_hangs_and_a_budget_that_is_spent(tmp_path: Path) -> None:
-    training = {**CONFIG["trial"], "training": {"epochs": 2, "batch_size": 8}}  # type: ignore[dict-item]
+    training = {**CONFIG["trial"], "training": {"epochs": 2, "batch_size": 8}}
     driver = Driver(
         tmp_path,
         trial=training,
@@ -70,7 +70,7 @@ def test_a_worker_that_hangs_and_a_budget_that_is_spent(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_a_bug_stops_the_study(tmp_path: Path) -> None:
-    training = {**CONFIG["trial"], "training": {"epochs": 2, "batch_size": 8}}  # type: ignore[dict-item]
+    training = {**CONFIG["trial"], "training": {"epochs": 2, "batch_size": 8}}
     driver = Driver(
         tmp_path,
         trial=training,

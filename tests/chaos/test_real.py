@@ -89,10 +89,7 @@ def outcome(driver: Driver) -> dict[str, Any]:
         "trials": {key: (m["state"], m["params"], m["metrics"]) for key, m in manifests.items()},
         "optuna": driver.optuna_states(),
         "front": [(e["key"], e["values"]) for e in json.loads((driver.study / "front.json").read_text())],
-        "runs": sorted(
-            (run.info.run_name, run.info.status, run.data.tags.get("pareto"))  # type: ignore[attr-defined]
-            for run in runs
-        ),
+        "runs": sorted((run.info.run_name, run.info.status, run.data.tags.get("pareto")) for run in runs),
     }
 
 
@@ -155,7 +152,7 @@ def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool, tell
     if not long_chaos:
         pytest.skip("the loss of a node takes minutes to be noticed: run with --long-chaos")
     # Long enough for the cluster to lose a node and get another one meanwhile.
-    training = {**CONFIG["trial"]["training"], "epochs": 100}  # type: ignore[index]
+    training = {**CONFIG["trial"]["training"], "epochs": 100}
     drivers = []
     for name, cluster in (("lost", {"address": three_nodes.address}), ("undisturbed", {})):
         (tmp_path / name).mkdir()
@@ -165,7 +162,7 @@ def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool, tell
                 budget={"trials": 1},
                 recipes=["mat"],
                 cluster={**cluster, "concurrency": 1},
-                trial={**CONFIG["trial"], "training": training, "workers": {"cpus_per_worker": 1.3}},  # type: ignore[dict-item]
+                trial={**CONFIG["trial"], "training": training, "workers": {"cpus_per_worker": 1.3}},
             )
         )
     driver, whole = drivers

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from search_spaces.joint import JOINT
-from search_spaces.recipes import recipe_point
+from search_spaces.recipes import Recipe, recipe_point
 from search_spaces.space import Knob, check_space, params_of, suggest
 from trainables.config import Point
 
@@ -27,7 +27,8 @@ def test_every_draw_is_a_point_and_steps_need_a_radius() -> None:
 
 def test_recipes_have_the_published_settings() -> None:
     epsilon = 2 / 255
-    tecoa, fare, mat = (recipe_point(name, epsilon, 0.05) for name in ("tecoa_itr", "fare", "mat"))  # type: ignore[arg-type]
+    names: tuple[Recipe, ...] = ("tecoa_itr", "fare", "mat")
+    tecoa, fare, mat = (recipe_point(name, epsilon, 0.05) for name in names)
     assert recipe_point("finetune", epsilon, 0.05) == Point(temperature=0.05)
     assert (tecoa.contrastive_weight, tecoa.epsilon, tecoa.attack_steps, tecoa.words) == (1, epsilon, 10, 0)
     assert (fare.contrastive_weight, fare.attack_steps, fare.trainable, fare.attack_objective) == (

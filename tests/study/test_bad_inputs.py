@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def foreign_port(folder: Path) -> list[str]:
     return ["--cluster.address", f"127.0.0.1:{listener.getsockname()[1]}"]
 
 
-HELD: list[object] = []
+HELD: list[IO[str] | socket.socket] = []
 FLOAT_KNOB = {"kind": "float", "low": 0, "high": 2}
 
 BAD: dict[str, tuple[Prepare, str]] = {
@@ -133,7 +134,7 @@ def test_bad_input_is_one_message(name: str, tmp_path: Path, capfd: pytest.Captu
             main(flags)
     finally:
         while HELD:
-            HELD.pop().close()  # type: ignore[attr-defined]
+            HELD.pop().close()
     told = capfd.readouterr()
     assert end.value.code == 2, told
     assert told.err.count("error:") == 1, told.err

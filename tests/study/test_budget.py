@@ -46,7 +46,7 @@ def running(number: int) -> TrialRecord:
     ],
 )
 def test_the_limit_that_is_reached(budget: dict[str, float], told: str | None) -> None:
-    limit = reached(limits(Budget(**budget), PRICE, "l4", USED))  # type: ignore[arg-type]
+    limit = reached(limits(Budget.model_validate(budget), PRICE, "l4", USED))
     assert (str(limit) if limit else None) == told
 
 

@@ -158,7 +158,9 @@ def test_a_query_counts_only_if_it_survives_every_attack() -> None:
     def bits(*values: int) -> str:
         return base64.b64encode(np.packbits(np.array(values, bool)).tobytes()).decode()
 
-    protocol = Protocol(attacks=("image", "both"), recall_at=(1,), gallery_images=4, bootstrap_samples=100)  # type: ignore[arg-type]
+    protocol = Protocol.model_validate(
+        {"attacks": ("image", "both"), "recall_at": (1,), "gallery_images": 4, "bootstrap_samples": 100}
+    )
     evaluated = EvaluationManifest(
         model="m",
         model_digest="",
@@ -188,7 +190,7 @@ def test_a_query_counts_only_if_it_survives_every_attack() -> None:
 
 
 def test_only_attacks_that_change_the_same_are_compared() -> None:
-    strong = Protocol(attacks=("image", "text", "sga"))  # type: ignore[arg-type]
+    strong = Protocol.model_validate({"attacks": ("image", "text", "sga")})
     assert comparable_attacks("clean", Protocol(), strong) == ["clean"]
     assert comparable_attacks("image", Protocol(), strong) == ["image"]
     assert comparable_attacks("text", Protocol(), strong) == ["text"]

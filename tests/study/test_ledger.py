@@ -12,7 +12,7 @@ from study import ledger as ledger_module
 from study.config import Budget, Constraint, EarlyStopping, Objective, StudyConfig
 from study.ledger import Ledger, Plan, plan
 from study.pareto import front, hypervolume_history
-from study.records import Event, TrialRecord, read_events, read_manifest
+from study.records import Event, State, TrialRecord, read_events, read_manifest
 from study.searcher import LedgerSearcher
 from trainables.config import Metric, TrialConfig, TrialResult
 from trainables.trial import Outcome, Patience
@@ -20,8 +20,8 @@ from trainables.trial import Outcome, Patience
 pytestmark = pytest.mark.usefixtures("database")
 
 
-def record(number: int, state: str, recipe: str | None = None) -> TrialRecord:
-    return TrialRecord(number, f"s-t{number:05d}-s0", state, {}, recipe)  # type: ignore[arg-type]
+def record(number: int, state: State, recipe: str | None = None) -> TrialRecord:
+    return TrialRecord(number, f"s-t{number:05d}-s0", state, {}, recipe)
 
 
 @pytest.mark.parametrize(

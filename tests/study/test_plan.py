@@ -21,7 +21,7 @@ from study.config import PRESETS, Budget, Price, StudyConfig, parse
 from study.cost_model import DEVICES, Shape, Tower, evaluation_flops, pair_flops, text_tries, trial_memory, trial_work
 from study.model_shapes import shape_of
 from trainables.command import InputError
-from trainables.config import Point, Protocol, TrainingConfig, TrialConfig
+from trainables.config import SEARCHED_ATTACKS, Point, Protocol, TrainingConfig, TrialConfig
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
 
@@ -78,7 +78,7 @@ def test_flops_of_a_pair() -> None:
 def test_flops_of_an_evaluation() -> None:
     shape = Shape(VIT_B16, Tower(16, 64, 2, 256), 9, 100, 100)
     image, text = shape.image.flops, shape.text.flops
-    protocol = Protocol(attacks=("image", "text", "both"), image_steps=10, words=1, candidates=10)  # type: ignore[arg-type]
+    protocol = Protocol(attacks=SEARCHED_ATTACKS, image_steps=10, words=1, candidates=10)
     expected = 100 * image + 500 * text + 2 * (100 * 21 * image + 500 * 20 * text)
     assert evaluation_flops(shape, protocol, 100) == pytest.approx(expected)
 

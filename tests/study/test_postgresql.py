@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -146,15 +147,15 @@ def test_the_sqlite_study_opens_in_optunas_dashboard(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
 
-    def get(path: str) -> dict[str, object]:
-        found: dict[str, object] = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=10))
+    def get(path: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{path}", timeout=10))
         return found
 
     try:
         end = time.time() + 60
         while True:
             try:
-                (known,) = get("studies")["study_summaries"]  # type: ignore[misc]
+                (known,) = get("studies")["study_summaries"]
                 break
             except OSError:
                 assert server.poll() is None
@@ -162,7 +163,7 @@ def test_the_sqlite_study_opens_in_optunas_dashboard(tmp_path: Path) -> None:
                 time.sleep(0.2)
         assert known["study_name"] == "s"
         trials = get(f"studies/{known['study_id']}?after=0")["trials"]
-        assert [(trial["number"], trial["state"]) for trial in trials] == [(0, "Running"), (1, "Waiting")]  # type: ignore[attr-defined]
+        assert [(trial["number"], trial["state"]) for trial in trials] == [(0, "Running"), (1, "Waiting")]
         assert taken.number == 0
     finally:
         server.send_signal(signal.SIGINT)

@@ -69,7 +69,8 @@ def test_the_last_reports_do_not_wait_for_each_other(tmp_path: Path) -> None:
 
 def raised(error: Exception) -> Exception:
     setattr(error, TRACE, "Traceback ...")
-    return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]
+    sent: Exception = pickle.loads(pickle.dumps(error))
+    return sent
 
 
 def test_lost_workers_are_nobodys_fault() -> None:

@@ -17,6 +17,7 @@ from rapidfuzz.distance import Levenshtein
 
 from trainables.attacks.contract import Attack, Attacked
 from trainables.attacks.registry import BUILT_IN, build_attack
+from trainables.attacks.text import BertAttack
 from trainables.config import AttackConfig, Protocol
 from trainables.evaluation.robustness import evaluate
 
@@ -138,7 +139,7 @@ def test_two_workers_attack_as_one(tmp_path: Path) -> None:
 def test_attacks_in_a_batch_are_computed_once(world: World) -> None:
     runs = []
 
-    class Counting(BUILT_IN["text"]):  # type: ignore[misc]
+    class Counting(BertAttack):
         def run(self, victim: Any, batch: Any) -> Attacked:
             runs.append(self)
             return super().run(victim, batch)

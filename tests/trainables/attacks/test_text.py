@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -74,9 +74,11 @@ def test_correct_substitutes_are_whole_new_words(world: World) -> None:
         *((quirk, "cross", 1) for quirk in sorted(TEXT_QUIRKS)),
     ],
 )
-def test_bert_attack_equals_the_plain_one(world: World, mode: str, objective: str, words: int) -> None:
+def test_bert_attack_equals_the_plain_one(
+    world: World, mode: str, objective: Literal["cross", "deviation"], words: int
+) -> None:
     batch, victim = world.batch(), world.victim
-    attacked = BertAttack(words=words, objective=objective, quirks=MODES[mode]).run(victim, batch)  # type: ignore[arg-type]
+    attacked = BertAttack(words=words, objective=objective, quirks=MODES[mode]).run(victim, batch)
     features = batch.clean_features(victim) if objective == "cross" else None
     published = world.published(MODES[mode], words)
     assert attacked.captions == published.attack_captions(world.texts, world.owner.tolist(), features)

@@ -7,7 +7,7 @@ import json
 import pickle
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,8 +24,8 @@ def picture(red: int, kind: str = "PNG") -> bytes:
     return content.getvalue()
 
 
-def write(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
-    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+def write(path: Path, members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w") -> None:
+    with tarfile.open(path, mode) as tar:
         for name, content in members.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)

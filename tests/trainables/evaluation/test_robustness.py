@@ -10,6 +10,7 @@ from trainables.attacks.threat_model import ThreatModelError, check_captions, ch
 from trainables.config import TrialConfig
 from trainables.evaluation.retrieval import Ranks
 from trainables.evaluation.robustness import evaluate
+from trainables.models.clip import Clip
 from trainables.prepare import prepare
 
 
@@ -40,7 +41,8 @@ def test_evaluation_ignores_batching_and_the_scale_of_embeddings(tiny_trial: Tri
     assert not frozen.requires_grad
     few = run(5)
     with torch.no_grad():
-        prepared.base.clip.visual_projection.weight *= 1000  # type: ignore[operator]
+        assert isinstance(prepared.base, Clip)
+        prepared.base.clip.visual_projection.weight *= 1000
     scaled = run(50)
     for target in whole:
         np.testing.assert_array_equal(whole[target].tr, few[target].tr)
