@@ -508,7 +508,7 @@ def test_the_command_for_the_ui(tmp_path: Path) -> None:
     assert ui_command("http://host:5000", paths) == "open http://host:5000"
 
 
-class FakeProjection:
+class FakeProjection(Projection):
     """Counts syncs, and fails or waits when told to."""
 
     def __init__(self) -> None:
@@ -533,7 +533,7 @@ def wait_for(condition: Any) -> None:
 
 
 def background(fake: FakeProjection) -> BackgroundProjection:
-    return BackgroundProjection(fake, interval_seconds=0.01, retry_seconds=0.01)  # type: ignore[arg-type]
+    return BackgroundProjection(fake, interval_seconds=0.01, retry_seconds=0.01)
 
 
 def test_requests_made_during_a_sync_become_one() -> None:

@@ -129,7 +129,7 @@ class Attack(ABC):
     and images, the clean gallery and the seed, not on the rest of the batch.
     """
 
-    changes: ClassVar[frozenset[str]]
+    changes: frozenset[str]
     """Of `image` and `text`."""
 
     known_quirks: ClassVar[Quirks] = frozenset()

@@ -100,16 +100,11 @@ class AdversarialCache:
 class Replay(Attack):
     """Examples made against another model, as an attack on this one."""
 
-    made: Attack
     cache: AdversarialCache
+    changes: frozenset[str]
     epsilon: float
     words: int | None
     characters: int
-
-    @property
-    def changes(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of the attack that made them."""
-        return self.made.changes
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
         """Read, not made."""
@@ -119,7 +114,7 @@ class Replay(Attack):
 
 def replay(made: Attack, cache: AdversarialCache) -> Replay:
     """The examples of a complete cache, with the budget they were made under."""
-    return Replay(made=made, cache=cache, epsilon=made.epsilon, words=made.words, characters=made.characters)
+    return Replay(cache=cache, changes=made.changes, epsilon=made.epsilon, words=made.words, characters=made.characters)
 
 
 def _memory_map(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.memmap:

@@ -74,14 +74,20 @@ def _example(found: Evaluation, target: str, gallery: Gallery, attacked: Attacke
     gain = GAIN / max(float(np.abs(changed - clean).max()), 1e-6)
     caption = int(np.flatnonzero(gallery.caption_image == place)[0])
     texts = gallery.texts
-    pairs = [found.features[name] for name in (CLEAN, target)]
+    (image, text), (image_after, text_after) = (found.features[name] for name in (CLEAN, target))
     return Example(
         place=place,
         images=(_png(clean), _png(changed), _png(0.5 + gain * (changed - clean))),
         amplified=gain,
         captions=(texts[caption], attacked.captions[0]),
-        captions_found=tuple(_captions_found(gallery, texts, image[place], text, place) for image, text in pairs),  # type: ignore[arg-type]
-        images_found=tuple(_images_found(gallery, text[caption], image, caption) for image, text in pairs),  # type: ignore[arg-type]
+        captions_found=(
+            _captions_found(gallery, texts, image[place], text, place),
+            _captions_found(gallery, texts, image_after[place], text_after, place),
+        ),
+        images_found=(
+            _images_found(gallery, text[caption], image, caption),
+            _images_found(gallery, text_after[caption], image_after, caption),
+        ),
     )
 
 

@@ -96,6 +96,7 @@ class VitBert(FusionModel):
     def checkpoint_layers(self) -> None:
         """See `RetrievalModel`; the fusion layers are called part by part, so they need their own word."""
         super().checkpoint_layers()
+        # The instance's own, so that other models of the class are as they were.
         self._fused = partial(checkpoint, self._fused, use_reentrant=False)  # type: ignore[method-assign]
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
