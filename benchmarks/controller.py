@@ -27,7 +27,8 @@ from study.pareto import front, hypervolume_history
 from study.records import Event, Manifest, TrialRecord, append_event
 from study.simulator import Surrogate
 from study.store import open_storage
-from trainables.config import Metric, Point, TrialConfig, TrialResult
+from trainables.config import Point, TrialConfig
+from trainables.results import Metric, TrialResult
 from trainables.trial import Outcome
 
 OBJECTIVES = (Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5"))

@@ -16,7 +16,7 @@ from search_spaces.recipes import RECIPES, Recipe
 from study.pareto import mean_metric
 from study.records import Manifest, StudyPaths
 from study.view import read_study
-from trainables.config import Metric
+from trainables.results import Metric
 
 COMPARED: tuple[Recipe, ...] = ("finetune", "tecoa_itr", "fare", "mat", "mat_one_to_many")
 ATTACKS = {"image": "PGD", "text": "text", "both": "Sep-Attack", "sga": "SGA"}

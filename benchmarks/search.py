@@ -25,7 +25,8 @@ from study.ledger import Ledger
 from study.pareto import hypervolume_history
 from study.samplers import make_sampler
 from study.simulator import Clock, Course, Report, Surrogate, simulate
-from trainables.config import Metric, Point, Protocol, TrainingConfig, TrialConfig
+from trainables.config import Point, Protocol, TrainingConfig, TrialConfig
+from trainables.results import Metric
 
 Curve = list[tuple[float, float]]
 """Device-seconds held by ended trials, and the hypervolume share they found."""

@@ -12,7 +12,7 @@ from search_spaces.recipes import RECIPES
 from study.config import Objective
 from study.pareto import FrontEntry, front, hypervolume_history, measured, write_front, write_if_changed
 from study.records import Manifest, StudyPaths
-from trainables.config import Metric
+from trainables.results import Metric
 
 History = Sequence[tuple[float, int, float, float]]
 

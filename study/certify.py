@@ -21,7 +21,8 @@ from study.pareto import FrontEntry, front, front_mask, measured, oriented
 from study.records import Manifest, StudyPaths, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.command import InputError, told_errors
-from trainables.config import CLEAN, Audit, Metric, Model
+from trainables.config import CLEAN, Model
+from trainables.results import Audit, Metric
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from study.config import COSTS, Objective
 from study.records import Manifest, write_atomically
-from trainables.config import Metric, Model
+from trainables.config import Model
+from trainables.results import Metric
 
 Floats = npt.NDArray[np.float64]
 

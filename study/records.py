@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainables.config import Metric, Model
+from trainables.config import Model
+from trainables.results import Metric
 
 Ended = Literal["complete", "stopped", "infeasible", "failed"]
 """How a trial ended. `stopped`: early, as others were better at a rung; it has no final measurements. `infeasible`: the

@@ -20,7 +20,8 @@ from scipy.optimize import least_squares
 from study.ledger import Ledger
 from study.pareto import Floats
 from study.records import Manifest, TrialRecord
-from trainables.config import Metric, Model, Point, Protocol, TrialConfig, TrialResult
+from trainables.config import Model, Point, Protocol, TrialConfig
+from trainables.results import Metric, TrialResult
 from trainables.trial import Outcome, Patience
 
 

@@ -19,20 +19,9 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from trainables.command import told_errors
-from trainables.config import (
-    CLEAN,
-    Audit,
-    DataConfig,
-    Epsilon,
-    Metric,
-    Model,
-    ModelConfig,
-    Protocol,
-    TrialConfig,
-    TrialResult,
-    content_hash,
-)
+from trainables.config import CLEAN, DataConfig, Epsilon, Model, ModelConfig, Protocol, TrialConfig, content_hash
 from trainables.flags import Flags, from_command_line
+from trainables.results import Audit, Metric, TrialResult
 
 if TYPE_CHECKING:
     from trainables.attacks.contract import Attack

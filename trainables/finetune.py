@@ -30,7 +30,7 @@ from trainables.batches import (
     random_crops,
     rate_factor,
 )
-from trainables.config import TrialConfig, TrialResult
+from trainables.config import TrialConfig
 from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import attackable, autocast, evaluate
 from trainables.evaluation.scores import correct_bits, recall_metrics
@@ -38,6 +38,7 @@ from trainables.losses import positive_pairs
 from trainables.models import tokenize
 from trainables.objective import Pairs, Trainee
 from trainables.prepare import Prepared
+from trainables.results import TrialResult
 from trainables.sharding import distribute, full_state, gather, load_full_state, merge, whole
 
 

@@ -18,7 +18,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trainables.command import read_config, told_errors
-from trainables.config import Model, TrialConfig, TrialResult
+from trainables.config import Model, TrialConfig
+from trainables.results import TrialResult
 
 ENVIRONMENT = {
     # How often Ray looks whether workers are done; its default of 2 s costs seconds a trial.

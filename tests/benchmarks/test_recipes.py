@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks.recipes import ATTACKS, table_of
 from search_spaces.recipes import Recipe
 from study.records import Manifest
-from trainables.config import Metric
+from trainables.results import Metric
 
 
 def ended(value: float, attack: float, train: float) -> Manifest:

@@ -10,7 +10,8 @@ from search_spaces.joint import JOINT
 from study.config import Budget, Objective, StudyConfig, freeze
 from study.ledger import Ledger
 from study.records import Event, Manifest, append_event
-from trainables.config import Metric, TrialConfig, TrialResult
+from trainables.config import TrialConfig
+from trainables.results import Metric, TrialResult
 from trainables.trial import Outcome
 
 

@@ -21,11 +21,12 @@ from study.mlflow_store import import_mlflow
 from study.records import read_manifest
 from study.tracking import default_uri
 from tests.study.helpers import opened, study
-from trainables.config import DataConfig, Metric, Point, Protocol, ShapesConfig, TrialConfig, TrialResult
+from trainables.config import DataConfig, Point, Protocol, ShapesConfig, TrialConfig
 from trainables.evaluate import EvaluationManifest, trial_folder
 from trainables.finetune import finetune
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
+from trainables.results import Metric, TrialResult
 from trainables.trial import Outcome
 
 PROTOCOL = Protocol(words=0, gallery_images=32, rung_gallery_images=6, image_steps=8, bootstrap_samples=100)

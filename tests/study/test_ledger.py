@@ -14,7 +14,8 @@ from study.ledger import Ledger, Plan, plan
 from study.pareto import front, hypervolume_history
 from study.records import Event, State, TrialRecord, read_events, read_manifest
 from study.searcher import LedgerSearcher
-from trainables.config import Metric, TrialConfig, TrialResult
+from trainables.config import TrialConfig
+from trainables.results import Metric, TrialResult
 from trainables.trial import Outcome, Patience
 
 pytestmark = pytest.mark.usefixtures("database")

@@ -26,7 +26,7 @@ from study.pareto import (
     write_front,
 )
 from study.records import Manifest
-from trainables.config import Metric
+from trainables.results import Metric
 
 ROBUST = Objective(metric="both/mr_r5")
 CLEAN = Objective(metric="clean/mr_r5")

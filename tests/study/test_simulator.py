@@ -10,7 +10,8 @@ from study.config import COST, Budget, EarlyStopping, Objective, StudyConfig
 from study.ledger import Ledger
 from study.records import Manifest
 from study.simulator import Clock, Course, Report, Surrogate, fit, simulate
-from trainables.config import Metric, Point, Protocol, TrainingConfig, TrialConfig
+from trainables.config import Point, Protocol, TrainingConfig, TrialConfig
+from trainables.results import Metric
 
 EPS = 1 / 255
 RECORDED = [  # quickstart trials: point, clean and robust recall at 5, device-seconds

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainables.config import Point, Protocol, TrialConfig, TrialResult
+from trainables.config import Point, Protocol, TrialConfig
 from trainables.evaluation.robustness import Evaluation, Gallery, evaluate
 from trainables.finetune import CheckpointError, Diverged, finetune
 from trainables.prepare import prepare
+from trainables.results import TrialResult
 
 POINT = Point(temperature=0.1, temperature_learned=True, epsilon=2 / 255, attack_steps=1, words=1)
 CPU = torch.device("cpu")

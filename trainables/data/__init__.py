@@ -12,7 +12,8 @@ import numpy as np
 
 from trainables.config import DataConfig, ShapesConfig, content_hash
 from trainables.data import cache, shapes
-from trainables.data.coco import DataError, Picture, read_pictures, refuse_leaks
+from trainables.data.coco import Picture, read_pictures, refuse_leaks
+from trainables.data.errors import DataError
 from trainables.data.shards import read_shards
 
 __all__ = ["DataError", "Dataset", "Split", "load_dataset", "read_pairs"]

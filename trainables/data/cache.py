@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trainables.data.coco import DataError
+from trainables.data.errors import DataError
 
 VERSION = 1
 """Part of the data hash: raise it when the same file would decode to other pixels."""

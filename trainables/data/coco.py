@@ -1,12 +1,7 @@
 """Captions and split files -> the pictures to train on and to evaluate on.
 
-Three shapes are read. Each is first rewritten as a COCO captions document, so that one checker and one index
-(pycocotools) serve them all:
-
-* COCO captions: `{images: [{id, file_name}], annotations: [{id, image_id, caption}]}`;
-* Karpathy's `dataset_coco.json`: `{images: [{filename, filepath, cocoid, split, sentences: [...]}]}`,
-  sentences being `{raw, sentid}`, with `imgid` where there is no `cocoid`;
-* the lists of ALBEF and BLIP: `[{image, caption}]`; `caption` is a text (training) or a list of texts (test).
+Every accepted layout (`layouts`) is first rewritten as a COCO captions document, so that one checker and one index
+(pycocotools) serve them all.
 
 Splits come from the captions path if it has `{split}` in it (one file per split), else from the split file if
 there is one, else from the `split` of each image.
@@ -18,7 +13,6 @@ import contextlib
 import io
 import json
 import os
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,36 +22,13 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from trainables.config import DataConfig
-
-LISTED_PROBLEMS = 20
+from trainables.data.errors import DataError
+from trainables.data.layouts import to_coco
 
 OPTIONAL_SPLITS = frozenset({"restval"})
 """Only Karpathy's COCO has it, and some files fold it into `train`: naming it must not fail elsewhere."""
 
-COCO_NAME = re.compile(r"(?:^|[_/])(\d{12})\.\w+$")
-"""The image id in `COCO_val2014_000000391895.jpg` and `000000391895.jpg`."""
-
 SPLIT_FILE = '{"train": [image id, ...], "test": [image id, ...]}'
-
-CAPTIONS_FILE = (
-    "COCO captions {images, annotations}, Karpathy {images: [{filename, split, sentences}]} "
-    "or a list of {image, caption}"
-)
-
-
-class DataError(ValueError):
-    """Data that cannot be used. The message says what is wrong, then lists all problems.
-
-    Args:
-        message: What is wrong, and what is accepted.
-        problems: One line each; after `LISTED_PROBLEMS` the message only tells how many there are.
-    """
-
-    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
-        lines = list(problems[:LISTED_PROBLEMS])
-        if len(problems) > len(lines):
-            lines.append(f"... and {len(problems) - len(lines)} more ({len(problems)} in all)")
-        super().__init__("\n  ".join([message, *lines]))
 
 
 @dataclass(frozen=True)
@@ -283,86 +254,6 @@ def _repeated(kind: str, items: Sequence[Any]) -> list[str]:
         for item_id, names in splits.items()
         if len(names) > 1
     ]
-
-
-def to_coco(document: Any, source: str) -> dict[str, list[Any]]:
-    """Rewrite any of the accepted shapes as a COCO captions document; its entries are not checked yet.
-
-    Raises:
-        DataError: If it is none of the shapes.
-    """
-    if isinstance(document, list):
-        return _rows_to_coco(document, source)
-    images = document.get("images") if isinstance(document, dict) else None
-    annotations = document.get("annotations") if isinstance(document, dict) else None
-    if isinstance(images, list) and isinstance(annotations, list):
-        return {"images": images, "annotations": annotations}
-    if isinstance(images, list) and any(isinstance(image, dict) and "sentences" in image for image in images):
-        return _karpathy_to_coco(images, source)
-    keys = f" with keys {list(document)!r:.200}" if isinstance(document, dict) else ""
-    raise DataError(f"{source} is no captions file: expected {CAPTIONS_FILE}, found {type(document).__name__}{keys}")
-
-
-def _karpathy_to_coco(images: list[Any], source: str) -> dict[str, list[Any]]:
-    """Karpathy's `dataset_coco.json` (Karpathy and Fei-Fei 2015); captions are the raw sentences."""
-    problems = [
-        f"images[{position}]: expected {{filename, cocoid or imgid, split, sentences: [{{raw, sentid}}]}}"
-        for position, image in enumerate(images)
-        if not isinstance(image, dict)
-        or not isinstance(image.get("filename"), str)
-        or not isinstance(image.get("filepath"), str | None)
-        or not isinstance(image.get("sentences"), list)
-        or not all(isinstance(sentence, dict) for sentence in image["sentences"])
-    ]
-    if problems:
-        raise DataError(f"{source} has {len(problems)} unusable entries", problems)
-    coco: dict[str, list[Any]] = {"images": [], "annotations": []}
-    for image in images:
-        image_id = image.get("cocoid", image.get("imgid"))
-        file_name = "/".join(part for part in (image.get("filepath"), image["filename"]) if part)
-        coco["images"].append({"id": image_id, "file_name": file_name, "split": image.get("split")})
-        coco["annotations"] += [
-            {"id": sentence.get("sentid"), "image_id": image_id, "caption": sentence.get("raw")}
-            for sentence in image["sentences"]
-        ]
-    return coco
-
-
-def _rows_to_coco(rows: list[Any], source: str) -> dict[str, list[Any]]:
-    """The lists of ALBEF (Li et al. 2021) and BLIP (Li et al. 2022); rows of one image are gathered."""
-    problems = [
-        f"[{position}]: expected {{image: file name, caption: text or list of texts}}"
-        for position, row in enumerate(rows)
-        if not isinstance(row, dict)
-        or not isinstance(row.get("image"), str)
-        or not isinstance(row.get("caption"), str | list)
-    ]
-    if problems:
-        raise DataError(f"{source} has {len(problems)} unusable entries", problems)
-    ids = number_files(list(dict.fromkeys(row["image"] for row in rows)))
-    # An image in two split files stays there twice, so that the checker sees its id repeated.
-    images = dict.fromkeys((row["image"], row.get("split")) for row in rows)
-    captions = [
-        (ids[row["image"]], caption)
-        for row in rows
-        for caption in (row["caption"] if isinstance(row["caption"], list) else [row["caption"]])
-    ]
-    return {
-        "images": [{"id": ids[name], "file_name": name, "split": split} for name, split in images],
-        "annotations": [
-            {"id": position, "image_id": image_id, "caption": caption}
-            for position, (image_id, caption) in enumerate(captions, 1)
-        ],
-    }
-
-
-def number_files(names: Sequence[str], first: int = 1) -> dict[str, int]:
-    """The COCO id of every file if all names carry one and no two the same, else the running index from `first`."""
-    matches = [COCO_NAME.search(name) for name in names]
-    ids = {int(match[1]) for match in matches if match}
-    if len(ids) == len(names):
-        return {name: int(match[1]) for name, match in zip(names, matches, strict=True) if match}
-    return {name: position for position, name in enumerate(names, first)}
 
 
 def _load_captions(config: DataConfig, root: Path) -> Any:

@@ -11,7 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from trainables.data.cache import ImageFile
-from trainables.data.coco import DataError, Picture, number_files
+from trainables.data.coco import Picture
+from trainables.data.errors import DataError
+from trainables.data.layouts import number_files
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 TEXT_BYTES = 1 << 20

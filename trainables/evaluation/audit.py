@@ -26,9 +26,10 @@ from trainables.attacks.image import (
 )
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.text import encode_captions
-from trainables.config import Audit, Check, Loss, Protocol
+from trainables.config import Protocol
 from trainables.evaluation.robustness import Gallery, attackable, autocast
 from trainables.models import RetrievalModel
+from trainables.results import Audit, Check, Loss
 
 IMAGES = 50
 """The audit looks at so many; it is about orders of magnitude, not points of recall."""

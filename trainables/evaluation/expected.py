@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainables.config import Metric
 from trainables.evaluation.intervals import interval
 from trainables.evaluation.measures import gallery_weights, recalls, rsum
 from trainables.evaluation.retrieval import Ranks
+from trainables.results import Metric
 
 Budget = tuple[float, int]
 """Epsilon in [0, 1] pixels, and words."""

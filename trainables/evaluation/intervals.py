@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from trainables.config import Metric
 from trainables.evaluation.measures import all_measures, gallery_weights, recalls
 from trainables.evaluation.retrieval import Ranks
+from trainables.results import Metric
 
 
 def interval(measure: np.ndarray, confidence: float) -> Metric:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from trainables.command import InputError
-from trainables.config import CLEAN, MATCHING, Metric, Protocol
+from trainables.config import CLEAN, MATCHING, Protocol
 from trainables.data import Split
 from trainables.evaluation.eccv import extended_metrics
 from trainables.evaluation.expected import Budget, expected_robustness
@@ -18,6 +18,7 @@ from trainables.evaluation.intervals import interval, robustness_metrics
 from trainables.evaluation.measures import gallery_weights, recalls
 from trainables.evaluation.retrieval import Ranks, fold_ranks
 from trainables.evaluation.robustness import Gallery
+from trainables.results import Metric
 
 
 def recall_metrics(ranks: Mapping[str, Ranks], protocol: Protocol) -> dict[str, Metric]:

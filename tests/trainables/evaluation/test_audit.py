@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.config import Audit, TrialConfig
+from trainables.config import TrialConfig
 from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import evaluate
 from trainables.models.clip import Clip
 from trainables.prepare import Prepared, prepare
+from trainables.results import Audit
 
 CPU = torch.device("cpu")
 

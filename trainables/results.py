@@ -1,0 +1,59 @@
+"""What a trial measured: plain data, as a manifest keeps it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainables.config import Model
+
+
+class Metric(Model):
+    """A measured value with its bootstrap interval over evaluation images."""
+
+    value: float
+    low: float
+    high: float
+
+
+Loss = Literal["own", "protocol"]
+"""Which loss an audit's attack follows: the cross-entropy at the model's own temperature, as a naive evaluation would
+take it, or the scale-free one that all numbers here are measured with."""
+
+
+class Check(Model):
+    """One comparison of a gradient-masking audit."""
+
+    name: str
+    loss: Loss
+    passed: bool = Field(description="whether an honest model could look like this")
+    evidence: dict[str, float] = Field(description="shares of images that still find a caption of theirs first")
+    rule: str = Field(description="what had to hold")
+
+
+class Audit(Model):
+    """What a gradient-masking audit found."""
+
+    verdict: Literal["honest", "masked"] = Field(description="masked if any check failed")
+    reliable: bool = Field(description="no check of the protocol's own loss failed: measured robustness is real")
+    checks: list[Check]
+
+
+class TrialResult(Model):
+    """What a finished trial measured."""
+
+    metrics: dict[str, Metric]
+    correct: dict[str, str] = Field(description="per `target/direction_rk`: query bits, np.packbits in base64")
+    queries: dict[str, int] = Field(description="number of queries per direction, `tr` and `ir`")
+    device_seconds: float = Field(ge=0, description="workers x seconds held, all attempts up to their checkpoints")
+    peak_memory_gb: float | None = Field(
+        None, ge=0, description="1e9 bytes, most that a worker held: of its GPU, or resident on CPUs"
+    )
+    seconds: dict[str, float] = Field(description="of the last worker group: load, train, attack, evaluate")
+    steps: int = Field(ge=0)
+    resumed_from_steps: list[int] = Field(description="optimiser step each further attempt went on from")
+    temperature: float = Field(description="at the end of training")
+    audit: Audit | None = Field(None, description="of gradient masking, where the protocol asks for it")
+    hashes: dict[str, str] = Field(description="protocol, data and base the numbers belong to")
+    versions: dict[str, str]
