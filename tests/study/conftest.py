@@ -1,4 +1,4 @@
-"""A PostgreSQL server for tests that need one."""
+"""A PostgreSQL server and a tracked study for tests that need one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from tracked import FakeStudy
+
+from study.mlflow_store import import_mlflow
 
 PASSWORD = "correct-horse-battery-staple"
 
@@ -85,3 +88,23 @@ def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         url, original = request.getfixturevalue("postgresql"), ledger.open_storage
         monkeypatch.setattr(ledger, "open_storage", lambda paths, given, make=True: original(paths, given or url, make))
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with all its tables, which takes seconds to make."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path, empty_store: Path) -> FakeStudy:
+    study = FakeStudy(tmp_path / "study")
+    shutil.copy(empty_store, study.paths.mlflow_database)
+    return study
+
+
+@pytest.fixture
+def other_uri(tmp_path: Path, empty_store: Path) -> str:
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}"

@@ -1,202 +1,23 @@
+"""MLflow as a projection: rebuilt equals live, and nothing is lost or doubled on the way."""
+
 from __future__ import annotations
 
-import fcntl
-import shutil
 import socket
-import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
+from tracked import CALLS, FakeStudy, client_of, dump, live, projection, runs_of
 
-from dashboards.pareto_page import write_front_files
-from study import track
-from study.config import Budget, Objective, StudyConfig
-from study.ledger import open_storage
 from study.mlflow_store import TrackingError, _create_database, import_mlflow, metric_name, redacted
 from study.records import (
     Event,
-    Manifest,
-    State,
     StudyPaths,
-    TrialRecord,
-    append_event,
-    read_manifest,
-    write_manifest,
 )
-from study.tracking import BackgroundProjection, Projection, default_uri, event_points, ui_command
-
-OBJECTIVES = (Objective(metric="both/mr_r5"), Objective(metric="clean/mr_r5"))
-CALLS = (
-    "create_run",
-    "log_batch",
-    "log_artifact",
-    "set_tag",
-    "update_run",
-    "set_terminated",
-    "get_metric_history",
-)
-
-
-class FakeStudy:
-    """A study's files, written as a driver writes them; its clock ticks a second an event."""
-
-    def __init__(self, root: Path) -> None:
-        self.paths = StudyPaths(root)
-        self.records: list[TrialRecord] = []
-        self.time = 1_000_000.0
-        root.mkdir(parents=True, exist_ok=True)
-        self.paths.config.write_text("name: study\n")
-
-    def event(self, number: int, kind: str, **fields: Any) -> None:
-        self.time += 1
-        event = Event.model_validate({"time": self.time, "event": kind, **fields})
-        append_event(self.paths.events(self.records[number].key), event)
-
-    def propose(self, recipe: str | None = None) -> int:
-        number = len(self.records)
-        params = {} if recipe else {"temperature": 0.01 * (number + 1)}
-        self.records.append(TrialRecord(number, f"study-t{number:05d}-s0", "waiting", params, recipe))
-        return number
-
-    def state(self, number: int, state: State) -> None:
-        self.records[number] = replace(self.records[number], state=state)
-
-    def start(self, number: int) -> None:
-        self.state(number, "running")
-        self.event(number, "start")
-
-    def rung(self, number: int, step: int) -> None:
-        history = [{"step": step - 1, "loss": 1 / step}, {"step": step, "loss": 0.9 / step}]
-        self.event(number, "rung", step=step, metrics={"both/mr_r5": step / 100}, history=history)
-
-    def end(self, number: int, robust: float, clean: float, state: State = "complete") -> None:
-        self.event(number, "end", step=10, message=state)
-        record = self.records[number]
-        metrics = {
-            name: {"value": value, "low": value - 0.1, "high": value + 0.1}
-            for name, value in (("both/mr_r5", robust), ("clean/mr_r5", clean))
-        }
-        manifest = {
-            "key": record.key,
-            "number": number,
-            "recipe": record.recipe,
-            "params": record.params,
-            "point": {"temperature": 0.01 * (number + 1), "epsilon": 0.0},
-            "state": state,
-            "reason": None if state == "complete" else "diverged",
-            "metrics": metrics if state == "complete" else {},
-            "cost": {"device_seconds": 7.0, "attempts": 1},
-            "fingerprint": "f",
-            "ended": self.time,
-        }
-        write_manifest(self.paths.manifest(record.key), Manifest.model_validate(manifest))
-        self.state(number, state)
-        self.write_pages()
-
-    def write_pages(self) -> None:
-        manifests = [read_manifest(self.paths.manifest(record.key)) for record in self.records]
-        write_front_files(self.paths, [one for one in manifests if one is not None], OBJECTIVES, "study")
-
-    def life(self) -> Iterator[None]:
-        """A whole study with every kind of trial, one file written between yields."""
-        steps = [
-            lambda: self.propose("mat"),
-            lambda: self.start(0),
-            lambda: self.propose(),
-            lambda: self.start(1),
-            lambda: self.rung(0, 5),
-            lambda: self.rung(1, 5),
-            lambda: self.rung(0, 10),
-            lambda: self.end(0, 0.3, 0.3),
-            lambda: self.event(1, "resume", step=3),
-            lambda: self.rung(1, 5),
-            lambda: self.rung(1, 10),
-            lambda: self.end(1, 0.5, 0.5),
-            lambda: self.propose(),
-            lambda: self.start(2),
-            lambda: self.end(2, 0, 0, "infeasible"),
-            lambda: self.propose(),
-            lambda: self.start(3),
-            lambda: self.end(3, 0, 0, "failed"),
-            lambda: self.propose(),
-            lambda: self.start(4),
-            lambda: self.rung(4, 5),
-            lambda: self.end(4, 0.2, 0.9),
-            lambda: self.propose(),
-            lambda: self.start(5),
-            lambda: self.rung(5, 5),
-        ]
-        for step in steps:
-            step()
-            yield
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with all its tables, which takes seconds to make."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def study(tmp_path: Path, empty_store: Path) -> FakeStudy:
-    study = FakeStudy(tmp_path / "study")
-    shutil.copy(empty_store, study.paths.mlflow_database)
-    return study
-
-
-@pytest.fixture
-def other_uri(tmp_path: Path, empty_store: Path) -> str:
-    return f"sqlite:///{shutil.copy(empty_store, tmp_path / 'other.db')}"
-
-
-def projection(study: FakeStudy, uri: str | None = None, **options: Any) -> Projection:
-    return Projection(study.paths, uri, "study", OBJECTIVES, **options)
-
-
-def client_of(uri: str) -> Any:
-    return import_mlflow().MlflowClient(tracking_uri=uri)
-
-
-def runs_of(uri: str, query: str = "") -> dict[str, Any]:
-    client = client_of(uri)
-    experiment = client.get_experiment_by_name("paretovl/study")
-    runs = list(client.search_runs([experiment.experiment_id], query))
-    named = {run.info.run_name: run for run in runs}
-    assert len(named) == len(runs), "two runs of one trial"
-    return named
-
-
-def dump(uri: str) -> dict[str, Any]:
-    """All that MLflow holds of the study, without its own ids."""
-    client = client_of(uri)
-    return {
-        name: {
-            "status": run.info.status,
-            "time": (run.info.start_time, run.info.end_time),
-            "params": run.data.params,
-            "tags": {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
-            "metrics": {
-                key: sorted((m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key))
-                for key in run.data.metrics
-            },
-            "artifacts": sorted(file.path for file in client.list_artifacts(run.info.run_id)),
-        }
-        for name, run in runs_of(uri).items()
-    }
-
-
-def live(study: FakeStudy, projection: Projection) -> None:
-    for _ in study.life():
-        projection.sync(study.records)
-    projection.sync(study.records, "interrupted")
+from study.tracking import default_uri, event_points, ui_command
 
 
 def test_rebuilding_gives_what_live_updates_gave(study: FakeStudy, other_uri: str) -> None:
@@ -508,119 +329,10 @@ def test_the_command_for_the_ui(tmp_path: Path) -> None:
     assert ui_command("http://host:5000", paths) == "open http://host:5000"
 
 
-class FakeProjection(Projection):
-    """Counts syncs, and fails or waits when told to."""
-
-    def __init__(self) -> None:
-        self.synced: list[tuple[int, str | None]] = []
-        self.failures = 0
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def sync(self, records: Sequence[Any], final: Any = None) -> None:
-        self.gate.wait(10)
-        if self.failures:
-            self.failures -= 1
-            raise TrackingError("down")
-        self.synced.append((len(records), final))
-
-
-def wait_for(condition: Any) -> None:
-    until = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.005)
-
-
-def background(fake: FakeProjection) -> BackgroundProjection:
-    return BackgroundProjection(fake, interval_seconds=0.01, retry_seconds=0.01)
-
-
-def test_requests_made_during_a_sync_become_one() -> None:
-    fake = FakeProjection()
-    fake.gate.clear()
-    worker = background(fake)
-    worker.request([1])
-    wait_for(lambda: not worker._wanted.is_set())
-    for count in range(2, 50):
-        worker.request([1] * count)
-    fake.gate.set()
-    wait_for(lambda: len(fake.synced) == 2)
-    worker.finish([1, 2, 3], "finished")
-    assert fake.synced == [(1, None), (49, None), (3, "finished")]
-
-
-def test_a_failure_is_kept_warned_of_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    fake = FakeProjection()
-    fake.failures = 3
-    worker = background(fake)
-    worker.request([1])
-    wait_for(lambda: fake.synced)
-    assert worker.last_error is None
-    assert [record.message for record in caplog.records] == ["down"]
-    fake.failures = 1
-    worker.finish([1], "interrupted")
-    assert worker.last_error == "down"
-
-
 def test_mlflow_says_nothing_by_itself(study: FakeStudy, capfd: pytest.CaptureFixture[str]) -> None:
     study.paths.mlflow_database.unlink()
     live(study, projection(study))
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.fixture
-def known_study(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
-    config = StudyConfig(
-        name="study", studies_dir=study.paths.root.parent, objectives=OBJECTIVES, budget=Budget(trials=5)
-    )
-    study.paths.config.write_text(yaml.safe_dump({"config": config.model_dump(mode="json")}, sort_keys=False))
-    open_storage(study.paths, None)
-    monkeypatch.setattr("study.ledger.read_records", lambda name, storage: study.records)
-    for _ in study.life():
-        pass
-    study.end(5, 0.9, 0.9)
-    return study
-
-
-def run_track(study: FakeStudy, *arguments: str) -> int:
-    return track.main(["--name", "study", "--studies-dir", str(study.paths.root.parent), *arguments])
-
-
-def test_the_command_syncs_and_rebuilds(
-    known_study: FakeStudy, other_uri: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_track(known_study) == 0
-    shown = capsys.readouterr().out
-    assert "6 trials, 6 ended, 1 on the front; the study is finished" in shown
-    assert ui_command(None, known_study.paths) in shown
-    assert run_track(known_study, "--tracking-uri", other_uri) == 0
-    first = dump(other_uri)
-    assert first == dump(default_uri(known_study.paths))
-    client = client_of(other_uri)
-    client.set_tag(runs_of(other_uri)["study study"].info.run_id, "stray", "1")
-    assert run_track(known_study, "--tracking-uri", other_uri, "--rebuild") == 0
-    assert dump(other_uri) == first
-
-
-def test_the_command_refuses_what_it_cannot_use(known_study: FakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
-    assert track.main(["--name", "other", "--studies-dir", str(known_study.paths.root.parent)]) == 2
-    assert "there is no study at" in (told := capsys.readouterr().err)
-    assert told.endswith(": study\n")
-    with known_study.paths.lock.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert run_track(known_study) == 2
-        assert "is running" in capsys.readouterr().err
-    assert run_track(known_study, "--tracking-uri", "nonsense://x") == 1
-    assert "MLflow at nonsense://x failed" in capsys.readouterr().err
-
-
-def test_a_study_with_something_left_to_do_is_interrupted(
-    known_study: FakeStudy, capsys: pytest.CaptureFixture[str]
-) -> None:
-    known_study.records = known_study.records[:-1]
-    assert run_track(known_study) == 0
-    assert "the study is interrupted" in capsys.readouterr().out
 
 
 def test_store_whose_creation_was_cut_short(tmp_path: Path) -> None:

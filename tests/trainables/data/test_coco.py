@@ -9,74 +9,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from coco_set import NAMES, captions_of, coco_document, dump, load, refused, train_rows
 from PIL import Image
 
 from trainables.config import DataConfig, ShapesConfig
-from trainables.data import DataError, Dataset, coco, load_dataset
+from trainables.data import DataError, coco, layouts, load_dataset
 from trainables.data.cache import locate
 
 REAL = Path(os.environ.get("PARETOVL_TEST_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
-
-NAMES = {
-    391895: "COCO_val2014_000000391895.jpg",
-    42: "000000000042.jpg",
-    7: "COCO_train2014_000000000007.jpg",
-}
-SPLITS = {"train": [391895, 7], "test": [42]}
 
 
 def real(name: str) -> Path:
     if not (REAL / name).is_dir():
         pytest.skip(f"no real data at {REAL / name}; put it beside the checkout or set PARETOVL_TEST_DATA")
     return REAL / name
-
-
-def dump(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value))
-
-
-def captions_of(image_id: int) -> list[str]:
-    return [f"caption {k} of image {image_id}" for k in range(5)]
-
-
-def coco_document() -> dict[str, list[Any]]:
-    return {
-        "images": [{"id": image_id, "file_name": name} for image_id, name in NAMES.items()],
-        "annotations": [
-            {"id": image_id * 10 + k, "image_id": image_id, "caption": text}
-            for image_id in reversed(NAMES)
-            for k, text in enumerate(captions_of(image_id))
-        ],
-    }
-
-
-def write_images(root: Path) -> None:
-    (root / "images").mkdir(parents=True)
-    for position, name in enumerate(NAMES.values()):
-        Image.new("RGB", (24, 16), (80 * position, 10, 200)).save(root / "images" / name)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Three images, five captions each, in COCO format."""
-    write_images(tmp_path / "set")
-    dump(tmp_path / "set" / "captions.json", coco_document())
-    dump(tmp_path / "set" / "split.json", SPLITS)
-    return tmp_path / "set"
-
-
-def load(root: Path, **settings: Any) -> Dataset:
-    return load_dataset(DataConfig(root=root, image_pixels=16, **settings), root.parent / "cache")
-
-
-def refused(root: Path, **settings: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        load(root, **settings)
-    return str(caught.value)
 
 
 def test_order_and_positions(root: Path) -> None:
@@ -152,106 +101,6 @@ def test_evaluation_needs_enough_captions(root: Path) -> None:
     document["annotations"].append({"id": 1, "image_id": 42, "caption": "one more"})
     dump(root / "captions.json", document)
     assert load(root).test.image_ids.tolist() == [42]
-
-
-def karpathy(split_of: dict[int, str]) -> dict[str, Any]:
-    return {
-        "dataset": "coco",
-        "images": [
-            {
-                "filename": name,
-                "filepath": "",
-                "cocoid": image_id,
-                "imgid": position,
-                "split": split_of[image_id],
-                "sentids": [image_id * 10 + k for k in range(5)],
-                "sentences": [
-                    {"raw": text, "tokens": text.split(), "imgid": position, "sentid": image_id * 10 + k}
-                    for k, text in enumerate(captions_of(image_id))
-                ],
-            }
-            for position, (image_id, name) in enumerate(NAMES.items())
-        ],
-    }
-
-
-def assert_same(one: Dataset, other: Dataset, caption_ids: bool) -> None:
-    for left, right in ((one.train, other.train), (one.test, other.test)):
-        assert left.image_ids.tolist() == right.image_ids.tolist()
-        assert left.captions == right.captions
-        assert left.caption_image.tolist() == right.caption_image.tolist()
-        assert (left.pixels == right.pixels).all()
-        if caption_ids:
-            assert left.caption_ids.tolist() == right.caption_ids.tolist()
-
-
-def test_karpathy_reads_as_coco(root: Path) -> None:
-    expected = load(root)
-    (root / "split.json").unlink()
-    dump(root / "dataset_coco.json", karpathy({391895: "restval", 42: "test", 7: "train"}))
-    found = load(root, captions="dataset_coco.json")
-    assert_same(found, expected, caption_ids=True)
-    assert found.digest == expected.digest
-
-
-def test_karpathy_file_path(root: Path) -> None:
-    (root / "images" / "val2014").mkdir()
-    (root / "images" / NAMES[42]).rename(root / "images" / "val2014" / NAMES[42])
-    document = karpathy({391895: "train", 42: "test", 7: "train"})
-    document["images"][1]["filepath"] = "val2014"
-    del document["images"][0]["cocoid"], document["images"][0]["filepath"]
-    dump(root / "dataset_coco.json", document)
-    (root / "split.json").unlink()
-    data = load(root, captions="dataset_coco.json")
-    assert data.train.image_ids.tolist() == [0, 7]
-    assert abs(data.test.pixels[0, 0].mean() - 80) < 4
-
-
-def train_rows(ids: list[int]) -> list[dict[str, Any]]:
-    return [
-        {"image": NAMES[image_id], "caption": text, "image_id": f"coco_{image_id}"}
-        for image_id in ids
-        for text in captions_of(image_id)
-    ]
-
-
-def test_lists_read_as_coco(root: Path) -> None:
-    expected = load(root)
-    dump(root / "split.json", {"train": [], "test": []})  # the path names the splits, this is not looked at
-    dump(root / "coco_karpathy_train.json", train_rows([391895, 7]))
-    dump(root / "coco_karpathy_test.json", [{"image": NAMES[42], "caption": captions_of(42)}])
-    found = load(root, captions="coco_karpathy_{split}.json")
-    assert_same(found, expected, caption_ids=False)
-    assert len({*found.train.caption_ids, *found.test.caption_ids}) == 15
-
-
-def test_coco_documents_per_split(root: Path) -> None:
-    expected = load(root)
-    document = coco_document()
-    for split, ids in SPLITS.items():
-        part = {
-            "images": [image for image in document["images"] if image["id"] in ids],
-            "annotations": [item for item in document["annotations"] if item["image_id"] in ids],
-        }
-        dump(root / f"captions_{split}.json", part)
-    assert_same(load(root, captions="captions_{split}.json"), expected, caption_ids=True)
-
-
-def test_list_with_a_split_file(root: Path) -> None:
-    expected = load(root)
-    dump(root / "all.json", [{"image": name, "caption": captions_of(i)} for i, name in NAMES.items()])
-    assert_same(load(root, captions="all.json"), expected, caption_ids=False)
-
-
-def test_other_file_names_are_numbered(root: Path) -> None:
-    (root / "images" / NAMES[7]).rename(root / "images" / "dog.jpg")
-    rows = train_rows([391895, 7])
-    for row in rows[5:]:
-        row["image"] = "dog.jpg"
-    dump(root / "train.json", rows)
-    dump(root / "test.json", [{"image": NAMES[42], "caption": captions_of(42)}])
-    data = load(root, captions="{split}.json")
-    assert (data.train.image_ids.tolist(), data.test.image_ids.tolist()) == ([1, 2], [3])
 
 
 def test_restval_is_optional_and_others_are_not(root: Path) -> None:
@@ -488,7 +337,7 @@ def test_real_flickr(tmp_path: Path) -> None:
 
 def test_real_karpathy_test_file(tmp_path: Path) -> None:
     path = real("coco_small").parent / "coco_karpathy_test_captions.json"
-    pictures = coco.index_pictures(coco.to_coco(json.loads(path.read_bytes()), path.name), path.name)
+    pictures = coco.index_pictures(layouts.to_coco(json.loads(path.read_bytes()), path.name), path.name)
     assert len(pictures) == 5000
     assert sum(len(picture.captions) for picture in pictures) == 25010
     assert (pictures[0].id, pictures[0].file_name) == (391895, "val2014/COCO_val2014_000000391895.jpg")
