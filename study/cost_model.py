@@ -20,6 +20,8 @@ STATE_BYTES = 18
 """Per parameter, mixed precision with Adam: float32 weight, gradient and two moments, and a 16-bit copy."""
 WHOLE_BYTES = 10
 """Of these, what even a worker with a share of the state needs within a step: weight, gradient and copy."""
+MATCHED = 3
+"""Pairs that image-text matching judges for each training pair (Li et al. 2021, section 3.2)."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,58 @@ class Counted:
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """Layers in which a caption attends to an image, beside the two towers.
+
+    Attributes:
+        tokens: of a caption.
+        width: hidden size.
+        layers: of self-attention, cross-attention and a two-layer perceptron.
+        inner: hidden size of the perceptron.
+        image_tokens: that are attended to.
+        image_width: of these.
+        own: whether all of its weights are its own (ALBEF), or only cross-attention, the rest the text tower's (BLIP).
+    """
+
+    tokens: int
+    width: int
+    layers: int
+    inner: int
+    image_tokens: int
+    image_width: int
+    own: bool
+
+    @property
+    def flops(self) -> float:
+        """Of one pair's forward pass, without the image's keys and values. The last layer counts as a whole one."""
+        projections = self.tokens * self.width * (6 * self.width + 2 * self.inner)
+        attention = 2 * self.tokens * self.width * (self.tokens + self.image_tokens)
+        return 2.0 * self.layers * (projections + attention)
+
+    @property
+    def image_flops(self) -> float:
+        """Of an image's keys and values, which all its captions share."""
+        return 4.0 * self.layers * self.image_tokens * self.image_width * self.width
+
+    @property
+    def parameters(self) -> float:
+        """Weights beside those of the towers, without biases and norms."""
+        crossing = 2 * self.width * (self.width + self.image_width)
+        own = self.width * (4 * self.width + 2 * self.inner) if self.own else 0
+        return float(self.layers * (crossing + own))
+
+    @property
+    def activation_bytes(self) -> float:
+        """Kept of one pair for the backward pass, in 16 bits: as `Tower`'s, and the image's keys and values."""
+        return self.layers * self.width * (34.0 * self.tokens + 4.0 * self.image_tokens)
+
+    @property
+    def checkpointed_bytes(self) -> float:
+        """The same with gradient checkpointing."""
+        return 2.0 * self.layers * self.tokens * self.width + self.activation_bytes / self.layers
+
+
+@dataclass(frozen=True)
 class Shape:
     """A model with its data.
 
@@ -100,6 +154,7 @@ class Shape:
         train_images: images an epoch draws.
         gallery_images: of the final evaluation.
         captions_per_image: in the evaluation.
+        fusion: of a fusion transformer.
     """
 
     image: Tower | Counted
@@ -108,6 +163,12 @@ class Shape:
     train_images: int
     gallery_images: int
     captions_per_image: float = 5.0
+    fusion: Fusion | None = None
+
+    @property
+    def parameters(self) -> float:
+        """Of the whole model."""
+        return self.image.parameters + self.text.parameters + (self.fusion.parameters if self.fusion else 0.0)
 
 
 @dataclass(frozen=True)
@@ -156,7 +217,13 @@ class Work:
 
 
 def pair_flops(
-    image: float, text: float, point: Point, attack_candidates: int, caption_words: float, again: int = 0
+    image: float,
+    text: float,
+    point: Point,
+    attack_candidates: int,
+    caption_words: float,
+    again: int = 0,
+    matching: float = 0.0,
 ) -> dict[str, float]:
     """FLOPs of one training pair, by phase `attack` and `train`.
 
@@ -167,6 +234,7 @@ def pair_flops(
         attack_candidates: tried a word.
         caption_words: mean length of a caption.
         again: forward passes within a backward pass, 1 with gradient checkpointing.
+        matching: a forward pass of the fusion with all that is matched of a pair.
     """
     attack = 0.0
     if point.words:
@@ -178,6 +246,8 @@ def pair_flops(
     train = image * (1 + again + BACKWARD_TO_PARAMETERS)
     train += text * text_training if point.contrastive_weight else 0.0
     train += image + text if point.distillation and point.contrastive_weight else 0.0  # the teacher
+    if point.companion in ("auto", "matching") and point.contrastive_weight < 1:
+        train += matching * (1 + again + BACKWARD_TO_PARAMETERS)
     return {"attack": attack, "train": train}
 
 
@@ -198,7 +268,16 @@ def evaluation_flops(shape: Shape, protocol: Protocol, images: int, again: int =
     on_texts = captions * text * text_tries(protocol.words, protocol.candidates, shape.caption_words)
     cost = {"image": on_images, "text": on_texts}
     attacks = sum(cost.get(attack.attack, on_images + on_texts) for attack in protocol.attacks)
-    return images * image + captions * text + attacks
+    return images * image + captions * text + attacks + _reranking_flops(shape, protocol, images)
+
+
+def _reranking_flops(shape: Shape, protocol: Protocol, images: int) -> float:
+    """Clean and after every attack, the candidates of all images and of all captions; an image's are read together."""
+    if shape.fusion is None or protocol.rerank is None:
+        return 0.0
+    captions = images * shape.captions_per_image
+    pairs = images * min(protocol.rerank, captions) + captions * min(protocol.rerank, images)
+    return (1 + len(protocol.attacks)) * (pairs * shape.fusion.flops + images * shape.fusion.image_flops)
 
 
 def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: Protocol) -> Work:
@@ -209,7 +288,11 @@ def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: P
     image, text = shape.image, shape.text
     pairs = float(training.epochs * shape.train_images)
     again = int(training.gradient_checkpointing)
-    by_pair = pair_flops(image.flops, text.flops, point, training.attack_candidates, shape.caption_words, again)
+    # The own caption and a wrong one with the image, and a wrong image with the caption.
+    matching = MATCHED * shape.fusion.flops + 2 * shape.fusion.image_flops if shape.fusion else 0.0
+    by_pair = pair_flops(
+        image.flops, text.flops, point, training.attack_candidates, shape.caption_words, again, matching
+    )
     shares = (epoch / training.epochs for epoch in range(1, training.epochs))
     rungs = (protocol.rung(share, shape.gallery_images) for share in shares)
     evaluations = [evaluation_flops(shape, rung, rung.gallery_images, again) for rung in rungs]
@@ -220,8 +303,9 @@ def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: P
     }
     steps = pairs / training.batch_size
     moved_a_flop = image.activation_bytes / image.flops  # forward once; backward reads it again
-    per_pair = 2 * (image.activation_bytes + text.activation_bytes)
-    weights = (image.parameters + text.parameters) * STATE_BYTES
+    matched = MATCHED * shape.fusion.activation_bytes if shape.fusion else 0.0
+    per_pair = 2 * (image.activation_bytes + text.activation_bytes + matched)
+    weights = shape.parameters * STATE_BYTES
     moved = {phase: flops[phase] * moved_a_flop for phase in ("load", "attack", "evaluate")}
     return Work(flops, {**moved, "train": pairs * per_pair + steps * weights})
 
@@ -231,12 +315,10 @@ def trial_memory(shape: Shape, training: TrainingConfig, workers: int, sharded: 
 
     A worker that has a share of the state has it beside the weights and gradients of all while a step runs.
     """
-    image, text = shape.image, shape.text
-    parameters = image.parameters + text.parameters
+    parts = [shape.image, shape.text, *([shape.fusion] * MATCHED if shape.fusion else [])]
     batch = training.batch_size / workers
     activations = sum(
-        tower.checkpointed_bytes if training.gradient_checkpointing else tower.activation_bytes
-        for tower in (image, text)
+        part.checkpointed_bytes if training.gradient_checkpointing else part.activation_bytes for part in parts
     )
     state = WHOLE_BYTES + (STATE_BYTES - 2) / workers if sharded else STATE_BYTES
-    return parameters * (state + 4) + batch * activations
+    return shape.parameters * (state + 4) + batch * activations

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from study.config import StudyConfig
-from study.cost_model import Counted, Shape, Tower
+from study.cost_model import Counted, Fusion, Shape, Tower
 from trainables.command import InputError
 from trainables.config import DataConfig, ModelConfig
 
@@ -33,13 +34,14 @@ KNOWN_CLIPS: dict[str, dict[str, Any]] = {
 
 BERT_VOCABULARY = 30524
 """With the two tokens that BLIP adds."""
+VIT_AND_BERT: dict[str, Any] = {
+    "vision_config": {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 16},
+    "text_config": {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": BERT_VOCABULARY},
+}
+"""ViT-B/16 and BERT-base: the published files of ALBEF (Li et al. 2021, 3.1) and BLIP (Li et al. 2022, 4.1)."""
 KNOWN: dict[str, dict[str, Any]] = {
     **KNOWN_CLIPS,
-    # ViT-B/16 and BERT-base (Li et al. 2022, section 4.1).
-    "Salesforce/blip-itm-base-coco": {
-        "vision_config": {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 16},
-        "text_config": {"hidden_size": 768, "num_hidden_layers": 12, "vocab_size": BERT_VOCABULARY},
-    },
+    "Salesforce/blip-itm-base-coco": {"model_type": "blip", **VIT_AND_BERT},
 }
 
 
@@ -53,8 +55,8 @@ def shape_of(config: StudyConfig) -> Shape:
     drawn = min(train, config.trial.training.epoch_images or train)
     model = config.trial.model
     tokens = min(model.max_tokens, round(words * TOKENS_A_WORD) + SPECIAL_TOKENS)
-    image, text = _towers(model, config.data.image_pixels, tokens)
-    return Shape(image, text, words, drawn, min(gallery, config.protocol.gallery_images), captions)
+    image, text, fusion = _parts(model, config.data.image_pixels, tokens)
+    return Shape(image, text, words, drawn, min(gallery, config.protocol.gallery_images), captions, fusion)
 
 
 def _amounts(data: DataConfig) -> tuple[float, int, int, float]:
@@ -73,25 +75,39 @@ def _amounts(data: DataConfig) -> tuple[float, int, int, float]:
     return words, min(len(train_pictures), data.max_train_images or sys.maxsize), len(test_pictures), captions
 
 
-def _towers(model: ModelConfig, pixels: int, tokens: int) -> tuple[Tower | Counted, Tower]:
+def _parts(model: ModelConfig, pixels: int, tokens: int) -> tuple[Tower | Counted, Tower, Fusion | None]:
     if model.image_tower is not None:
         text = Tower(tokens, 256, 0, 0, vocabulary=CLIP_VOCABULARY)  # a bag of words
         if model.text_tower is not None:
             text = _text_tower(_configuration(model.text_tower), tokens)
-        return _image_tower(model.image_tower, _configuration(model.image_tower), pixels), text
+        return _image_tower(model.image_tower, _configuration(model.image_tower), pixels), text, None
     if model.base is not None:
-        configuration = _configuration(model.base)
+        published = model.family in ("albef", "blip") and model.base.endswith(".pth")
+        configuration = VIT_AND_BERT if published else _configuration(model.base)
         vision, words = configuration.get("vision_config"), configuration.get("text_config")
         if vision is None or words is None:
             raise InputError(f"trial.model.base: {model.base} has no vision_config and text_config to count from")
-        return _image_tower(model.base, vision, pixels), _text_tower(words, tokens)
+        image, text = _image_tower(model.base, vision, pixels), _text_tower(words, tokens)
+        return image, *_fused(model.family or configuration.get("model_type"), image, text)
     tiny = model.tiny
     patches = (pixels // tiny.patch_pixels) ** 2
     inner = 4 * tiny.width
-    return (
-        Tower(patches + 1, tiny.width, tiny.layers, inner, patch_values=3 * tiny.patch_pixels**2),
-        Tower(tokens, tiny.width, tiny.layers, inner, vocabulary=1000),
-    )
+    image = Tower(patches + 1, tiny.width, tiny.layers, inner, patch_values=3 * tiny.patch_pixels**2)
+    layers = max(2, tiny.layers) if model.family == "albef" else tiny.layers
+    return image, *_fused(model.family, image, Tower(tokens, tiny.width, layers, inner, vocabulary=1000))
+
+
+def _fused(family: str | None, image: Tower | Counted, text: Tower) -> tuple[Tower, Fusion | None]:
+    """What reads captions alone, and what reads pairs.
+
+    The upper half of ALBEF's text layers fuses. BLIP reads a pair with all of its text layers once more.
+    """
+    if family not in ("albef", "blip") or not isinstance(image, Tower):
+        return text, None
+    own = family == "albef"
+    lower = text.layers // 2 if own else 0
+    fusion = Fusion(text.tokens, text.width, text.layers - lower, text.inner, image.tokens, image.width, own)
+    return (replace(text, layers=lower) if own else text), fusion
 
 
 def _configuration(name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pydantic_settings import SettingsConfigDict
 from study.budget import Limit, Usage, limits, money, reached
 from study.config import COST, Objective, StudyConfig, parse
 from study.config import Arguments as StudyArguments
-from study.cost_model import DEVICES, Shape, Tower, trial_memory, trial_work
+from study.cost_model import DEVICES, Fusion, Shape, Tower, trial_memory, trial_work
 from study.model_shapes import shape_of
 from trainables.command import told_errors
 from trainables.config import Model, Point, TrialConfig
@@ -81,6 +81,7 @@ class Plan(Model):
     device_memory_bytes: float
     image_gflops: float
     text_gflops: float
+    fusion_gflops: float
     parameters: float
     pairs: int
     batch_size: int
@@ -260,7 +261,8 @@ def plan(config: Arguments) -> Plan:
         device_memory_bytes=device.memory,
         image_gflops=shape.image.flops / 1e9,
         text_gflops=shape.text.flops / 1e9,
-        parameters=shape.image.parameters + shape.text.parameters,
+        fusion_gflops=shape.fusion.flops / 1e9 if shape.fusion else 0.0,
+        parameters=shape.parameters,
         pairs=pairs,
         batch_size=training.batch_size,
         phase_gflops={phase: sum(work.flops[phase] for work in works[:ran]) / ran / 1e9 for phase in PHASES},
@@ -315,10 +317,11 @@ def page(found: Plan, shape: Shape) -> Group:
         f"clean recall and recall under both attacks, means of {SIMULATIONS} simulated studies with points at random: "
         "of a surrogate fitted to tiny models, so the shape of the growth is foreseen, and not its height"
     )
+    fusion = f", fusion {found.fusion_gflops:.4g} a pair{_tower(shape.fusion)}" if shape.fusion else ""
     reached_flops = device.flops * device.utilisation
     notes = (
         f"image forward {found.image_gflops:.4g} GFLOPs{_tower(shape.image)}, text {found.text_gflops:.4g}"
-        f"{_tower(shape.text)}, {found.parameters / 1e6:.1f} M parameters",
+        f"{_tower(shape.text)}{fusion}, {found.parameters / 1e6:.1f} M parameters",
         "training takes 3 forward passes a pair (backward is 2), an attack step on an image 2, a try on a caption 1",
         f"{found.pairs} pairs in batches of {found.batch_size}: {1000 * found.step_seconds:.4g} ms a step",
         f"{found.device}: {device.flops / 1e12:.4g} TFLOPS x {device.utilisation:g} = {reached_flops / 1e12:.4g}, "
@@ -339,7 +342,9 @@ def page(found: Plan, shape: Shape) -> Group:
 
 
 def _tower(tower: object) -> str:
-    return f" ({tower.tokens} tokens x {tower.width} x {tower.layers} layers)" if isinstance(tower, Tower) else ""
+    if not isinstance(tower, Tower | Fusion):
+        return ""
+    return f" ({tower.tokens} tokens x {tower.width} x {tower.layers} layers)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

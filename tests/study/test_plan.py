@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +18,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.setup import Plain
 from study import plan
 from study.budget import limits
-from study.config import PRESETS, Budget, Price, StudyConfig, parse
-from study.cost_model import DEVICES, Shape, Tower, evaluation_flops, pair_flops, text_tries, trial_memory, trial_work
+from study.config import PRESETS, Budget, Price, StudyConfig, TrialTemplate, parse
+from study.cost_model import (
+    DEVICES,
+    Fusion,
+    Shape,
+    Tower,
+    evaluation_flops,
+    pair_flops,
+    text_tries,
+    trial_memory,
+    trial_work,
+)
 from study.model_shapes import shape_of
 from trainables.command import InputError
 from trainables.config import SEARCHED_ATTACKS, Point, Protocol, TrainingConfig, TrialConfig
+from trainables.models.albef import Albef
+from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
+from trainables.pretrain import train_tokenizer
 
 VIT_B16 = Tower(tokens=197, width=768, layers=12, inner=3072, patch_values=768)
 
@@ -73,6 +87,51 @@ def test_flops_of_a_pair() -> None:
     )
     assert pair_flops(100, 10, fare, 5, 9) == {"attack": 2000, "train": 300}
     assert text_tries(2, 10, 9) == 30
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("coco_albef", 209.5), ("coco_blip", 223)])
+def test_fusion_models_are_planned_at_their_published_size(preset: str, millions: float) -> None:
+    shape = shape_of(parse(["--preset", preset]))
+    assert shape.parameters / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+@pytest.mark.parametrize("family", ["albef", "blip"])
+def test_fusion_agrees_with_what_pytorch_counts(tiny_trial: TrialConfig, family: Any) -> None:
+    tiny = tiny_trial.model.tiny.model_copy(update={"layers": 4})
+    model_config = tiny_trial.model.model_copy(update={"family": family, "tiny": tiny})
+    config = StudyConfig(data=tiny_trial.data, trial=TrialTemplate(model=model_config))
+    found = shape_of(config).fusion
+    assert found is not None
+    kind, tokenizer = {"albef": Albef, "blip": Blip}[family], train_tokenizer(["a dog"])
+    network = kind.tiny(tiny, tiny_trial.data.image_pixels, 32, tokenizer).eval()
+    image_tokens = torch.rand(1, found.image_tokens, found.image_width)
+    captions, pairs = torch.rand(5, found.tokens, found.width), 5
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.itm_logits(image_tokens, captions, torch.ones(5, found.tokens, dtype=torch.int64))
+    # Of its last layer, all but self-attention is computed for one token.
+    width, left_out = found.width, found.tokens - 1
+    spared = 2 * left_out * width * (2 * width + 2 * found.inner + 2 * found.image_tokens)
+    expected = pairs * (found.flops - spared) + found.image_flops
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.02)
+
+
+def test_flops_of_reranking() -> None:
+    fusion = Fusion(tokens=16, width=64, layers=2, inner=256, image_tokens=197, image_width=768, own=True)
+    shape = Shape(VIT_B16, Tower(16, 64, 2, 256), 9, 100, 100, 5.0, fusion)
+    protocol = Protocol(attacks=SEARCHED_ATTACKS)
+    plain = evaluation_flops(shape, protocol, 100)
+    # Clean and three attacks: 20 captions of each of 100 images, and 20 images of each of 500 captions.
+    each = (100 * 20 + 500 * 20) * fusion.flops + 100 * fusion.image_flops
+    reranked = protocol.model_copy(update={"rerank": 20})
+    assert evaluation_flops(shape, reranked, 100) == pytest.approx(plain + 4 * each)
+
+
+def test_matching_is_paid_for_where_it_is_trained() -> None:
+    point = Point(contrastive_weight=0.5)
+    assert pair_flops(100, 10, point, 5, 9, matching=50)["train"] == 330 + 3 * 50
+    assert pair_flops(100, 10, Point(), 5, 9, matching=50)["train"] == 330
+    anchored = Point(contrastive_weight=0.5, companion="anchor")
+    assert pair_flops(100, 10, anchored, 5, 9, matching=50)["train"] == 330
 
 
 def test_flops_of_an_evaluation() -> None:
