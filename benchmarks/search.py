@@ -31,13 +31,13 @@ from trainables.results import Metric
 Curve = list[tuple[float, float]]
 """Device-seconds held by ended trials, and the hypervolume share they found."""
 
-GP = "gp without stopping"
+GP = "optuna's gp"
 SLOTS = 4
 SHARE = 0.95
 """Of the best hypervolume that any method found within the budget in a seed: what the cost is measured to."""
 
 PATIENCE = 3
-"""How many budgets the methods without early stopping may spend to get there; beyond that, it counts as this many."""
+"""How many budgets the methods of others may spend to get there; a cost beyond what was spent counts as this many."""
 
 
 class Problem(typing.Protocol):
@@ -216,7 +216,7 @@ def compare(
     curves: dict[str, list[Curve]] = {method: [] for method in used}
     for seed in range(seeds):
         for method, (stopping, sampler) in used.items():
-            problem, own, allowed = make(seed), sampler(seed), budget if stopping.enabled else PATIENCE * budget
+            problem, own, allowed = make(seed), sampler(seed), budget * (1 if method.startswith("ours") else PATIENCE)
             curve = run(problem, stopping, own, epochs=epochs, trials=trials, device_seconds=allowed, seed=seed)
             curves[method].append(curve)
     found = {method: [share_at(curve, budget) for curve in of_seed] for method, of_seed in curves.items()}
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--problem", choices=[*PROBLEMS], action="append", help="only this one; may be repeated")
-    parser.add_argument("--gp", action="store_true", help="Gaussian processes, too: minutes a study")
+    parser.add_argument("--gp", action="store_true", help="Optuna's Gaussian processes, too: minutes a study")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     for name, (make, epochs, trials, seconds) in PROBLEMS.items():

@@ -181,7 +181,7 @@ class StudyConfig(Model):
     budget: Budget = Budget()
     early_stopping: EarlyStopping = EarlyStopping()
     price: Price = Price()
-    sampler: SamplerName = Field("tpe", description="how searched points are proposed; auto chooses by the budget")
+    sampler: SamplerName = Field("auto", description="how searched points are proposed; auto chooses by the budget")
     points: tuple[dict[str, KnobValue], ...] = Field(
         (), description="points to try first, by knob; knobs that are left out are proposed"
     )

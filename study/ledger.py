@@ -22,6 +22,7 @@ from study.config import COSTS, StudyConfig
 from study.foreign import foreign_trials
 from study.pareto import measured, near_front
 from study.records import (
+    INFEASIBLE,
     Ended,
     Event,
     Manifest,
@@ -40,9 +41,6 @@ from trainables.config import Point, TrialConfig
 from trainables.trial import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-INFEASIBLE = "infeasible"
-"""The constraint that an infeasible trial violates, and its user attribute with the reason."""
 
 
 @dataclass(frozen=True)
@@ -318,6 +316,8 @@ class Ledger:
         trial = optuna.trial.Trial(self._study, number)
         if manifest.reason:
             trial.set_user_attr("reason", manifest.reason)
+        if "device_seconds" in manifest.cost:
+            trial.set_user_attr("device_seconds", manifest.cost["device_seconds"])
         if manifest.rungs:
             searched = [objective.metric for objective in self._config.objectives]
             rungs = {str(step): [row.get(name) for name in searched] for step, row in manifest.rungs.items()}

@@ -24,6 +24,9 @@ infrastructure or the code broke, from which it does not."""
 State = Literal["waiting", "running"] | Ended
 """Of a trial."""
 
+INFEASIBLE = "infeasible"
+"""In Optuna: the constraint that an infeasible trial violates, and its user attribute with the reason."""
+
 
 @dataclass(frozen=True)
 class StudyPaths:

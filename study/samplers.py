@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers._tpe import sampler as tpe
 from optuna.trial import FrozenTrial, TrialState
+from scipy.stats import qmc
+from threadpoolctl import threadpool_limits
 
 from study.config import StudyConfig
+from study.gp_sampler import propose, read_trials
+from study.unit_box import UnitBox
 from trainables.config import content_hash
 
-GP_TRIALS = 200
-"""Up to here a Gaussian process answers within seconds; its time grows with the cube of the trials."""
+GP_TRIALS = 300
+"""Of a study under `auto`; a Gaussian process answers within a second up to here, and its time grows with the cube."""
+
+GP_START = 4
+"""Trials that a Gaussian process learns from at least; the points before are spread over the space."""
 
 
-def resolve(config: StudyConfig) -> tuple[Literal["tpe", "gp", "nsga2", "nsga3", "qmc", "random"], str]:
-    """The sampler that `auto` stands for, and what to tell the user; empty where there is nothing to tell."""
-    if config.sampler == "gp" and config.early_stopping.enabled:
-        return "gp", (
-            "sampler gp learns nothing from trials that are stopped early, and proposes their like again; "
-            "use --no-early-stopping.enabled with it, or --sampler tpe"
-        )
+def reason(config: StudyConfig) -> str:
+    """What to tell the user of the sampler that `auto` stands for; empty where one was named."""
     if config.sampler != "auto":
-        return config.sampler, ""
-    if config.early_stopping.enabled:
-        return "tpe", "sampler auto: tpe, because it learns from trials that are stopped early, too"
-    if config.budget.trials > GP_TRIALS:
-        return "tpe", f"sampler auto: tpe, because a Gaussian process is slow beyond {GP_TRIALS} trials"
-    return "gp", f"sampler auto: gp, because all of up to {GP_TRIALS} trials run to the end"
+        return ""
+    if config.budget.trials <= GP_TRIALS:
+        return f"sampler auto: gp, because there are no more than {GP_TRIALS} trials"
+    return f"sampler auto: gp for {GP_TRIALS} trials and tpe for the rest, where a Gaussian process would be slow"
 
 
 def make_sampler(config: StudyConfig, trials: int) -> optuna.samplers.BaseSampler:
@@ -43,26 +43,17 @@ def make_sampler(config: StudyConfig, trials: int) -> optuna.samplers.BaseSample
     """
     seed, budget = config.seed * 1_000_003 + trials, config.budget.trials
     population = max(8, min(50, budget // 5))  # Optuna's 50 would be random search for most budgets
-    match resolve(config)[0]:
+    match config.sampler:
         case "qmc":  # every session goes on in the one sequence of the study's seed
             return optuna.samplers.QMCSampler(seed=config.seed, scramble=True, warn_independent_sampling=False)
-        case "gp":
-            return optuna.samplers.GPSampler(
-                seed=seed,
-                n_startup_trials=_startup(config),
-                deterministic_objective=False,
-                warn_independent_sampling=False,
-            )
         case "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=population)
         case "nsga3":
             return optuna.samplers.NSGAIIISampler(seed=seed, population_size=population)
+        case "gp" | "auto":
+            return HypervolumeSampler(config)
         case _:
             return RepeatableSampler(config)
-
-
-def _startup(config: StudyConfig) -> int:
-    return min(10, 2 + config.budget.trials // 4)  # a small budget cannot spend ten trials on random points
 
 
 class RepeatableSampler(optuna.samplers.BaseSampler):
@@ -74,7 +65,8 @@ class RepeatableSampler(optuna.samplers.BaseSampler):
 
     def __init__(self, config: StudyConfig) -> None:
         self._config = config
-        self._tpe = _SplitOnce(n_startup_trials=_startup(config))
+        # A small budget cannot spend ten trials on random points.
+        self._tpe = _SplitOnce(n_startup_trials=min(10, 2 + config.budget.trials // 4))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """None: parameters are drawn one by one, as they depend on each other."""
@@ -97,6 +89,35 @@ class RepeatableSampler(optuna.samplers.BaseSampler):
             return sampler.sample_independent(study, trial, param_name, param_distribution)
         self._tpe.seed(seed)
         return self._tpe.sample_independent(study, trial, param_name, param_distribution)
+
+
+class HypervolumeSampler(RepeatableSampler):
+    """Most growth of the hypervolume for its device-seconds, see `gp_sampler`; under `auto`, TPE goes on from there."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        super().__init__(config)
+        self._box = UnitBox(config.space)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """All knobs, as they are drawn at once."""
+        late = self._config.sampler == "auto" and trial.number >= GP_TRIALS
+        return {} if late else self._box.distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """A value for every knob: the best ones for those that the trial has already."""
+        if not search_space:
+            return {}
+        given = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        known = read_trials(others, self._box, self._config.objectives)
+        if len(known.points) < GP_START:
+            spread = qmc.Halton(self._box.size, rng=self._config.seed).fast_forward(trial.number)
+            return self._box.params(self._box.snapped(spread.random(1))[0])
+        seed = int(content_hash({"seed": self._config.seed, "trial": trial.number})[:8], 16)
+        with threadpool_limits(1):  # of small matrices; several threads wait for each other where all cores are busy
+            return self._box.params(propose(known, self._box, given, np.random.default_rng(seed)))
 
 
 class _SplitOnce(optuna.samplers.TPESampler):

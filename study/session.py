@@ -25,7 +25,7 @@ from study.ledger import Ledger
 from study.mlflow_store import TrackingError
 from study.pareto import FrontEntry, front, hypervolume_history
 from study.records import Event, Manifest, TrialRecord
-from study.samplers import resolve
+from study.samplers import reason
 from study.tracking import BackgroundProjection, Projection, ui_command
 from study.warm_start import WarmStart
 from trainables.command import InputError
@@ -107,7 +107,7 @@ class Session:
             template = self._sized(cpus, gpus)
             concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
             say(f"{trials} trials to do, {concurrency} at once")
-            if note := resolve(self._config)[1]:
+            if note := reason(self._config):
                 say(note)
             self._tracking.request(self._ledger.records())
             with self._display:
