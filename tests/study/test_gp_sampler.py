@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,16 @@ def test_it_does_not_go_where_others_run() -> None:
     second = propose(known(points, trade_off(points), running=first[None]), BOX, {}, rng)
     assert abs(first[0] - second[0]) > 0.05
     assert abs(second[1] - 0.8) < 0.1
+
+
+def test_it_does_not_look_twice_where_nothing_is_known() -> None:
+    left = spread(40)
+    left[:, 0] *= 0.3
+    equal = known(left, np.full((40, 2), 0.5))
+    first = propose(equal, BOX, {}, np.random.default_rng(0))
+    second = propose(replace(equal, running=first[None]), BOX, {}, np.random.default_rng(0))
+    assert first[0] > 0.6
+    assert np.linalg.norm(first - second) > 0.3
 
 
 def test_it_keeps_away_from_what_is_infeasible() -> None:

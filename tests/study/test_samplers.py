@@ -7,16 +7,20 @@ from typing import Any, get_args
 
 import optuna
 import pytest
+from numpy.random import Generator
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from search_spaces.joint import JOINT
+from study import samplers
 from study.config import Budget, EarlyStopping, Objective, SamplerName, StudyConfig, fingerprint, freeze
+from study.gp_sampler import Known
 from study.ledger import Ledger
-from study.pareto import hypervolume_history
+from study.pareto import Floats, hypervolume_history
 from study.samplers import RepeatableSampler, reason
 from study.simulator import Clock, Surrogate, simulate
 from study.store import HISTORY, MirroredStorage, open_storage
+from study.unit_box import UnitBox, Values
 from trainables.command import InputError
 from trainables.config import Protocol, TrainingConfig, TrialConfig, content_hash
 
@@ -90,7 +94,7 @@ def test_auto_is_gp_first_and_tpe_after_that(monkeypatch: pytest.MonkeyPatch) ->
     assert set(drawn) == {10, 11, 12, 13}
 
 
-def test_a_draw_that_was_cut_off_goes_on_as_it_began(tmp_path: Path) -> None:
+def test_a_draw_that_was_cut_off_goes_on_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(tmp_path, sampler="gp", early_stopping=EarlyStopping(enabled=False))
     run(settings, opened(settings))
     more = settings.model_copy(update={"budget": Budget(trials=20)})
@@ -105,9 +109,17 @@ def test_a_draw_that_was_cut_off_goes_on_as_it_began(tmp_path: Path) -> None:
         )
     ledger = opened(more)
     assert ledger.records()[record.number].params == {kept: record.params[kept]}
+    seen = {}
+
+    def propose(known: Known, box: UnitBox, given: Values, rng: Generator) -> Floats:
+        seen.update(given)
+        return original(known, box, given, rng)
+
+    original = samplers.propose
+    monkeypatch.setattr(samplers, "propose", propose)
     again = ledger.take(record.number)
     assert again.params.keys() == record.params.keys()
-    assert again.params[kept] == record.params[kept]
+    assert again.params[kept] == seen[kept] == record.params[kept]
 
 
 def test_gp_finds_more_than_chance_and_learns_from_the_stopped() -> None:
