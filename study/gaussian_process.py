@@ -19,6 +19,10 @@ that comes from single features, and the logarithm of the noise's variance."""
 STARTS = (-1.2, 0.0)
 """Logarithms of the length scales that the search begins at."""
 
+SHAPED = 150
+"""Points that the shape is fitted to at most, spread over the order they are given in: enough to tell it, and the time
+grows with the cube."""
+
 BOUND = 10.0
 """Of all of these, so that no matrix is singular."""
 
@@ -59,7 +63,8 @@ class GaussianProcess:
         mean, scale = float(values.mean()), float(values.std()) or 1.0
         standard, extra = (values - mean) / scale, extra / scale**2
         count = points.shape[1]
-        squared = (points.T[:, :, None] - points.T[:, None, :]) ** 2
+        some = np.linspace(0, len(values) - 1, min(len(values), SHAPED)).astype(int)
+        squared = (points[some].T[:, :, None] - points[some].T[:, None, :]) ** 2
         centre, width = np.array([*[LENGTH] * count, SINGLE, NOISE]).T
 
         def loss(shape: Floats) -> tuple[float, Floats]:
@@ -68,12 +73,12 @@ class GaussianProcess:
             single, noise = float(expit(shape[count])), math.exp(shape[-1])
             (joint, joint_slope), (each, each_slope) = _matern(scaled.sum(0)), _matern(scaled)
             alone = each.mean(0)
-            factor, _ = cho_factor(single * alone + (1 - single) * joint + np.diag(noise + extra), lower=True)
-            inverse = cho_solve((factor, True), np.eye(len(values)))
-            weights = inverse @ standard
+            factor, _ = cho_factor(single * alone + (1 - single) * joint + np.diag(noise + extra[some]), lower=True)
+            inverse = cho_solve((factor, True), np.eye(len(some)))
+            weights = inverse @ standard[some]
             rest = inverse - np.outer(weights, weights)
             off = (shape - centre) / width
-            value = 0.5 * standard @ weights + np.log(np.diag(factor)).sum() + 0.5 * off @ off
+            value = 0.5 * standard[some] @ weights + np.log(np.diag(factor)).sum() + 0.5 * off @ off
             slope = single / count * each_slope + (1 - single) * joint_slope
             of_single = 0.5 * single * (1 - single) * (rest * (alone - joint)).sum()
             gradient = [*-(scaled * slope * rest).sum((1, 2)), of_single, 0.5 * noise * np.trace(rest)]

@@ -112,6 +112,17 @@ def test_it_finds_what_matters_and_how_noisy_it_is() -> None:
     assert np.abs(warned - mean).mean() < 0.2 * np.abs(trusting - mean).mean()
 
 
+def test_many_points_count_all_though_some_tell_the_shape() -> None:
+    points = RNG.random((400, 2))
+    values = np.sin(5 * points[:, 0]) + points[:, 1]
+    process = GaussianProcess.fit(points, values, np.zeros(400))
+    assert process.factor.shape == (400, 400)
+    mean, deviation = process.predict(points)
+    half = GaussianProcess.fit(points[::3], values[::3], np.zeros(134))
+    np.testing.assert_allclose(mean, values, atol=0.02)
+    assert deviation.mean() < 0.8 * half.predict(points)[1].mean()
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_and_equal_values_are_no_problem(count: int) -> None:
     process = GaussianProcess.fit(RNG.random((count, 3)), np.ones(count), np.zeros(count))
