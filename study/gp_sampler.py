@@ -120,9 +120,9 @@ def _foretold(
         numbers = list(rungs[step])
         ends = np.array([costs.get(number, missing) for number in numbers])
         guesses = foretell(np.array([rungs[step][number] for number in numbers]), ends)
-        for number, guess, variance in zip(numbers, *guesses, strict=True):
+        for number, *guess in zip(numbers, *guesses, strict=True):
             if number not in costs and number not in broken and np.isfinite(guess).all():
-                found[number] = guess, variance
+                found[number] = guess[0], guess[1]
     return found
 
 
