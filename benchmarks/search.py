@@ -36,8 +36,8 @@ SLOTS = 4
 SHARE = 0.95
 """Of the best hypervolume that any method found within the budget in a seed: what the cost is measured to."""
 
-PATIENCE = 3
-"""How many budgets a method that did not get there may spend to do so; beyond that, it counts as this many."""
+PATIENCE = (1.5, 3.0)
+"""How many budgets a method that did not get there may spend to do so; beyond that, it counts as the last of them."""
 
 
 class Problem(typing.Protocol):
@@ -225,13 +225,15 @@ def compare(
     costs: dict[str, list[float]] = {method: [] for method in used}
     for method, of_method in curves.items():
         for seed, target in enumerate(targets):
-            reached = found[method][seed] >= target
-            longer = of_method[seed] if reached else curve(method, seed, PATIENCE * budget)
-            costs[method].append(cost_to(longer, target, PATIENCE * budget))
+            costs[method].append(cost_to(of_method[seed], target, math.inf))
+            for budgets in PATIENCE:
+                if not math.isfinite(costs[method][-1]):
+                    costs[method][-1] = cost_to(curve(method, seed, budgets * budget), target, math.inf)
+    costs = {method: [min(cost, PATIENCE[-1] * budget) for cost in of_method] for method, of_method in costs.items()}
     print(f"\n{name}: {epochs} epochs, device-seconds of {trials} full trials, {seeds} seeds, {SLOTS} at once")
     print(f"{'':24}{'hypervolume in budget':28}{'cost to 95 %':30}{'reached':10}{'times stock':24}p")
     for method, cost in costs.items():
-        count = sum(seconds < PATIENCE * budget for seconds in cost)
+        count = sum(seconds < PATIENCE[-1] * budget for seconds in cost)
         ratio = [own / other for own, other in zip(cost, costs["stock"], strict=True)]
         print(
             f"{method:24}{quartiles(found[method], '.3f'):28}{quartiles(cost, '.0f'):30}{f'{count}/{seeds}':10}"
