@@ -1,4 +1,4 @@
-"""How fast the search finds the front: `python -m benchmarks.search`, which takes a core about a quarter of an hour.
+"""How fast the search finds the front: `python -m benchmarks.search`, which takes a core about two hours.
 
 Every method proposes points of the same space, runs them on the same number of virtual devices and may spend the same
 device-seconds; equal points give equal results in equal seeds. What counts is the hypervolume of the noise-free values
