@@ -37,7 +37,7 @@ def real_data() -> Path:
     """`shared/data` beside the checkout, or where PARETOVL_TEST_DATA says."""
     default = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
     folder = Path(os.environ.get("PARETOVL_TEST_DATA", default))
-    if not folder.is_dir():
+    if not folder.is_dir():  # photographs under their owners' licences are not part of a checkout
         pytest.skip(f"the real data is not at {folder}; set PARETOVL_TEST_DATA")
     return folder.resolve()
 

@@ -9,6 +9,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +129,12 @@ def make_base(folder: Path, pairs: Split, config: TrialConfig, tokenizer_folder:
             model_config.tiny, config.data.image_pixels, model_config.max_tokens, tokenizer
         )
         trained: nn.Module = model
-        encode: Callable[[np.ndarray], Tensor] = lambda rows: _pixels(pairs, rows, device)  # noqa: E731
+        encode: Callable[[np.ndarray], Tensor] = partial(_pixels, pairs, device=device)
     else:
         dual = Dual.from_towers(model_config.image_tower, model_config.text_tower, tokenizer)
         model, trained = dual, nn.ModuleList([dual.image_head, dual.text_tower, dual.text_head])
         pooled = _pooled_features(dual.to(device), pairs, device, log)
-        encode = lambda rows: pooled[rows]  # noqa: E731
+        encode = pooled.__getitem__
     _train_pairs(model, trained, encode, pairs, config, device, log)
     model.save(folder)
 

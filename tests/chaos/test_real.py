@@ -149,7 +149,7 @@ def lose(cluster: Any, node: Any) -> None:
 
 @pytest.mark.timeout(1500)
 def test_a_node_is_lost(tmp_path: Path, three_nodes: Any, long_chaos: bool, tell: Tell) -> None:
-    if not long_chaos:
+    if not long_chaos:  # Ray gives up on a silent node after minutes, which every run of the tests would wait for
         pytest.skip("the loss of a node takes minutes to be noticed: run with --long-chaos")
     # Long enough for the cluster to lose a node and get another one meanwhile.
     training = {**CONFIG["trial"]["training"], "epochs": 100}

@@ -160,6 +160,7 @@ def test_foreign_strings_are_escaped() -> None:
     assert "<img" not in shown
 
 
+# A browser cannot be a Python dependency; the page's content is tested without one, too.
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 def test_a_browser_draws_the_page_and_runs_no_foreign_code(tmp_path: Path) -> None:
     def dom(page: str) -> str:

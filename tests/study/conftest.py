@@ -29,7 +29,7 @@ def _program(name: str) -> str | None:
 def postgresql_server() -> Iterator[sa.URL]:
     """URL of a server on loopback that takes passwords only. It belongs to nobody and goes with the tests."""
     initdb, postgres = _program("initdb"), _program("postgres")
-    if initdb is None or postgres is None:
+    if initdb is None or postgres is None:  # a server cannot be a Python dependency; SQLite runs the same tests
         pytest.skip("PostgreSQL is not installed (Debian's package is postgresql)")
     folder = Path(tempfile.mkdtemp())  # not pytest's, whose parents another run closes for other users
     user = None

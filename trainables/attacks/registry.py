@@ -75,8 +75,8 @@ def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
         raise InputError(
             f"{where}: no attack {config.attack!r}; there are {', '.join(BUILT_IN)}, torchattacks:NAME, FILE.py:CLASS"
         )
-    # The base class is no dataclass, but every attack is one: `_from_file` sees to it.
-    names = {field.name for field in dataclasses.fields(kind_of)}  # type: ignore[arg-type]
+    assert dataclasses.is_dataclass(kind_of)  # the base class is none, but every attack is: `_from_file` sees to it
+    names = {field.name for field in dataclasses.fields(kind_of)}
     budget = {
         "epsilon": protocol.epsilon,
         "words": protocol.words,

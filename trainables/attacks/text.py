@@ -127,6 +127,11 @@ def embedding_divergence(features: Tensor, clean: Tensor) -> Tensor:
     return (logs.exp() * (logs - F.log_softmax(clean.double(), -1))).sum(-1)
 
 
+def divergence_from(clean: Tensor) -> Misfit:
+    """Raise the divergence from each caption's clean embedding, (captions, dim) L2-normalised, as Co-Attack does."""
+    return lambda features, rows: embedding_divergence(features, clean[rows])
+
+
 def attack_words(
     encode: Encode,
     captions: Sequence[Sequence[str]],
@@ -236,7 +241,7 @@ class BertAttack(Attack):
             misfit = away_from(image_features[batch.owner])
         else:
             clean = batch.encode([" ".join(caption) for caption in words])
-            misfit = lambda features, rows: embedding_divergence(features, clean[rows])  # noqa: E731
+            misfit = divergence_from(clean)
         attacked = attack_words(
             batch.encode,
             words,

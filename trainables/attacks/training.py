@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def attack_pairs(
         return pixels, texts
     if point.attack_objective == "deviation":
         assert original is not None
-        objective = lambda adversarial: embedding_deviation(model.encode_image(adversarial).float(), original)  # noqa: E731
+        objective = _deviation_from(original, model)
     else:
         # In crossed pairs an attacked image stands beside clean captions, so that is what it is attacked against.
         with torch.no_grad():
@@ -76,3 +76,7 @@ def attack_pairs(
             return F.cross_entropy(scores / ATTACK_TEMPERATURE, targets, reduction="none")
 
     return pgd(pixels, objective, epsilon=epsilon, steps=point.attack_steps, keys=keys), texts
+
+
+def _deviation_from(original: Tensor, model: RetrievalModel) -> Callable[[Tensor], Tensor]:
+    return lambda adversarial: embedding_deviation(model.encode_image(adversarial).float(), original)

@@ -22,7 +22,10 @@ def test_pgd_stays_in_its_ball_and_raises_the_objective(epsilon: float, steps: i
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.rand(3, 3, 8, 8, generator=generator)
     direction = torch.randn(3, 8, 8, generator=generator)
-    objective = lambda x: (x * direction).sum((1, 2, 3))  # noqa: E731
+
+    def objective(x: Tensor) -> Tensor:
+        return (x * direction).sum((1, 2, 3))
+
     attacked = pgd(pixels, objective, epsilon=epsilon, steps=steps, keys=sample_keys(seed, 0, torch.arange(3)))
     assert (attacked - pixels).abs().max() <= epsilon + 1e-6
     assert attacked.min() >= 0
@@ -98,7 +101,10 @@ def test_pgd_equals_torchattacks(world: World) -> None:
     parameters = (("alpha", 2 / 255), ("random_start", False))
     theirs = TorchAttack("PGD", EPSILON, steps, parameters).run(world.victim, world.batch())
     assert ((ours.pixels - theirs.pixels).abs() > 1e-6).float().mean() < 1e-3
-    loss = lambda pixels: F.cross_entropy(RetrievalClassifier(world.victim)(pixels), world.batch().labels)  # noqa: E731
+
+    def loss(pixels: Tensor) -> Tensor:
+        return F.cross_entropy(RetrievalClassifier(world.victim)(pixels), world.batch().labels)
+
     assert loss(ours.pixels).item() == pytest.approx(loss(theirs.pixels).item(), abs=1e-5)
     assert loss(ours.pixels) > loss(world.batch().pixels) + 0.1
 

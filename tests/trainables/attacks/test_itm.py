@@ -76,7 +76,10 @@ def test_lowers_the_matching_more_than_an_attack_on_similarity(family: Any) -> N
     clean = logits(victim, batch.pixels, attacked.captions, batch.owner)
     ours = logits(victim, attacked.pixels, attacked.captions, batch.owner)
     other = logits(victim, Pgd(8 / 255, 5).run(victim, batch).pixels, attacked.captions, batch.owner)
-    by_image = lambda values: torch.zeros(3).index_add(0, batch.owner, values)  # noqa: E731
+
+    def by_image(values: Tensor) -> Tensor:
+        return torch.zeros(3).index_add(0, batch.owner, values)
+
     assert (by_image(ours) < by_image(clean)).all()
     assert (by_image(ours) < by_image(other)).all()
 

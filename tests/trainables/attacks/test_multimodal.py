@@ -90,7 +90,10 @@ def test_attack_equals_the_published_loop(world: World, name: str, mode: str) ->
 def test_every_quirk_of_the_images_shows(world: World, name: str, quirk: Quirk) -> None:
     """Otherwise the comparisons above would compare nothing."""
     world = replace(world, pixels=255 * (world.pixels > 127))  # many pixels at the bounds, for the look-ahead
-    run = lambda quirks: ATTACKS[name](epsilon=64 / 255, steps=STEPS, quirks=quirks).run(world.victim, world.batch())  # noqa: E731
+
+    def run(quirks: Quirks) -> Attacked:
+        return ATTACKS[name](epsilon=64 / 255, steps=STEPS, quirks=quirks).run(world.victim, world.batch())
+
     assert differing(run(frozenset()), run(frozenset({quirk}))) > 1e-3
 
 
@@ -122,7 +125,10 @@ def test_sep_attack_is_its_two_parts(world: World, objective: Any) -> None:
 
 def test_momentum_of_cmi_begins_with_the_captions(world: World) -> None:
     """Its first step has a velocity already; without momentum there is nothing to begin with."""
-    run = lambda momentum: CmiAttack(epsilon=EPSILON, steps=STEPS, momentum=momentum).run(world.victim, world.batch())  # noqa: E731
+
+    def run(momentum: float) -> Attacked:
+        return CmiAttack(epsilon=EPSILON, steps=STEPS, momentum=momentum).run(world.victim, world.batch())
+
     assert differing(run(0.9), run(0.0)) > 1e-3
 
 
@@ -131,5 +137,8 @@ def test_images_lose_their_captions(world: World, attack: Attack) -> None:
     """What the attacks are for: the attacked pairs are less alike than the clean ones."""
     batch, victim = world.batch(), world.victim
     attacked = attack.run(victim, batch)
-    alike = lambda pixels, texts: (victim.encode_image(pixels)[batch.owner] * batch.encode(texts)).sum(1).mean()  # noqa: E731
+
+    def alike(pixels: Tensor, texts: list[str]) -> Tensor:
+        return (victim.encode_image(pixels)[batch.owner] * batch.encode(texts)).sum(1).mean()
+
     assert alike(attacked.pixels, attacked.captions) < alike(batch.pixels, batch.captions()) - 0.01

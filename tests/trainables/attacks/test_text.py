@@ -36,7 +36,9 @@ def test_substitutes_equal_the_plain_ones(world: World, mode: str) -> None:
 
 @pytest.mark.parametrize("quirk", sorted(SUBSTITUTE_QUIRKS))
 def test_every_quirk_of_the_substitutes_shows(world: World, quirk: Quirk) -> None:
-    options = lambda quirks: [world.table(quirks).options_of(row) for row in range(len(world.texts))]  # noqa: E731
+    def options(quirks: Quirks) -> list[list[list[str]]]:
+        return [world.table(quirks).options_of(row) for row in range(len(world.texts))]
+
     assert options(NONE) != options(frozenset({quirk})) or options(TEXT_QUIRKS) != options(TEXT_QUIRKS - {quirk})
 
 
@@ -90,7 +92,10 @@ def test_bert_attack_equals_the_plain_one(
 @pytest.mark.parametrize("quirk", sorted(TEXT_QUIRKS))
 def test_every_text_quirk_changes_a_caption(world: World, quirk: Quirk) -> None:
     """Otherwise the comparisons above would compare nothing."""
-    run = lambda quirks: BertAttack(words=2, quirks=quirks).run(world.victim, world.batch()).captions  # noqa: E731
+
+    def run(quirks: Quirks) -> list[str]:
+        return BertAttack(words=2, quirks=quirks).run(world.victim, world.batch()).captions
+
     assert run(NONE) != run(frozenset({quirk})) or run(TEXT_QUIRKS - {quirk}) != run(TEXT_QUIRKS)
 
 
@@ -113,7 +118,10 @@ def plain_characters(world: World, attack: CharacterAttack, row: int) -> str:
     batch = world.batch()
     image = batch.clean_features(world.victim)[batch.owner[row]]
     published = world.published()
-    loss = lambda text: -(published.encode_texts([text])[0] @ image).item()  # noqa: E731
+
+    def loss(text: str) -> float:
+        return -(published.encode_texts([text])[0] @ image).item()
+
     current = world.texts[row]
 
     def edited(spot: int, character: str) -> str:
@@ -149,7 +157,10 @@ def test_words_that_do_not_help_are_left(world: World) -> None:
     batch, victim = world.batch(), world.victim
     features = F.normalize(batch.clean_features(victim), dim=-1)
     reached = BertAttack(words=2).captions(batch, features)
-    score = lambda captions: (batch.encode(captions) * features[batch.owner]).sum(1)  # noqa: E731
+
+    def score(captions: list[str]) -> torch.Tensor:
+        return (batch.encode(captions) * features[batch.owner]).sum(1)
+
     assert (score(reached) <= score(world.texts)).all()
 
 

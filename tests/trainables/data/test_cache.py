@@ -150,7 +150,7 @@ def test_bicubic(tmp_path: Path) -> None:
 def test_crop_is_the_usual_one(tmp_path: Path) -> None:
     """Within a level or so of short side resize and integer centre crop, on a real photograph."""
     photographs = REAL / "coco_small" / "images"
-    if not photographs.is_dir():
+    if not photographs.is_dir():  # photographs under their owners' licences are not part of a checkout
         pytest.skip(f"no real data at {photographs}; put it beside the checkout or set PARETOVL_TEST_DATA")
     with Image.open(photographs / "000000000042.jpg") as image:
         assert image.size == (343, 256)

@@ -69,8 +69,12 @@ def test_share_is_how_much_changes() -> None:
 
 
 def test_wording_by_hand() -> None:
-    formal = lambda text: noisy("formal", words=text.split())  # noqa: E731
-    casual = lambda text: noisy("casual", words=text.split())  # noqa: E731
+    def formal(text: str) -> str:
+        return noisy("formal", words=text.split())
+
+    def casual(text: str) -> str:
+        return noisy("casual", words=text.split())
+
     assert formal("there's a bunch of kids who aren't near the tv") == (
         "there is several children who are not near the television"
     )

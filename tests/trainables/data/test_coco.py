@@ -23,7 +23,7 @@ REAL = Path(os.environ.get("PARETOVL_TEST_DATA", Path(__file__).resolve().parent
 
 
 def real(name: str) -> Path:
-    if not (REAL / name).is_dir():
+    if not (REAL / name).is_dir():  # photographs under their owners' licences are not part of a checkout
         pytest.skip(f"no real data at {REAL / name}; put it beside the checkout or set PARETOVL_TEST_DATA")
     return REAL / name
 

@@ -138,7 +138,10 @@ def test_kernels_have_their_form() -> None:
 @pytest.mark.parametrize("kind", ["defocus_blur", "gaussian_blur", "motion_blur", "zoom_blur", "elastic_transform"])
 def test_lengths_are_a_share_of_the_image(kind: Kind) -> None:
     """Corrupted and then halved is halved and then corrupted."""
-    halved = lambda image: image.reshape(112, 2, 112, 2, 3).mean((1, 3))  # noqa: E731
+
+    def halved(image: np.ndarray) -> np.ndarray:
+        return image.reshape(112, 2, 112, 2, 3).mean((1, 3))
+
     large = smooth_image(224)
     after = halved(corrupt(large, kind, 5, rng()))
     before = corrupt(halved(large), kind, 5, rng())

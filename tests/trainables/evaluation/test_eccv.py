@@ -44,7 +44,10 @@ def test_equals_the_authors_package_on_coco(real_data: Path) -> None:
     image_ids = image_of[::5]
     owner = np.repeat(np.arange(5000), 5)
     generator = torch.Generator().manual_seed(0)
-    normal = lambda rows: torch.randn(rows, 24, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def normal(rows: int) -> torch.Tensor:
+        return torch.randn(rows, 24, generator=generator, dtype=torch.float64)
+
     images = F.normalize(normal(5000), dim=-1)
     texts = F.normalize(images[owner] + 0.2 * normal(25000), dim=-1)
 

@@ -29,7 +29,10 @@ def measured(seed: int, images: int = 40, noise: float = 0.0) -> dict[str, Ranks
     owner = np.repeat(np.arange(images), 1 + np.arange(images) % 3 * 2)
     hard = np.random.default_rng(0).gamma(2, 3, images)
     draw = np.random.default_rng(seed)
-    rank = lambda base: (1 + base * draw.uniform(1 - noise, 1 + noise, len(base))).astype(int)  # noqa: E731
+
+    def rank(base: np.ndarray) -> np.ndarray:
+        return (1 + base * draw.uniform(1 - noise, 1 + noise, len(base))).astype(int)
+
     return {
         "clean": Ranks(rank(hard), rank(hard[owner]), owner),
         "both": Ranks(rank(2 * hard), rank(2 * hard[owner]), owner),

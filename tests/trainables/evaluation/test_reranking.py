@@ -31,7 +31,7 @@ class Table(FusionModel):
         self.table, self.asked = table, torch.zeros(table.shape, dtype=torch.int64)
 
     # A function in place of the attribute: of a tokenizer, only its call is used.
-    def tokenizer(self, captions: list[str], **_: Any) -> dict[str, Tensor]:  # type: ignore[override]
+    def tokenizer(self, captions: list[str], **_: Any) -> dict[str, Tensor]:
         tokens = torch.tensor([[int(caption.removeprefix("word"))] for caption in captions])
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 

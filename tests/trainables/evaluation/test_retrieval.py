@@ -16,7 +16,10 @@ from trainables.evaluation.retrieval import Ranks, fold_ranks, restrict, retriev
 def random_gallery(images: int, captions: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Coarse features, so that there are ties, every image with a caption at least."""
     generator = torch.Generator().manual_seed(seed)
-    feature = lambda rows: torch.randint(-2, 3, (rows, 4), generator=generator).float()  # noqa: E731
+
+    def feature(rows: int) -> torch.Tensor:
+        return torch.randint(-2, 3, (rows, 4), generator=generator).float()
+
     owner = np.concatenate([np.arange(images), torch.randint(images, (captions - images,), generator=generator)])
     return feature(images), feature(captions), np.sort(owner)
 
@@ -97,7 +100,10 @@ def test_folds_are_blocks_of_consecutive_images() -> None:
     assert together.tr.tolist() == [*first.tr, *second.tr]
     assert together.ir.tolist() == [*first.ir, *second.ir]
     assert together.caption_image.tolist() == np.repeat(range(6), 2).tolist()
-    recall = lambda ranks: (ranks.ir <= 1).mean()  # noqa: E731
+
+    def recall(ranks: Ranks) -> float:
+        return (ranks.ir <= 1).mean()
+
     assert recall(together) == pytest.approx((recall(first) + recall(second)) / 2)
     with pytest.raises(ValueError, match="6 images make no whole number of blocks of 4"):
         fold_ranks(images, texts, owner, np.arange(13), fold_images=4)
