@@ -26,7 +26,7 @@ RAYS, NODES = 32, 12
 """Where growth is integrated: directions from the reference point, and places on each beyond the front."""
 
 SPREAD, NEAR_FRONT = 512, 4
-"""First candidates: over the whole space, and around each point that is known."""
+"""First candidates: over the whole space, and around each complete point that is feasible."""
 
 DISTANCES, PARENTS, CHILDREN = (0.2, 0.05, 0.02, 0.005), 16, 24
 """Then, at each distance, children of the best candidates."""

@@ -18,7 +18,7 @@ from study.unit_box import UnitBox
 from trainables.config import content_hash
 
 GP_TRIALS = 300
-"""Of a study under `auto`; a Gaussian process answers within a second up to here, and its time grows with the cube."""
+"""Of a study under `auto`; up to here a Gaussian process answers within two seconds; its time grows with the cube."""
 
 GP_START = 4
 """Trials that a Gaussian process learns from at least; the points before are spread over the space."""
