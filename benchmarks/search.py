@@ -12,32 +12,34 @@ import argparse
 import math
 import sys
 import typing
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import optuna
 from scipy.stats import wilcoxon
+from threadpoolctl import threadpool_limits
 
 from search_spaces.joint import JOINT
 from study.config import Budget, EarlyStopping, Objective, StudyConfig
 from study.ledger import Ledger
-from study.pareto import hypervolume_history
+from study.pareto import hypervolume_share, oriented
 from study.samplers import make_sampler
 from study.simulator import Clock, Course, Report, Surrogate, simulate
 from trainables.config import Point, Protocol, TrainingConfig, TrialConfig
-from trainables.results import Metric
-
-Curve = list[tuple[float, float]]
-"""Device-seconds held by ended trials, and the hypervolume share they found."""
 
 GP = "optuna's gp"
 SLOTS = 4
 SHARE = 0.95
 """Of the best hypervolume that any method found within the budget in a seed: what the cost is measured to."""
 
-PATIENCE = (1.5, 3.0)
-"""How many budgets a method that did not get there may spend to do so; beyond that, it counts as the last of them."""
+PATIENCE = 3
+"""How many budgets a method may spend to get there; beyond that, it counts as this."""
+
+FRESH = 100
+"""The first seed: lower ones were looked at while the study's own sampler was made."""
 
 
 class Problem(typing.Protocol):
@@ -125,27 +127,20 @@ def methods() -> dict[str, tuple[EarlyStopping, Callable[[int], optuna.samplers.
     }
 
 
-def run(
-    problem: Problem,
-    stopping: EarlyStopping,
-    sampler: optuna.samplers.BaseSampler | None,
-    *,
-    epochs: int,
-    trials: int,
-    device_seconds: float,
-    seed: int,
-) -> Curve:
-    """One study; its curve.
+def curve(problem: Problem, method: str, epochs: int, trials: int, seed: int) -> Iterator[tuple[float, float]]:
+    """One study, which goes on for as long as somebody asks.
 
     Args:
         problem: what trials do.
-        stopping: early, or not.
-        sampler: None is the study's own.
+        method: a key of `methods`.
         epochs: of a trial.
         trials: the budget that the study's own sampler is told.
-        device_seconds: what ends the study, however many trials they suffice for.
         seed: of the sampler.
+
+    Yields:
+        As each trial ends: device-seconds held by those that ended so far, and the hypervolume share of their truth.
     """
+    stopping, sampler = methods()[method]
     config = StudyConfig(
         recipes=(),
         objectives=(Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5")),
@@ -155,28 +150,42 @@ def run(
     )
     endless = config.model_copy(update={"budget": Budget(trials=1_000_000)})
     clock = Clock()
-    ledger = Ledger(endless, None, "benchmark", clock, sampler or make_sampler(config, 0))
+    ledger = Ledger(endless, None, "benchmark", clock, sampler(seed) or make_sampler(config, 0))
     template = TrialConfig(training=TrainingConfig(epochs=epochs))
-    simulate(ledger, template, problem.course, SLOTS, clock, device_seconds / SLOTS)
-    exact = []
-    for manifest in ledger.manifests():
-        if manifest.state == "complete":
-            clean, robust = problem.truth(Point.model_validate(manifest.point))
-            values = {"clean/mr_r5": clean, "both/mr_r5": robust}
-            metrics = {name: Metric(value=value, low=value, high=value) for name, value in values.items()}
-            manifest = manifest.model_copy(update={"metrics": metrics})
-        exact.append(manifest)
-    return [(seconds, share) for _, _, seconds, share in hypervolume_history(exact, config.objectives)]
+    held, found, share = 0.0, np.empty((0, 2)), 0.0
+    for ended in simulate(ledger, template, problem.course, SLOTS, clock):
+        held += ended.cost.get("device_seconds", 0.0)
+        if ended.state == "complete":
+            truth = problem.truth(Point.model_validate(ended.point))
+            found = np.vstack([found, oriented([truth], config.objectives)])
+            share = hypervolume_share(found)
+        yield held, share
 
 
-def share_at(curve: Curve, device_seconds: float) -> float:
-    """Hypervolume share by then."""
-    return max((share for seconds, share in curve if seconds <= device_seconds), default=0.0)
+def race(name: str, seed: int, left_out: Collection[str]) -> dict[str, tuple[float, float]]:
+    """All methods on one problem with one seed.
 
-
-def cost_to(curve: Curve, target: float, otherwise: float) -> float:
-    """Device-seconds until the share is reached."""
-    return next((seconds for seconds, share in curve if share >= target), otherwise)
+    Returns:
+        By method: the hypervolume share that it found within the budget, and its device-seconds to `SHARE` of the best
+        of these; at most `PATIENCE` budgets.
+    """
+    make, epochs, trials, trial_seconds = PROBLEMS[name]
+    budget = trials * trial_seconds
+    going = {method: curve(make(seed), method, epochs, trials, seed) for method in methods() if method not in left_out}
+    curves = {method: [(0.0, 0.0)] for method in going}
+    for method, points in going.items():
+        while curves[method][-1][0] <= budget:
+            curves[method].append(next(points))
+    found = {method: max(share for seconds, share in points if seconds <= budget) for method, points in curves.items()}
+    target = SHARE * max(found.values())
+    for method, points in going.items():
+        while curves[method][-1][1] < target and curves[method][-1][0] < PATIENCE * budget:
+            curves[method].append(next(points))
+    costs = {
+        method: min(next((seconds for seconds, share in points if share >= target), math.inf), PATIENCE * budget)
+        for method, points in curves.items()
+    }
+    return {method: (found[method], costs[method]) for method in going}
 
 
 def quartiles(values: Sequence[float], form: str) -> str:
@@ -191,57 +200,21 @@ def paired(ratios: Sequence[float]) -> str:
     return f"{wilcoxon(logs).pvalue:.1g}" if logs.any() else ""
 
 
-def compare(
-    name: str,
-    make: Callable[[int], Problem],
-    epochs: int,
-    trials: int,
-    trial_seconds: float,
-    seeds: int,
-    left_out: Collection[str],
-) -> None:
-    """Print one problem's table.
-
-    Args:
-        name: of the problem.
-        make: the problem of a seed.
-        epochs: of a trial.
-        trials: full trials that the device-seconds suffice for.
-        trial_seconds: of a full trial.
-        seeds: how many.
-        left_out: methods.
-    """
-    budget = trials * trial_seconds
-    used = {method: how for method, how in methods().items() if method not in left_out}
-
-    def curve(method: str, seed: int, spent: float) -> Curve:
-        stopping, sampler = used[method]
-        spent += 2 * SLOTS * trial_seconds  # a curve counts ended trials, and some are running all the time
-        return run(make(seed), stopping, sampler(seed), epochs=epochs, trials=trials, device_seconds=spent, seed=seed)
-
-    curves = {method: [curve(method, seed, budget) for seed in range(seeds)] for method in used}
-    found = {method: [share_at(of_seed, budget) for of_seed in of_method] for method, of_method in curves.items()}
-    targets = [SHARE * max(of_seed) for of_seed in zip(*found.values(), strict=True)]
-    costs: dict[str, list[float]] = {method: [] for method in used}
-    for method, of_method in curves.items():
-        for seed, target in enumerate(targets):
-            costs[method].append(cost_to(of_method[seed], target, math.inf))
-            for budgets in PATIENCE:
-                if not math.isfinite(costs[method][-1]):
-                    costs[method][-1] = cost_to(curve(method, seed, budgets * budget), target, math.inf)
-    costs = {method: [min(cost, PATIENCE[-1] * budget) for cost in of_method] for method, of_method in costs.items()}
-    print(f"\n{name}: {epochs} epochs, device-seconds of {trials} full trials, {seeds} seeds, {SLOTS} at once")
+def show(name: str, races: Sequence[dict[str, tuple[float, float]]]) -> None:
+    """Print one problem's table, a race for each seed."""
+    _, epochs, trials, seconds = PROBLEMS[name]
+    costs = {method: [race[method][1] for race in races] for method in races[0]}
+    print(f"\n{name}: {epochs} epochs, device-seconds of {trials} full trials, {len(races)} seeds, {SLOTS} at once")
     print(f"{'':24}{'hypervolume in budget':28}{'cost to 95 %':30}{'reached':10}{'times stock':24}p")
     for method, cost in costs.items():
-        count = sum(seconds < PATIENCE[-1] * budget for seconds in cost)
+        count = sum(spent < PATIENCE * trials * seconds for spent in cost)
         ratio = [own / other for own, other in zip(cost, costs["stock"], strict=True)]
         print(
-            f"{method:24}{quartiles(found[method], '.3f'):28}{quartiles(cost, '.0f'):30}{f'{count}/{seeds}':10}"
-            f"{quartiles(ratio, '.2f'):24}{paired(ratio)}",
-            flush=True,
+            f"{method:24}{quartiles([race[method][0] for race in races], '.3f'):28}{quartiles(cost, '.0f'):30}"
+            f"{f'{count}/{len(races)}':10}{quartiles(ratio, '.2f'):24}{paired(ratio)}"
         )
     best = [own / other for own, other in zip(costs["ours"], costs["random"], strict=True)]
-    print(f"ours against random: {quartiles(best, '.2f')} times its cost, p {paired(best)}")
+    print(f"ours against random: {quartiles(best, '.2f')} times its cost, p {paired(best)}", flush=True)
 
 
 PROBLEMS: dict[str, tuple[Callable[[int], Problem], int, int, float]] = {
@@ -258,14 +231,22 @@ def main(arguments: Sequence[str]) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=FRESH)
     parser.add_argument("--problem", choices=[*PROBLEMS], action="append", help="only this one; may be repeated")
     parser.add_argument("--gp", action="store_true", help="Optuna's Gaussian processes, too: minutes a study")
     options = parser.parse_args(arguments)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    for name, (make, epochs, trials, seconds) in PROBLEMS.items():
-        if not options.problem or name in options.problem:
-            compare(name, make, epochs, trials, seconds, options.seeds, () if options.gp else (GP,))
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    left_out = () if options.gp else (GP,)
+    with ProcessPoolExecutor(initializer=_quiet) as pool:
+        for name in PROBLEMS:
+            if not options.problem or name in options.problem:
+                show(name, list(pool.map(partial(race, name, left_out=left_out), seeds)))
     return 0
+
+
+def _quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    threadpool_limits(1)  # seeds are what runs side by side
 
 
 if __name__ == "__main__":

@@ -200,8 +200,7 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
             return replace(drawn, reports=reports, broken_after=scale * drawn.broken_after)
 
         ledger = Ledger(study, None, "plan", clock, optuna.samplers.RandomSampler(seed=seed))
-        simulate(ledger, template, course, slots, clock)
-        ended = ledger.manifests()
+        ended = list(simulate(ledger, template, course, slots, clock))
         history = hypervolume_history(ended, objectives)
         fronts = [int(front_mask(complete_costs(ended[:count], objectives)).sum()) for count in quarters]
         found = zip((history[count - 1] for count in quarters), fronts, strict=True)

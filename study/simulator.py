@@ -189,9 +189,8 @@ def simulate(
     course: Callable[[TrialConfig], Course],
     slots: int,
     clock: Clock,
-    seconds: float = math.inf,
-) -> None:
-    """Run a study in virtual time until its budget is spent.
+) -> Iterator[Manifest]:
+    """Run a study in virtual time until its budget is spent, or until nobody asks for more.
 
     Args:
         ledger: the study, with the clock.
@@ -199,7 +198,9 @@ def simulate(
         course: what a trial does.
         slots: trials that run side by side, on one device each.
         clock: is moved.
-        seconds: time after which nothing happens any more; what runs then is left running.
+
+    Yields:
+        Each trial that has ended, at that time.
     """
     from study.searcher import LedgerSearcher
 
@@ -224,13 +225,14 @@ def simulate(
     begun = 0
     while len(queue) < slots and begin(begun):
         begun += 1
-    while queue and queue[0][0] <= seconds:
+    while queue:
         clock.now, number, since, result, results = heapq.heappop(queue)
         if "outcome" not in result and searcher.rung(str(number), result):
             held, result = next(results)
             heapq.heappush(queue, (since + held, number, since, result, results))
         else:
             searcher.on_trial_complete(str(number), result)
+            yield ledger.manifests()[-1]
             while len(queue) < slots and begin(begun):
                 begun += 1
 

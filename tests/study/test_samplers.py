@@ -46,7 +46,7 @@ def run(settings: StudyConfig, ledger: Ledger | None = None) -> Ledger:
     clock = Clock()
     ledger = ledger or Ledger(settings, None, "print", clock)
     surrogate = Surrogate(lost_rate=0, out_of_memory_rate=0, seed=1)
-    simulate(ledger, TrialConfig(training=TrainingConfig(epochs=3)), surrogate.course, 2, clock)
+    list(simulate(ledger, TrialConfig(training=TrainingConfig(epochs=3)), surrogate.course, 2, clock))
     return ledger
 
 

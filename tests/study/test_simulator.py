@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from itertools import islice
 
 import pytest
 
@@ -95,7 +95,7 @@ def planned(trial: TrialConfig) -> Course:
     return Course([Report(10.0, metrics), Report(20.0, metrics)], "failed" if trial.point.words == 2 else None, 25.0)
 
 
-def settled(points: list[dict[str, float]], slots: int, seconds: float = math.inf) -> tuple[Ledger, float]:
+def settled(points: list[dict[str, float]], slots: int, most: int | None = None) -> tuple[Ledger, float]:
     config = StudyConfig(
         recipes=(),
         objectives=(Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5")),
@@ -105,7 +105,8 @@ def settled(points: list[dict[str, float]], slots: int, seconds: float = math.in
     )
     clock = Clock()
     ledger = Ledger(config, None, "f", clock)
-    simulate(ledger, TrialConfig(training=TrainingConfig(epochs=3)), planned, slots, clock, seconds)
+    trials = simulate(ledger, TrialConfig(training=TrainingConfig(epochs=3)), planned, slots, clock)
+    assert list(islice(trials, most)) == ledger.manifests()
     return ledger, clock.now
 
 
@@ -120,8 +121,9 @@ def test_slots_work_side_by_side_in_virtual_time_and_rungs_stop() -> None:
     assert ledger.manifests()[2].rungs == {1: {"clean/mr_r5": 0.1, "both/mr_r5": 0.1, COST: 10.0}}
 
 
-def test_failures_are_told_and_time_can_end_it() -> None:
+def test_failures_are_told_and_nothing_goes_on_unasked() -> None:
     ledger, _ = settled([{"contrastive_weight": 0.5, "words": 2}], slots=1)
     assert [(manifest.state, manifest.ended) for manifest in ledger.manifests()] == [("failed", 25.0)]
-    ledger, _ = settled([{"contrastive_weight": 0.5, "words": 0}] * 1, slots=1, seconds=15)
-    assert [record.state for record in ledger.records()] == ["running"]
+    ledger, end = settled([{"contrastive_weight": weight, "words": 0} for weight in (0.5, 0.6)], slots=1, most=1)
+    assert [record.state for record in ledger.records()] == ["complete", "waiting"]
+    assert end == 20.0
