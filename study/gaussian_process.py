@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
+from scipy.spatial.distance import squareform
 from scipy.special import expit
 
 from study.pareto import Floats
@@ -64,24 +65,28 @@ class GaussianProcess:
         standard, extra = (values - mean) / scale, extra / scale**2
         count = points.shape[1]
         some = np.linspace(0, len(values) - 1, min(len(values), SHAPED)).astype(int)
-        squared = (points[some].T[:, :, None] - points[some].T[:, None, :]) ** 2
+        left, right = np.triu_indices(len(some), 1)  # covariances are symmetric, so half of the pairs are enough
+        squared = (points[some[left]] - points[some[right]]).T ** 2
+        own = np.eye(len(some)) + np.diag(extra[some])
         centre, width = np.array([*[LENGTH] * count, SINGLE, NOISE]).T
 
         def loss(shape: Floats) -> tuple[float, Floats]:
             """Negative log posterior density, and its gradient (Rasmussen and Williams 2006, section 5.4)."""
-            scaled = squared * np.exp(-2 * shape[:count])[:, None, None]
+            scaled = squared * np.exp(-2 * shape[:count])[:, None]
             single, noise = float(expit(shape[count])), math.exp(shape[-1])
             (joint, joint_slope), (each, each_slope) = _matern(scaled.sum(0)), _matern(scaled)
             alone = each.mean(0)
-            factor, _ = cho_factor(single * alone + (1 - single) * joint + np.diag(noise + extra[some]), lower=True)
+            covariance = own + squareform(single * alone + (1 - single) * joint)
+            factor, _ = cho_factor(covariance + noise * np.eye(len(some)), lower=True)
             inverse = cho_solve((factor, True), np.eye(len(some)))
             weights = inverse @ standard[some]
             rest = inverse - np.outer(weights, weights)
             off = (shape - centre) / width
             value = 0.5 * standard[some] @ weights + np.log(np.diag(factor)).sum() + 0.5 * off @ off
             slope = single / count * each_slope + (1 - single) * joint_slope
-            of_single = 0.5 * single * (1 - single) * (rest * (alone - joint)).sum()
-            gradient = [*-(scaled * slope * rest).sum((1, 2)), of_single, 0.5 * noise * np.trace(rest)]
+            pairs = rest[left, right]
+            of_single = single * (1 - single) * pairs @ (alone - joint)
+            gradient = [*-2 * (scaled * slope) @ pairs, of_single, 0.5 * noise * np.trace(rest)]
             return float(value), np.array(gradient) + off / width
 
         runs = [
@@ -126,9 +131,13 @@ class GaussianProcess:
 
 
 def _covariance(left: Floats, right: Floats, shape: Floats) -> Floats:
-    lengths, single = np.exp(shape[:-2])[:, None, None], float(expit(shape[-2]))
-    squared = ((left.T[:, :, None] - right.T[:, None, :]) / lengths) ** 2
-    covariance: Floats = single * _matern(squared)[0].mean(0) + (1 - single) * _matern(squared.sum(0))[0]
+    single = float(expit(shape[-2]))
+    joint, alone = np.zeros((2, len(left), len(right)))
+    for one, other, length in zip(left.T, right.T, np.exp(shape[:-2]), strict=True):
+        squared = ((one[:, None] - other) / length) ** 2
+        joint += squared
+        alone += _matern(squared)[0]
+    covariance: Floats = single / left.shape[1] * alone + (1 - single) * _matern(joint)[0]
     return covariance
 
 

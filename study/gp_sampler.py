@@ -1,7 +1,8 @@
 """The Gaussian-process sampler: the point that promises most growth of the hypervolume for its device-seconds.
 
-It learns from complete trials; from stopped ones by what their rungs say of the end; from infeasible ones where not to
-go; and takes those that run to end as expected. What it proposes depends on the trials that exist and on nothing else.
+It learns from complete trials; from stopped and running ones by what their rungs say of the end; from infeasible ones
+where not to go; and takes those that run to end as expected. What it proposes depends on the trials that exist and on
+nothing else.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Known:
     """What trials tell.
 
     Attributes:
-        points: of complete and of stopped trials, rows of the unit box, (n, knobs).
+        points: of complete trials, and of stopped and running ones whose rungs say something; rows of the unit box,
+            (n, knobs).
         costs: what they came to, or would have, (n, objectives).
         extra: variance of these beyond that of a complete trial, (n, objectives).
         usable: which of them are complete and feasible, bool (n,).
@@ -61,6 +63,7 @@ class Known:
 def read_trials(trials: Sequence[FrozenTrial], box: UnitBox, objectives: Sequence[Objective]) -> Known:
     """What is known from Optuna's trials, as the ledger writes them; those without a point of the space say nothing."""
     trials = [trial for trial in trials if box.contains(trial.params)]
+    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
     ended = [trial for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     broken = {trial.number for trial in ended if any(excess > 0 for excess in trial.constraints.values())}
     costs = {
@@ -68,13 +71,13 @@ def read_trials(trials: Sequence[FrozenTrial], box: UnitBox, objectives: Sequenc
         for trial in ended
         if trial.state == TrialState.COMPLETE and np.isfinite(trial.values).all()
     }
-    foretold = _foretold(ended, costs, broken, objectives)
+    foretold = _foretold([*ended, *running], costs, broken, objectives)
     rows = [
         (
             trial,
             *(foretold[trial.number] if trial.number in foretold else (costs[trial.number], 0 * costs[trial.number])),
         )
-        for trial in ended
+        for trial in [*ended, *running]
         if trial.number in costs or trial.number in foretold
     ]
     names = {name for trial in ended for name in trial.constraints} - {INFEASIBLE}
@@ -95,7 +98,7 @@ def read_trials(trials: Sequence[FrozenTrial], box: UnitBox, objectives: Sequenc
         costs=np.array([cost for _, cost, _ in rows]).reshape(shape),
         extra=np.array([extra for _, _, extra in rows]).reshape(shape),
         usable=np.array([trial.number in costs.keys() - broken for trial, _, _ in rows], dtype=bool),
-        running=box.units([trial.params for trial in trials if trial.state == TrialState.RUNNING]),
+        running=box.units([trial.params for trial in running]),
         limits=[_rows(box, limit) for limit in limits],
         seconds=_rows(box, seconds),
     )
@@ -106,11 +109,11 @@ def _rows(box: UnitBox, pairs: Sequence[tuple[Values, float]]) -> Rows:
 
 
 def _foretold(
-    ended: Sequence[FrozenTrial], costs: dict[int, Floats], broken: set[int], objectives: Sequence[Objective]
+    trials: Sequence[FrozenTrial], costs: dict[int, Floats], broken: set[int], objectives: Sequence[Objective]
 ) -> dict[int, tuple[Floats, Floats]]:
-    """Final costs of stopped trials, and their variances, from the last rung of each."""
+    """Final costs of trials that are not complete, and their variances, from the last rung of each."""
     rungs: dict[int, dict[int, Floats]] = {}
-    for trial in ended:
+    for trial in trials:
         for step, values in trial.user_attrs.get("rungs", {}).items():
             if None not in values and np.isfinite(values).all():
                 rungs.setdefault(int(step), {})[trial.number] = oriented(values, objectives)[0]

@@ -154,6 +154,8 @@ class Ledger:
             self._rungs.add(key, event.step, event.metrics)
             if event.message:
                 self._verdicts[key] = event.message
+        for record in self._all:
+            self._show_rungs(record.number, record.key)
 
     def records(self) -> list[TrialRecord]:
         """All trials, in order."""
@@ -235,10 +237,18 @@ class Ledger:
             Why the trial must stop here, or None if it goes on. Recipes and replicates always go on.
         """
         self._rungs.add(record.key, step, metrics)
+        self._show_rungs(record.number, record.key)
         stopping = self._config.early_stopping
         if not record.searched or not is_rung(epoch, stopping.first_epoch, stopping.eta):
             return None
         return self._rungs.stop_reason(record.key, step)
+
+    def _show_rungs(self, number: int, key: str) -> None:
+        """To the sampler while the trial runs; the database has them when it has ended."""
+        searched = [objective.metric for objective in self._config.objectives]
+        rungs = {str(step): [row.get(name) for name in searched] for step, row in self._rungs.of(key).items()}
+        if rungs and self._all[number].state == "running":
+            optuna.trial.Trial(self._study, number).set_user_attr("rungs", rungs)
 
     def verdict(self, record: TrialRecord) -> str | None:
         """Why an interrupted trial must not go on: an earlier session stopped it, and ended before it wrote so."""
@@ -318,10 +328,7 @@ class Ledger:
             trial.set_user_attr("reason", manifest.reason)
         if "device_seconds" in manifest.cost:
             trial.set_user_attr("device_seconds", manifest.cost["device_seconds"])
-        if manifest.rungs:
-            searched = [objective.metric for objective in self._config.objectives]
-            rungs = {str(step): [row.get(name) for name in searched] for step, row in manifest.rungs.items()}
-            trial.set_user_attr("rungs", rungs)
+        self._show_rungs(number, manifest.key)
         values = [measured(manifest, objective.metric).value for objective in self._config.objectives]
         if manifest.state == "infeasible":
             trial.set_user_attr(INFEASIBLE, True)

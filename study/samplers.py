@@ -20,8 +20,10 @@ from trainables.config import content_hash
 GP_TRIALS = 300
 """Of a study under `auto`; up to here a Gaussian process answers within two seconds; its time grows with the cube."""
 
-GP_START = 4
-"""Trials that a Gaussian process learns from at least; the points before are spread over the space."""
+GP_START = 3
+"""Trials that a Gaussian process learns from at least; the points before are of Latin hypercubes of `GP_CUBE`."""
+
+GP_CUBE = 8
 
 
 def reason(config: StudyConfig) -> str:
@@ -113,11 +115,15 @@ class HypervolumeSampler(RepeatableSampler):
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
         known = read_trials(others, self._box, self._config.objectives)
         if len(known.points) < GP_START:
-            spread = qmc.Halton(self._box.size, rng=self._config.seed).fast_forward(trial.number)
-            return self._box.params(self._box.snapped(spread.random(1))[0])
-        seed = int(content_hash({"seed": self._config.seed, "trial": trial.number})[:8], 16)
+            cube, place = divmod(trial.number, GP_CUBE)
+            spread = qmc.LatinHypercube(self._box.size, rng=_rng(self._config.seed, cube), optimization="random-cd")
+            return self._box.params(self._box.snapped(spread.random(GP_CUBE))[place])
         with threadpool_limits(1):  # of small matrices; several threads wait for each other where all cores are busy
-            return self._box.params(propose(known, self._box, given, np.random.default_rng(seed)))
+            return self._box.params(propose(known, self._box, given, _rng(self._config.seed, trial.number)))
+
+
+def _rng(seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, number])
 
 
 class _SplitOnce(optuna.samplers.TPESampler):

@@ -86,17 +86,18 @@ def test_what_trials_tell() -> None:
         trial(6, 0.6, None, state=TrialState.FAIL),
         trial(7, 0.7, None, attributes={"rungs": {"2": [0.4, 0.2]}}),
         trial(8, 1.0, [0.5, np.inf]),
+        trial(9, 0.8, None, attributes={"rungs": rung}, state=TrialState.RUNNING),
     ]
-    foreign = trial(9, 0.9, [0.5, 0.5])
+    foreign = trial(10, 0.9, [0.5, 0.5])
     foreign.params = {"contrastive_weight": 7.0}
     found = read_trials([*trials, foreign], BOX, TWO)
-    assert found.points[:, 0].tolist() == [0, 0.5, 1, 0.2]
+    assert found.points[:, 0].tolist() == [0, 0.5, 1, 0.2, 0.8]
     np.testing.assert_allclose(found.costs[:3], [[0.1, 0.9], [0.3, 0.7], [0.5, 0.8]])
-    assert found.usable.tolist() == [True, True, False, False]
+    assert found.usable.tolist() == [True, True, False, False, False]
     # The rung says 0.2 too little clean recall and the robust recall as it ends.
-    np.testing.assert_allclose(found.costs[3], [0.4, 0.8], atol=1e-6)
+    np.testing.assert_allclose(found.costs[3:], [[0.4, 0.8]] * 2, atol=1e-6)
     assert (found.extra[:3] == 0).all()
-    assert found.running[:, 0].tolist() == [0.4]
+    assert found.running[:, 0].tolist() == [0.4, 0.8]
     (limit, infeasible) = found.limits
     assert (limit[0][:, 0].tolist(), limit[1].tolist()) == ([1.0], [0.1])
     assert dict(zip(infeasible[0][:, 0].tolist(), infeasible[1].tolist(), strict=True))[0.3] == 1

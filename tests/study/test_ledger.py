@@ -226,6 +226,9 @@ def test_a_resumed_study_compares_with_all_rungs_and_keeps_its_verdicts(tmp_path
     assert again.plan().go_on == [going.number, stopped.number]
     assert [again.verdict(record) for record in (going, stopped)] == [None, verdicts[stopped.number]]
     assert verdicts[stopped.number] == "stopped at step 14: 2 of 2 trials were better there"
+    for session in (ledger, again):  # the sampler sees what those that run measured
+        trials = session._study.get_trials(deepcopy=False)
+        assert trials[going.number].user_attrs["rungs"] == {"14": [0.1, 0.5]}
     late = again.take()
     assert again.rung(late, 14, 1, rung(0.3, 0.01)) == "stopped at step 14: 3 of 3 trials were better there"
 

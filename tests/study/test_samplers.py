@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import optuna
 import pytest
 from numpy.random import Generator
@@ -120,6 +121,15 @@ def test_a_draw_that_was_cut_off_goes_on_as_it_began(tmp_path: Path, monkeypatch
     again = ledger.take(record.number)
     assert again.params.keys() == record.params.keys()
     assert again.params[kept] == seen[kept] == record.params[kept]
+
+
+def test_gp_begins_spread_over_every_knob() -> None:
+    ledger = Ledger(config(sampler="gp"), None, "print")
+    taken = UnitBox(JOINT).units([ledger.take().params for _ in range(16)])
+    for knob in ("contrastive_weight", "temperature", "epsilon"):
+        first, second = taken[:8, list(JOINT).index(knob)], taken[8:, list(JOINT).index(knob)]
+        assert sorted(np.floor(8 * first)) == sorted(np.floor(8 * second)) == list(range(8))
+        assert (first != second).all()
 
 
 def test_gp_finds_more_than_chance_and_learns_from_the_stopped() -> None:
