@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from dashboards.pareto_page import STYLE
+from dashboards.page import html_page
 
 if TYPE_CHECKING:
     from trainables.evaluate import EvaluationManifest
@@ -54,13 +54,7 @@ def evaluation_page(manifest: EvaluationManifest, target: str, examples: Sequenc
         body += _audit_section(manifest.audit)
     if examples:
         body += f"<section>\n<h2>What {escape(target)} does</h2>\n" + "".join(map(_example, examples)) + "</section>\n"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}{OWN_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{escape(title)}</h1>\n<p class="summary">{escape(summary)}</p>\n'
-        f"{body}</main>\n</body>\n</html>\n"
-    )
+    return html_page(title, escape(summary), body, OWN_STYLE)
 
 
 def _metrics_section(manifest: EvaluationManifest) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from dashboards.page import INK, cell, duration, error_bars, html_page, lay_out, plot, step_line, table_section
 from search_spaces.recipes import RECIPES
 from study.config import Objective
 from study.pareto import FrontEntry, front, hypervolume_history, measured, write_front, write_if_changed
@@ -16,39 +17,11 @@ from trainables.results import Metric
 
 History = Sequence[tuple[float, int, float, float]]
 
-INK = "#1f2933"
 FRONT_LINE = "#d55e00"
 HISTORY_LINE = "#0072b2"
 
 LABEL_PLACES = ("top center", "bottom right", "top right", "bottom left")
 """In turn, because the published recipes often lie close together."""
-
-# auto-fill, not auto-fit: each plot measures its column while the later ones are not there yet.
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.25rem 1rem 3rem; background: #f7f8fa; color: #1f2933;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; margin: 0 0 .5rem; }
-p { margin: 0 0 .75rem; }
-.summary { color: #52606d; margin-bottom: 1.25rem; }
-section { background: #fff; border: 1px solid #d9dfe6; border-radius: 8px; padding: 1rem;
-  margin-bottom: 1rem; }
-figure { margin: 0; }
-figcaption { color: #52606d; font-size: .875rem; margin-top: .5rem; }
-.pairs { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr));
-  margin-top: 1rem; }
-.pairs figure { min-width: 0; }
-.scroll { overflow-x: auto; }
-.scroll:focus-visible { outline: 2px solid #0072b2; outline-offset: 2px; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .4rem .75rem .4rem 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid #e4e8ed; white-space: nowrap; }
-thead th { border-bottom: 2px solid #9aa5b1; }
-tbody th { font-weight: 600; }
-.interval { color: #52606d; }
-"""
 
 
 @dataclass(frozen=True)
@@ -84,13 +57,7 @@ def pareto_page(
         body += _table_section(complete, entries, objectives)
     else:
         body = "<section><p>No trial has been completed yet. The front appears with the first one.</p></section>"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{escape(title)}</h1>\n<p class="summary">{_summary(manifests, entries, history)}</p>\n'
-        f"{body}</main>\n</body>\n</html>\n"
-    )
+    return html_page(title, _summary(manifests, entries, history), body)
 
 
 def write_front_files(
@@ -110,12 +77,8 @@ def _summary(manifests: Sequence[Manifest], entries: Sequence[FrontEntry], histo
     counts += [f"{states.count(state)} {state}" for state in ("stopped", "infeasible", "failed") if state in states]
     if history:
         counts.append(f"hypervolume {history[-1][3]:.1%} of the box")
-        counts.append(f"{_duration(history[-1][2])} of device time")
+        counts.append(f"{duration(history[-1][2])} of device time")
     return "Trials: " + " · ".join(counts)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _axes(objectives: Sequence[Objective]) -> list[Axis]:
@@ -143,13 +106,13 @@ def _front_section(complete: Sequence[Manifest], entries: Sequence[FrontEntry], 
         caption += " Trials on the front of all objectives together are outlined, in every pair of them."
     labels = f"{len(complete)} trials, {y.name} against {x.name}; the table below lists the front"
     html = "<section>\n<h2>Front</h2>\n<figure>\n"
-    html += _plot(_scatter(complete, members, x, y, joined=len(objectives) == 2), "front", labels, library=True)
+    html += plot(_scatter(complete, members, x, y, joined=len(objectives) == 2), "front", labels, library=True)
     html += f"<figcaption>{caption}</figcaption>\n</figure>\n"
     if others:
         html += '<div class="pairs">\n'
         for index, (x, y) in enumerate(others):
             figure = _scatter(complete, members, x, y, joined=False, small=True)
-            html += "<figure>" + _plot(figure, f"pair-{index}", f"{y.name} against {x.name}") + "</figure>\n"
+            html += "<figure>" + plot(figure, f"pair-{index}", f"{y.name} against {x.name}") + "</figure>\n"
         html += "</div>\n"
     return html + "</section>\n"
 
@@ -161,17 +124,8 @@ def _scatter(
 
     figure = go.Figure()
     if joined:
-        steps = sorted((x.read(trial).value, y.read(trial).value) for trial in complete if trial.key in members)
-        # Between two neighbours the worse x already has the better y: the step follows what is attained.
-        shape = "vh" if x.rising else "hv"
-        figure.add_scatter(
-            x=[point[0] for point in steps],
-            y=[point[1] for point in steps],
-            mode="lines",
-            line={"shape": shape, "color": FRONT_LINE, "width": 2},
-            name="front",
-            hoverinfo="skip",
-        )
+        points = [(x.read(trial).value, y.read(trial).value) for trial in complete if trial.key in members]
+        figure.add_scatter(**step_line(points, x.rising, color=FRONT_LINE, width=2), name="front")
     searched = [trial for trial in complete if trial.recipe is None]
     for name, trials, marker in (
         ("searched", [trial for trial in searched if trial.key not in members], _marker(8, 0.75, "#7b8794")),
@@ -194,8 +148,8 @@ def _scatter(
         figure.add_scatter(
             x=[x.read(trial).value for trial in trials],
             y=[y.read(trial).value for trial in trials],
-            error_x=_error_bars([x.read(trial) for trial in trials]),
-            error_y=_error_bars([y.read(trial) for trial in trials]),
+            error_x=error_bars([x.read(trial) for trial in trials]),
+            error_y=error_bars([y.read(trial) for trial in trials]),
             mode="markers+text" if recipes and not small else "markers",
             text=[_recipe_name(trial.recipe) for trial in trials] if recipes else None,
             textposition=list(itertools.islice(itertools.cycle(LABEL_PLACES), len(trials))),
@@ -205,9 +159,9 @@ def _scatter(
             name=name,
         )
     if small:
-        _lay_out(figure, x.name, y.name, height=320)
+        lay_out(figure, x.name, y.name, height=320)
     else:
-        _lay_out(figure, x.name + x.hint, y.name + y.hint, height=520)
+        lay_out(figure, x.name + x.hint, y.name + y.hint, height=520)
     strongest = max(255 * float(trial.point.get("epsilon", 0.0)) for trial in complete)
     figure.update_layout(
         showlegend=not small,
@@ -233,18 +187,6 @@ def _scatter(
 
 def _marker(size: float, outline: float, colour: str) -> dict[str, Any]:
     return {"size": size, "coloraxis": "coloraxis", "line": {"width": outline, "color": colour}}
-
-
-def _error_bars(metrics: Sequence[Metric]) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [metric.high - metric.value for metric in metrics],
-        "arrayminus": [metric.value - metric.low for metric in metrics],
-        "color": "rgba(82, 96, 109, 0.4)",
-        "thickness": 1,
-        "width": 0,
-    }
 
 
 def _recipe_name(recipe: str | None) -> str:
@@ -284,7 +226,7 @@ def _history_section(history: History) -> str:
         x=[count for _, count, _, _ in history],
         y=[share for _, _, _, share in history],
         hovertext=[
-            f"{count} trials, {_duration(seconds)} of device time<br>hypervolume {share:.2%}"
+            f"{count} trials, {duration(seconds)} of device time<br>hypervolume {share:.2%}"
             for _, count, seconds, share in history
         ],
         hoverinfo="text",
@@ -292,40 +234,16 @@ def _history_section(history: History) -> str:
         line={"shape": "hv", "color": HISTORY_LINE, "width": 2},
         name="hypervolume",
     )
-    _lay_out(figure, "trials ended", "hypervolume, share of the box", height=320)
+    lay_out(figure, "trials ended", "hypervolume, share of the box", height=320)
     figure.update_layout(showlegend=False)
     figure.update_yaxes(rangemode="tozero", tickformat=".0%")
     figure.update_xaxes(rangemode="tozero")
     label = f"Hypervolume after each of {len(history)} trials, at the end {history[-1][3]:.1%}" if history else ""
     return (
-        "<section>\n<h2>Progress</h2>\n<figure>\n" + _plot(figure, "history", label) + "<figcaption>"
+        "<section>\n<h2>Progress</h2>\n<figure>\n" + plot(figure, "history", label) + "<figcaption>"
         "What the front dominates of the box from the best ends of the objectives to the reference point."
         "</figcaption>\n</figure>\n</section>\n"
     )
-
-
-def _lay_out(figure: Any, x_label: str, y_label: str, height: int) -> None:
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 64, "r": 16, "t": 16, "b": 56},
-        font={"color": INK, "size": 13, "family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"},
-        legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top"},
-        hoverlabel={"align": "left"},
-    )
-    figure.update_xaxes(title=x_label, automargin=True, zeroline=False)
-    figure.update_yaxes(title=y_label, automargin=True, zeroline=False)
-
-
-def _plot(figure: Any, name: str, label: str, library: bool = False) -> str:
-    """The figure as HTML; `library` puts Plotly itself in front of it, once a page."""
-    html = figure.to_html(
-        full_html=False,
-        include_plotlyjs=library,
-        div_id=name,
-        config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
-    )
-    return f'<div role="group" aria-label="{label}">{html}</div>\n'
 
 
 def _table_section(complete: Sequence[Manifest], entries: Sequence[FrontEntry], objectives: Sequence[Objective]) -> str:
@@ -333,21 +251,13 @@ def _table_section(complete: Sequence[Manifest], entries: Sequence[FrontEntry], 
     names = list(dict.fromkeys(name for trial in complete for name in trial.params))
     names = names or list(dict.fromkeys(name for trial in complete for name in trial.point))
     heads = ["trial", "recipe", *(objective.metric for objective in objectives), *names]
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    rows = "".join(f"<tr>{_row(entry, trials[entry.key], objectives, names)}</tr>\n" for entry in entries)
-    return (
-        '<section>\n<h2 id="table">Trials on the front</h2>\n'
-        '<div class="scroll" role="region" tabindex="0" aria-labelledby="table">\n'
-        f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n</section>\n"
-    )
+    rows = [_row(entry, trials[entry.key], objectives, names) for entry in entries]
+    return table_section("Trials on the front", "table", heads, rows)
 
 
 def _row(entry: FrontEntry, trial: Manifest, objectives: Sequence[Objective], names: Sequence[str]) -> str:
     cells = [f'<th scope="row">{escape(entry.key)}</th>', f"<td>{_recipe_name(entry.recipe)}</td>"]
-    for objective in objectives:
-        low, high = entry.intervals[objective.metric]
-        interval = "" if low == high else f' <span class="interval">[{low:.4g}, {high:.4g}]</span>'
-        cells.append(f"<td>{entry.values[objective.metric]:.4g}{interval}</td>")
+    cells += [cell(entry.values[o.metric], *entry.intervals[o.metric]) for o in objectives]
     settings = _settings(trial)
     cells += [f"<td>{_setting(name, settings[name]) if name in settings else '–'}</td>" for name in names]
     return "".join(cells)
