@@ -69,11 +69,22 @@ def oriented(values: npt.ArrayLike, objectives: Sequence[Objective]) -> Floats:
         Costs, (n, m).
     """
     array = np.asarray(values, dtype=np.float64).reshape(-1, len(objectives))
-    low = np.array([objective.low for objective in objectives])
-    high = np.array([objective.high for objective in objectives])
-    maximised = np.array([objective.direction == "maximize" for objective in objectives])
+    low, high, maximised = _ranges(objectives)
     costs: Floats = np.where(maximised, high - array, array - low) / (high - low)
     return costs
+
+
+def values_at(costs: Floats, objectives: Sequence[Objective]) -> Floats:
+    """The values, (n, m), that have the costs, (n, m): the inverse of `oriented`."""
+    low, high, maximised = _ranges(objectives)
+    values: Floats = np.where(maximised, high - costs * (high - low), low + costs * (high - low))
+    return values
+
+
+def _ranges(objectives: Sequence[Objective]) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+    low = np.array([objective.low for objective in objectives])
+    high = np.array([objective.high for objective in objectives])
+    return low, high, np.array([objective.direction == "maximize" for objective in objectives])
 
 
 def front_mask(costs: Floats) -> npt.NDArray[np.bool_]:
