@@ -250,13 +250,14 @@ def _table_section(complete: Sequence[Manifest], entries: Sequence[FrontEntry], 
     trials = {trial.key: trial for trial in complete}
     names = list(dict.fromkeys(name for trial in complete for name in trial.params))
     names = names or list(dict.fromkeys(name for trial in complete for name in trial.point))
-    heads = ["trial", "recipe", *(objective.metric for objective in objectives), *names]
+    heads = ["trial", "recipe", "probability", *(objective.metric for objective in objectives), *names]
     rows = [_row(entry, trials[entry.key], objectives, names) for entry in entries]
-    return table_section("Trials on the front", "table", heads, rows)
+    return table_section("Trials on the front, and the probability of each to be there", "table", heads, rows)
 
 
 def _row(entry: FrontEntry, trial: Manifest, objectives: Sequence[Objective], names: Sequence[str]) -> str:
     cells = [f'<th scope="row">{escape(entry.key)}</th>', f"<td>{_recipe_name(entry.recipe)}</td>"]
+    cells.append(f"<td>{entry.probability:.2f}</td>")
     cells += [cell(entry.values[o.metric], *entry.intervals[o.metric]) for o in objectives]
     settings = _settings(trial)
     cells += [f"<td>{_setting(name, settings[name]) if name in settings else '–'}</td>" for name in names]

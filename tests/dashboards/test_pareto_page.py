@@ -112,8 +112,10 @@ def test_every_pair_of_objectives_has_a_plot(count: int, figures: int) -> None:
 
 def test_the_table_lists_the_front_with_its_settings() -> None:
     page = page_of(manifests())
-    rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>([^<]*)</td>', page)
-    assert rows == [("s-t00003-s0", ""), ("s-t00001-s0", ""), ("s-t00000-s0", "TeCoA-ITR")]
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>([^<]*)</td><td>([^<]*)</td>', page)
+    third, second, first = (f"{entry.probability:.2f}" for entry in front(manifests(), OBJECTIVES[:2]))
+    assert 0.5 < float(second) < 1
+    assert rows == [("s-t00003-s0", "", third), ("s-t00001-s0", "", second), ("s-t00000-s0", "TeCoA-ITR", first)]
     assert '<td>0.75 <span class="interval">[0.65, 0.95]</span></td>' in page
 
 
