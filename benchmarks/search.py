@@ -1,4 +1,4 @@
-"""How fast the search finds the front: `python -m benchmarks.search`, which takes a core about two hours.
+"""How fast the search finds the front: `python -m benchmarks.search`, which takes two cores half an hour.
 
 Every method proposes points of the same space, runs them on the same number of virtual devices and may spend the same
 device-seconds; equal points give equal results in equal seeds. What counts is the hypervolume of the noise-free values
