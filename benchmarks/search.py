@@ -23,6 +23,7 @@ from scipy.stats import wilcoxon
 from threadpoolctl import threadpool_limits
 
 from search_spaces.joint import JOINT
+from search_spaces.recipes import Recipe
 from study.config import Budget, EarlyStopping, Objective, StudyConfig
 from study.ledger import Ledger
 from study.pareto import hypervolume_share, oriented
@@ -127,22 +128,21 @@ def methods() -> dict[str, tuple[EarlyStopping, Callable[[int], optuna.samplers.
     }
 
 
-def curve(problem: Problem, method: str, epochs: int, trials: int, seed: int) -> Iterator[tuple[float, float]]:
+def curve(name: str, method: str, seed: int) -> Iterator[tuple[float, float]]:
     """One study, which goes on for as long as somebody asks.
 
     Args:
-        problem: what trials do.
+        name: a key of `PROBLEMS`.
         method: a key of `methods`.
-        epochs: of a trial.
-        trials: the budget that the study's own sampler is told.
-        seed: of the sampler.
+        seed: of the problem and the sampler.
 
     Yields:
         As each trial ends: device-seconds held by those that ended so far, and the hypervolume share of their truth.
     """
-    stopping, sampler = methods()[method]
+    make, epochs, trials, _, recipes = PROBLEMS[name]
+    problem, (stopping, sampler) = make(seed), methods()[method]
     config = StudyConfig(
-        recipes=(),
+        recipes=recipes,
         objectives=(Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5")),
         budget=Budget(trials=trials),
         early_stopping=stopping,
@@ -169,9 +169,9 @@ def race(name: str, seed: int, left_out: Collection[str]) -> dict[str, tuple[flo
         By method: the hypervolume share that it found within the budget, and its device-seconds to `SHARE` of the best
         of these; at most `PATIENCE` budgets.
     """
-    make, epochs, trials, trial_seconds = PROBLEMS[name]
+    _, _, trials, trial_seconds, _ = PROBLEMS[name]
     budget = trials * trial_seconds
-    going = {method: curve(make(seed), method, epochs, trials, seed) for method in methods() if method not in left_out}
+    going = {method: curve(name, method, seed) for method in methods() if method not in left_out}
     curves = {method: [(0.0, 0.0)] for method in going}
     for method, points in going.items():
         while curves[method][-1][0] <= budget:
@@ -202,7 +202,7 @@ def paired(ratios: Sequence[float]) -> str:
 
 def show(name: str, races: Sequence[dict[str, tuple[float, float]]]) -> None:
     """Print one problem's table, a race for each seed."""
-    _, epochs, trials, seconds = PROBLEMS[name]
+    _, epochs, trials, seconds, _ = PROBLEMS[name]
     costs = {method: [race[method][1] for race in races] for method in races[0]}
     print(f"\n{name}: {epochs} epochs, device-seconds of {trials} full trials, {len(races)} seeds, {SLOTS} at once")
     print(f"{'':24}{'hypervolume in budget':28}{'cost to 95 %':30}{'reached':10}{'times stock':24}p")
@@ -217,14 +217,18 @@ def show(name: str, races: Sequence[dict[str, tuple[float, float]]]) -> None:
     print(f"ours against random: {quartiles(best, '.2f')} times its cost, p {paired(best)}", flush=True)
 
 
-PROBLEMS: dict[str, tuple[Callable[[int], Problem], int, int, float]] = {
-    "fine-tuning, quickstart": (lambda seed: Tuned(Surrogate(seed=seed)), 3, 12, 16.0),
-    "fine-tuning, long": (lambda seed: Tuned(Surrogate(seed=seed)), 9, 80, 36.0),
-    "zdt1": (lambda seed: Analytic("zdt1", seed), 9, 80, 90.0),
-    "zdt2": (lambda seed: Analytic("zdt2", seed), 9, 80, 90.0),
-    "dtlz2": (lambda seed: Analytic("dtlz2", seed), 9, 80, 90.0),
+KNOWN: tuple[Recipe, ...] = ("finetune", "tecoa_itr", "fare", "mat")
+
+PROBLEMS: dict[str, tuple[Callable[[int], Problem], int, int, float, tuple[Recipe, ...]]] = {
+    "fine-tuning, quickstart": (lambda seed: Tuned(Surrogate(seed=seed)), 3, 12, 16.0, ()),
+    "fine-tuning, recipes first": (lambda seed: Tuned(Surrogate(seed=seed)), 3, 16, 16.0, KNOWN),
+    "fine-tuning, long": (lambda seed: Tuned(Surrogate(seed=seed)), 9, 80, 36.0, ()),
+    "zdt1": (lambda seed: Analytic("zdt1", seed), 9, 80, 90.0, ()),
+    "zdt2": (lambda seed: Analytic("zdt2", seed), 9, 80, 90.0, ()),
+    "dtlz2": (lambda seed: Analytic("dtlz2", seed), 9, 80, 90.0, ()),
 }
-"""By name: problem of a seed, epochs, trials' worth of device-seconds, device-seconds of a full trial."""
+"""By name: problem of a seed, epochs, trials' worth of device-seconds, device-seconds of a full trial, and the recipes
+that every method begins with and pays for."""
 
 
 def main(arguments: Sequence[str]) -> int:
