@@ -32,9 +32,6 @@ SPREAD, NEAR_FRONT = 512, 4
 DISTANCES, PARENTS, CHILDREN = (0.2, 0.05, 0.02, 0.005), 16, 24
 """Then, at each distance, children of the best candidates."""
 
-FORETELLING = 4
-"""Complete trials that a rung foretells others' ends from, at least: a line through fewer tells little of its error."""
-
 Rows = tuple[Floats, Floats]
 """Points of the unit box, (n, knobs), and a value of each, (n,)."""
 
@@ -144,12 +141,12 @@ def foretell(early: Floats, late: Floats) -> tuple[Floats, Floats]:
         late: final ones, NaN where there are none, (n, objectives).
 
     Returns:
-        Final costs and variances, (n, objectives) each; NaN if fewer than `FORETELLING` trials have both, or if the
-        two do not go together.
+        Final costs and variances, (n, objectives) each; NaN if fewer than two trials have both, or if the two do not
+        go together.
     """
     both = np.isfinite(late).all(1)
     count = int(both.sum())
-    if count < FORETELLING:
+    if count < 2:
         return np.full_like(early, np.nan), np.full_like(early, np.nan)
     centre, target = early[both].mean(0), late[both].mean(0)
     off = early[both] - centre

@@ -87,23 +87,21 @@ def test_what_trials_tell() -> None:
         trial(7, 0.7, None, attributes={"rungs": {"2": [0.4, 0.2]}}),
         trial(8, 1.0, [0.5, np.inf]),
         trial(9, 0.8, None, attributes={"rungs": rung}, state=TrialState.RUNNING),
-        trial(10, 0.9, [0.8, 0.2], attributes={"rungs": {"4": [0.6, 0.2]}}),
-        trial(11, 0.1, [0.6, 0.4], attributes={"rungs": {"4": [0.4, 0.4]}}),
     ]
-    foreign = trial(12, 0.9, [0.5, 0.5])
+    foreign = trial(10, 0.9, [0.5, 0.5])
     foreign.params = {"contrastive_weight": 7.0}
     found = read_trials([*trials, foreign], BOX, TWO)
-    assert found.points[:, 0].tolist() == [0, 0.5, 1, 0.2, 0.9, 0.1, 0.8]
+    assert found.points[:, 0].tolist() == [0, 0.5, 1, 0.2, 0.8]
     np.testing.assert_allclose(found.costs[:3], [[0.1, 0.9], [0.3, 0.7], [0.5, 0.8]])
-    assert found.usable.tolist() == [True, True, False, False, True, True, False]
+    assert found.usable.tolist() == [True, True, False, False, False]
     # The rung says 0.2 too little clean recall and the robust recall as it ends.
-    np.testing.assert_allclose(found.costs[[3, 6]], [[0.4, 0.8]] * 2, atol=1e-6)
+    np.testing.assert_allclose(found.costs[3:], [[0.4, 0.8]] * 2, atol=1e-6)
     assert (found.extra[:3] == 0).all()
     assert found.running[:, 0].tolist() == [0.4, 0.8]
     (limit, infeasible) = found.limits
     assert (limit[0][:, 0].tolist(), limit[1].tolist()) == ([1.0], [0.1])
     assert dict(zip(infeasible[0][:, 0].tolist(), infeasible[1].tolist(), strict=True))[0.3] == 1
-    assert infeasible[1].sum() == 1 - 8  # those that failed or run say nothing
+    assert infeasible[1].sum() == 1 - 6  # those that failed or run say nothing
     np.testing.assert_allclose(found.seconds[1], np.log([10, 20]))
     nothing = read_trials([], BOX, TWO)
     assert (nothing.points.shape, nothing.costs.shape, nothing.running.shape) == ((0, 3), (0, 2), (0, 3))
@@ -122,14 +120,13 @@ def test_a_rung_foretells_without_bias_though_it_decides_who_goes_on(noise: floa
 
 
 def test_what_a_rung_cannot_foretell() -> None:
-    early = np.linspace(0.1, 0.5, 5)[:, None]
-    three = np.array([[0.2], [0.3], [0.4], [np.nan], [np.nan]])  # a line without an error, which may be chance
-    assert np.isnan(foretell(early, three)[0]).all()
+    early = np.array([[0.1], [0.2], [0.3]])
+    assert np.isnan(foretell(early, np.array([[0.5], [np.nan], [np.nan]]))[0]).all()
     rng = np.random.default_rng(0)
     against = rng.random((50, 1))
     assert np.isnan(foretell(against, 1 - against)[0]).all()
-    equal = np.full((6, 1), 0.2)  # with no difference at the rung, every end is as doubtful as they differ
-    ends, variance = foretell(equal, np.array([[0.1], [0.2], [0.3], [0.4], [np.nan], [np.nan]]))
+    equal = np.full((5, 1), 0.2)  # with no difference at the rung, every end is as doubtful as they differ
+    ends, variance = foretell(equal, np.array([[0.1], [0.2], [0.3], [np.nan], [np.nan]]))
     assert np.isfinite(ends).all()
     assert (variance > 1).all()
 

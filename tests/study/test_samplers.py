@@ -153,7 +153,7 @@ def test_gp_is_not_led_astray_by_recipes_that_differ_in_few_knobs() -> None:
         return hypervolume_history(ledger.manifests(), settings.objectives)[-1][3]
 
     seeds = range(6)
-    assert np.mean([share("gp", seed) - share("random", seed) for seed in seeds]) > 0.07
+    assert np.mean([share("gp", seed) - share("random", seed) for seed in seeds]) > 0.03
 
 
 @pytest.mark.parametrize("objectives", [1, 2])
