@@ -142,7 +142,7 @@ def _free_place(trial: TrialConfig) -> None:
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
 
 
-def run_trial(config: TrialConfig, patience: Patience = Patience(), callbacks: Sequence[Any] = ()) -> Outcome:  # noqa: B008, it is frozen
+def run_trial(config: TrialConfig, patience: Patience, callbacks: Sequence[Any]) -> Outcome:
     """Run the trial as a Ray Train job, going on from its last checkpoint if it has run before.
 
     What the trial itself does wrong ends it at once, with the reason. A lost worker or node is tried again from the
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str]) -> int:
         if config.workers.gpus_per_worker is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
             config = config.model_copy(update={"workers": config.workers.model_copy(update={"gpus_per_worker": gpus})})
-        outcome = run_trial(config)
+        outcome = run_trial(config, Patience(), [])
         print(outcome.model_dump_json(indent=1))
         return 0 if outcome.state == "complete" else 1
 

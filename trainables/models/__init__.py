@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ Part = Literal["all", "image", "text", "fusion"]
 """Of a model: what is trained."""
 
 
-class RetrievalModel(nn.Module):
+class RetrievalModel(nn.Module, ABC):
     """An image encoder and a text encoder into one space.
 
     Contract: pixels are float in [0, 1] and un-normalised (the model normalises inside, so that attack radii mean the
@@ -33,21 +34,21 @@ class RetrievalModel(nn.Module):
     temperature_range: ClassVar[tuple[float, float]] = (0.01, 1.0)
     """Where a learned temperature is kept. CLIP's logit scale is at most 100 (Radford et al. 2021, section 2.5)."""
 
+    @abstractmethod
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) -> (batch, dim)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) token ids and attention mask -> (batch, dim)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the image side only: the tower and its projection."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the text side only: the tower and its projection."""
-        raise NotImplementedError
 
     def fusion_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters that only scores of an image and a caption together use; none without fusion."""
@@ -67,9 +68,9 @@ class RetrievalModel(nn.Module):
         for layer in layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write weights, configuration and tokenizer."""
-        raise NotImplementedError
 
 
 class FusionModel(RetrievalModel):
@@ -83,22 +84,23 @@ class FusionModel(RetrievalModel):
     similarity_weight: ClassVar[float]
     """Pairs are ranked by their second ITM logit plus so much of their cosine similarity."""
 
+    @abstractmethod
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, image tokens, width)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_features(self, image_tokens: Tensor) -> Tensor:
         """(batch, image tokens, width) -> (batch, dim), for the similarity to captions."""
-        raise NotImplementedError
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, dim)."""
         return self.image_features(self.image_tokens(pixels))
 
+    @abstractmethod
     def text_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(captions, length) token ids and attention mask -> (captions, length, width): where the fusion begins."""
-        raise NotImplementedError
 
+    @abstractmethod
     def itm_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
         """Whether images and captions match.
 
@@ -111,7 +113,6 @@ class FusionModel(RetrievalModel):
         Returns:
             (images x n, 2): logits of "no match" and "match".
         """
-        raise NotImplementedError
 
 
 def parameters_of(model: RetrievalModel, part: Part) -> list[nn.Parameter]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -34,6 +35,18 @@ class FusedAttention(BlipAttention):
         return self.projection(seen.transpose(1, 2).flatten(2)), None
 
 
+def _fused(layer: Any, states: Tensor, unseen: Tensor, image_tokens: Tensor, first_only: bool = False) -> Tensor:
+    """What a fusion layer makes of the captions' states, (images x n, length, width), or of their first tokens only."""
+    states, _ = layer.attention(states, unseen)
+    if first_only:
+        states = states[:, :1]
+    # Captions of an image stand in one row, so that its keys and values are computed once for all of them.
+    row = states.reshape(len(image_tokens), -1, states.shape[-1])
+    states = layer.crossattention(row, encoder_hidden_states=image_tokens)[0].view_as(states)
+    fused: Tensor = layer.feed_forward_chunk(states)
+    return fused
+
+
 class VitBert(FusionModel):
     """A fusion model around a `transformers` network with BLIP's names for its parts.
 
@@ -54,6 +67,7 @@ class VitBert(FusionModel):
         for layer in network.vision_model.encoder.layers:
             layer.self_attn.__class__ = FusedAttention  # the same weights under the same names
         self.tokenizer = tokenizer
+        self._fused: Callable[..., Tensor] = _fused
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)
 
@@ -68,9 +82,9 @@ class VitBert(FusionModel):
         """(batch, 1 + patches, width) -> (batch, dim): the first token, projected."""
         return self.network.vision_proj(image_tokens[:, 0])
 
+    @abstractmethod
     def fusion_layers(self) -> Iterable[Any]:
         """`BlipTextLayer`s with cross-attention, in order."""
-        raise NotImplementedError
 
     def itm_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
         """See `FusionModel`."""
@@ -82,22 +96,10 @@ class VitBert(FusionModel):
         states = self._fused(last, states, unseen, image_tokens, first_only=True)  # all that the head reads
         return self.network.itm_head(states[:, 0])
 
-    def _fused(
-        self, layer: Any, states: Tensor, unseen: Tensor, image_tokens: Tensor, first_only: bool = False
-    ) -> Tensor:
-        states, _ = layer.attention(states, unseen)
-        if first_only:
-            states = states[:, :1]
-        # Captions of an image stand in one row, so that its keys and values are computed once for all of them.
-        row = states.reshape(len(image_tokens), -1, states.shape[-1])
-        states = layer.crossattention(row, encoder_hidden_states=image_tokens)[0].view_as(states)
-        return layer.feed_forward_chunk(states)
-
     def checkpoint_layers(self) -> None:
         """See `RetrievalModel`; the fusion layers are called part by part, so they need their own word."""
         super().checkpoint_layers()
-        # The instance's own, so that other models of the class are as they were.
-        self._fused = partial(checkpoint, self._fused, use_reentrant=False)  # type: ignore[method-assign]
+        self._fused = partial(checkpoint, _fused, use_reentrant=False)
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
         """The ViT and its projection."""

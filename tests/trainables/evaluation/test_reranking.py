@@ -44,6 +44,9 @@ class Table(FusionModel):
         return torch.stack([torch.full((len(captions),), 1e6), self.table[image, captions]], 1)
 
 
+Table.__abstractmethods__ = frozenset()  # re-ranking asks for nothing else of a model
+
+
 def ranks(similarity: Tensor, table: Tensor, owner: list[int], candidates: int, **options: Any) -> tuple[Ranks, Table]:
     """Images are unit vectors, so that captions' features are their columns of similarities."""
     images, model = len(similarity), Table(table)
