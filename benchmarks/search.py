@@ -203,14 +203,14 @@ def paired(ratios: Sequence[float]) -> str:
 def show(name: str, races: Sequence[dict[str, tuple[float, float]]]) -> None:
     """Print one problem's table, a race for each seed."""
     _, epochs, trials, seconds, _ = PROBLEMS[name]
-    costs = {method: [race[method][1] for race in races] for method in races[0]}
+    costs = {method: [of_seed[method][1] for of_seed in races] for method in races[0]}
     print(f"\n{name}: {epochs} epochs, device-seconds of {trials} full trials, {len(races)} seeds, {SLOTS} at once")
     print(f"{'':24}{'hypervolume in budget':28}{'cost to 95 %':30}{'reached':10}{'times stock':24}p")
     for method, cost in costs.items():
         count = sum(spent < PATIENCE * trials * seconds for spent in cost)
         ratio = [own / other for own, other in zip(cost, costs["stock"], strict=True)]
         print(
-            f"{method:24}{quartiles([race[method][0] for race in races], '.3f'):28}{quartiles(cost, '.0f'):30}"
+            f"{method:24}{quartiles([of_seed[method][0] for of_seed in races], '.3f'):28}{quartiles(cost, '.0f'):30}"
             f"{f'{count}/{len(races)}':10}{quartiles(ratio, '.2f'):24}{paired(ratio)}"
         )
     best = [own / other for own, other in zip(costs["ours"], costs["random"], strict=True)]

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dashboards.page import INK, cell, duration, error_bars, html_page, lay_out, plot, step_line, table_section
+from dashboards.page import (
+    INK,
+    cell,
+    duration,
+    error_bars,
+    html_page,
+    lay_out,
+    plot,
+    recipe_name,
+    setting,
+    step_line,
+    table_section,
+)
 from study.pareto import values_at
 from trainables.results import Metric
 
@@ -85,11 +97,11 @@ def _metric(entry: FrontEntry, name: str) -> Metric:
 def _hover(entry: FrontEntry, axes: tuple[Objective, Objective], on_joint: bool) -> str:
     """Plotly shows a subset of HTML, so everything from outside is escaped here too."""
     lines = [f"<b>{escape(entry.key)}</b>" + (" · on the joint front" if on_joint else "")]
-    lines += [f"recipe: {escape(entry.recipe)}"] if entry.recipe else []
+    lines += [f"recipe: {recipe_name(entry.recipe)}"] if entry.recipe else []
     for axis in (axis.metric for axis in axes):
         low, high = entry.intervals[axis]
         lines.append(f"{escape(axis)}: {entry.values[axis]:.4g} [{low:.4g}, {high:.4g}]")
-    lines += [f"{escape(name)}: {escape(str(value))}" for name, value in entry.params.items()]
+    lines += [f"{escape(name)}: {setting(name, value)}" for name, value in entry.params.items()]
     return "<br>".join(lines)
 
 
@@ -105,7 +117,9 @@ def _surfaces_section(index: int, names: str, found: Comparison) -> str:
         figure.add_scatter(**line, name=level)
     lay_out(figure, escape(x.metric), escape(y.metric), height=420)
     label = f"Attainment surfaces of {names}"
-    caption = "What lies beyond a line is attained by one seed (best), by half of them (median), by all (worst)."
+    caption = (
+        "A line and all that it dominates is attained by one seed (best), by half of them (median), by all (worst)."
+    )
     return (
         f"<section>\n<h2>What seeds attain: {escape(names)}</h2>\n<figure>"
         f"{plot(figure, f'surfaces-{index}', escape(label))}<figcaption>{caption}</figcaption></figure>\n</section>\n"
@@ -145,7 +159,7 @@ def _table_section(found: Comparison) -> str:
     rows = []
     for entry in found.joint:
         cells = [f'<th scope="row">{escape(of[entry.key])}</th>', f"<td>{escape(entry.key)}</td>"]
-        cells += [f"<td>{escape(entry.recipe or '')}</td>"]
+        cells.append(f"<td>{recipe_name(entry.recipe)}</td>")
         cells += [cell(entry.values[o.metric], *entry.intervals[o.metric]) for o in found.objectives]
         rows.append("".join(cells))
     return table_section("The front of all studies together", "table", heads, rows)

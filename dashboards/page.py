@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from search_spaces.recipes import RECIPES
 from trainables.results import Metric
 
 INK = "#1f2933"
@@ -105,6 +106,19 @@ def error_bars(metrics: Sequence[Metric]) -> dict[str, Any]:
         "thickness": 1,
         "width": 0,
     }
+
+
+def recipe_name(recipe: str | None) -> str:
+    """As the papers write it, escaped; others appear as they are."""
+    titles: dict[str | None, str] = {name: published.title for name, published in RECIPES.items()}
+    return escape(titles.get(recipe, recipe or ""))
+
+
+def setting(name: str, value: Any) -> str:
+    """A knob's value, escaped; radii in parts of 255."""
+    if name == "epsilon" and isinstance(value, int | float):
+        return f"{255 * value:.3g}/255"
+    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 def duration(seconds: float) -> str:

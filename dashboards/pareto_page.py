@@ -8,8 +8,19 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from dashboards.page import INK, cell, duration, error_bars, html_page, lay_out, plot, step_line, table_section
-from search_spaces.recipes import RECIPES
+from dashboards.page import (
+    INK,
+    cell,
+    duration,
+    error_bars,
+    html_page,
+    lay_out,
+    plot,
+    recipe_name,
+    setting,
+    step_line,
+    table_section,
+)
 from study.config import Objective
 from study.pareto import FrontEntry, front, hypervolume_history, measured, write_front, write_if_changed
 from study.records import Manifest, StudyPaths
@@ -151,7 +162,7 @@ def _scatter(
             error_x=error_bars([x.read(trial) for trial in trials]),
             error_y=error_bars([y.read(trial) for trial in trials]),
             mode="markers+text" if recipes and not small else "markers",
-            text=[_recipe_name(trial.recipe) for trial in trials] if recipes else None,
+            text=[recipe_name(trial.recipe) for trial in trials] if recipes else None,
             textposition=list(itertools.islice(itertools.cycle(LABEL_PLACES), len(trials))),
             hovertext=[_hover(trial, (x, y), trial.key in members) for trial in trials],
             hoverinfo="text",
@@ -189,33 +200,21 @@ def _marker(size: float, outline: float, colour: str) -> dict[str, Any]:
     return {"size": size, "coloraxis": "coloraxis", "line": {"width": outline, "color": colour}}
 
 
-def _recipe_name(recipe: str | None) -> str:
-    """As the papers write them; others appear as they are."""
-    titles: dict[str | None, str] = {name: published.title for name, published in RECIPES.items()}
-    return escape(titles.get(recipe, recipe or ""))
-
-
 def _hover(trial: Manifest, axes: tuple[Axis, Axis], on_front: bool) -> str:
     """Plotly shows a subset of HTML, so everything from outside is escaped here too."""
     lines = [f"<b>{escape(trial.key)}</b>" + (" · on the front" if on_front else "")]
     if trial.recipe is not None:
-        lines.append(f"recipe: {_recipe_name(trial.recipe)}")
+        lines.append(f"recipe: {recipe_name(trial.recipe)}")
     for axis in axes:
         metric = axis.read(trial)
         lines.append(f"{axis.name}: {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]")
-    lines += [f"{escape(name)}: {_setting(name, value)}" for name, value in _settings(trial).items()]
+    lines += [f"{escape(name)}: {setting(name, value)}" for name, value in _settings(trial).items()]
     return "<br>".join(lines)
 
 
 def _settings(trial: Manifest) -> dict[str, Any]:
     """What was proposed and what it meant; the point has the last word where both name it."""
     return {**trial.params, **trial.point}
-
-
-def _setting(name: str, value: Any) -> str:
-    if name == "epsilon" and isinstance(value, int | float):
-        return f"{255 * value:.3g}/255"
-    return escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
 def _history_section(history: History) -> str:
@@ -256,9 +255,9 @@ def _table_section(complete: Sequence[Manifest], entries: Sequence[FrontEntry], 
 
 
 def _row(entry: FrontEntry, trial: Manifest, objectives: Sequence[Objective], names: Sequence[str]) -> str:
-    cells = [f'<th scope="row">{escape(entry.key)}</th>', f"<td>{_recipe_name(entry.recipe)}</td>"]
+    cells = [f'<th scope="row">{escape(entry.key)}</th>', f"<td>{recipe_name(entry.recipe)}</td>"]
     cells.append(f"<td>{entry.probability:.2f}</td>")
     cells += [cell(entry.values[o.metric], *entry.intervals[o.metric]) for o in objectives]
     settings = _settings(trial)
-    cells += [f"<td>{_setting(name, settings[name]) if name in settings else '–'}</td>" for name in names]
+    cells += [f"<td>{setting(name, settings[name]) if name in settings else '–'}</td>" for name in names]
     return "".join(cells)

@@ -18,12 +18,13 @@ from study.unit_box import UnitBox
 from trainables.config import content_hash
 
 GP_TRIALS = 300
-"""Of a study under `auto`; up to here a Gaussian process answers within two seconds; its time grows with the cube."""
+"""Of a study under `auto`; up to here a Gaussian process answers within a second; its time grows with the cube."""
 
 GP_START = 3
-"""Trials that a Gaussian process learns from at least; the points before are of Latin hypercubes of `GP_CUBE`."""
+"""Trials that a Gaussian process learns from at least."""
 
 GP_CUBE = 8
+"""Points of a Latin hypercube, which those before are of, one hypercube after the other."""
 
 
 def reason(config: StudyConfig) -> str:

@@ -13,6 +13,7 @@ from dashboards.pareto_page import pareto_page, write_front_files
 from study.config import Objective
 from study.pareto import front, hypervolume_history
 from study.records import Manifest, StudyPaths
+from tests.pages import traces_of
 
 OBJECTIVES = (
     Objective(metric="both/mr_r5"),
@@ -48,14 +49,6 @@ def page_of(
 ) -> str:
     history = hypervolume_history(manifests, objectives)
     return pareto_page(manifests, front(manifests, objectives), objectives, history, title)
-
-
-def traces_of(page: str, name: str) -> dict[str, dict[str, Any]]:
-    """The data of the embedded figure `name`, by the names of its traces."""
-    start = re.search(rf'Plotly\.newPlot\(\s*"{name}",\s*', page)
-    assert start is not None, f"no figure {name}"
-    data, _ = json.JSONDecoder().raw_decode(page, start.end())
-    return {trace["name"]: trace for trace in data}
 
 
 def manifests() -> list[Manifest]:

@@ -14,6 +14,7 @@ from study.compare import main
 from study.config import Budget, Objective, StudyConfig, TrialTemplate, fingerprint, freeze
 from study.ledger import Ledger
 from study.pareto import hypervolume_share
+from tests.pages import traces_of
 from tests.study.helpers import complete, study
 from trainables.config import DataConfig, ModelConfig, Protocol, TrainingConfig, TrialConfig
 
@@ -33,13 +34,6 @@ def ended(
     for clean, robust in values:
         ledger.finish(ledger.take(), complete(clean, robust, device_seconds=1800), TrialConfig())
     return config
-
-
-def traces_of(page: str, name: str) -> dict[str, Any]:
-    start = re.search(rf'Plotly\.newPlot\(\s*"{name}",\s*', page)
-    assert start is not None, f"no figure {name}"
-    data, _ = json.JSONDecoder().raw_decode(page, start.end())
-    return {trace["name"]: trace for trace in data if "name" in trace}
 
 
 def compared(folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, str]:
