@@ -32,6 +32,11 @@ SPREAD, NEAR_FRONT = 512, 4
 DISTANCES, PARENTS, CHILDREN = (0.2, 0.05, 0.02, 0.005), 16, 24
 """Then, at each distance, children of the best candidates."""
 
+ENOUGH = 10
+"""Points for each feature that tell the shape of a function (Loeppky et al. 2009, "Choosing the sample size of a
+computer experiment"). A process takes its shape for known; what fewer points say is doubted more than that, or the
+first ones, such as recipes, which differ in little, would decide what is never tried."""
+
 Rows = tuple[Floats, Floats]
 """Points of the unit box, (n, knobs), and a value of each, (n,)."""
 
@@ -185,13 +190,14 @@ def propose(known: Known, box: UnitBox, given: Values, rng: Generator) -> Floats
     places, volumes = undominated(np.column_stack([process.predict(found)[0] for process in processes]))
 
     tried = {row.tobytes() for row in (*known.points, *known.running)}
+    doubt = np.sqrt(1 + ENOUGH * features.shape[1] / len(features))
 
     def promise(units: Floats) -> Floats:
         rows = box.features(units)
         growth = volumes
         for process, costs in zip(processes, places.T, strict=True):
             mean, deviation = process.predict(rows)
-            growth = growth * ndtr((costs - mean[:, None]) / deviation[:, None])
+            growth = growth * ndtr((costs - mean[:, None]) / (doubt * deviation[:, None]))
         total: Floats = growth.sum(1)
         for limit in limits:
             mean, deviation = limit.predict(rows)

@@ -107,6 +107,15 @@ def test_what_trials_tell() -> None:
     assert (nothing.points.shape, nothing.costs.shape, nothing.running.shape) == ((0, 3), (0, 2), (0, 3))
 
 
+@pytest.mark.parametrize("temperatures", [(0.0, 0.5, 1.0), (0.2, 0.5, 0.8), (0.0, 0.2, 0.4, 0.6)])
+def test_points_that_differ_in_one_knob_do_not_keep_the_search_from_the_others(temperatures: Sequence[float]) -> None:
+    points = [[1.0, temperature, 0.0] for temperature in temperatures]
+    found = known(points, trade_off(np.array(points)) / 2 + 0.2)
+    weight, temperature, trainable = propose(found, BOX, {}, np.random.default_rng(0))
+    assert (weight, trainable) == (0, 1)
+    assert 0.6 < temperature < 0.85  # what they do say of their own knob counts
+
+
 @pytest.mark.parametrize("noise", [0.05, 0.2])
 def test_a_rung_foretells_without_bias_though_it_decides_who_goes_on(noise: float) -> None:
     rng = np.random.default_rng(1)
