@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 
 from search_spaces.joint import JOINT, SPACES
@@ -44,6 +52,8 @@ SamplerName = Literal["tpe", "gp", "nsga2", "nsga3", "qmc", "random", "auto"]
 
 KnobValue = Annotated[bool | int | float | str, BeforeValidator(parse_epsilon)]
 """Of a point; radii may be written 2/255."""
+
+Points = tuple[dict[str, KnobValue], ...]
 
 
 class Objective(Model):
@@ -135,6 +145,13 @@ class TrialTemplate(Model):
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()
 
+    @model_validator(mode="after")
+    def _workers_share_the_batch(self) -> TrialTemplate:
+        batch, workers = self.training.batch_size, self.workers.count
+        if batch % workers:
+            raise ValueError(f"training.batch_size {batch} is no multiple of workers.count {workers}")
+        return self
+
 
 class TrackingConfig(Model):
     """Where MLflow keeps the projection."""
@@ -174,17 +191,19 @@ class StudyConfig(Model):
         ("finetune", "tecoa_itr", "fare", "mat"), description="published defences that run first"
     )
     recipe_temperature: float = Field(0.05, gt=0, le=1, description="of the recipes: that of the base model")
+    protocol: Protocol = Protocol()
     objectives: tuple[Objective, ...] = Field(
-        (Objective(metric="clean/mr_r1"), Objective(metric="both/mr_r1")), min_length=1, max_length=4
+        (Objective(metric="clean/mr_r1"), Objective(metric="both/mr_r1")),
+        min_length=1,
+        max_length=4,
+        validate_default=True,
     )
     constraints: tuple[Constraint, ...] = Field((), description="bounds that a usable trial keeps")
+    price: Price = Price()
     budget: Budget = Budget()
     early_stopping: EarlyStopping = EarlyStopping()
-    price: Price = Price()
     sampler: SamplerName = Field("auto", description="how searched points are proposed; auto chooses by the budget")
-    points: tuple[dict[str, KnobValue], ...] = Field(
-        (), description="points to try first, by knob; knobs that are left out are proposed"
-    )
+    points: Points = Field((), description="points to try first, by knob; knobs that are left out are proposed")
     replicates: int = Field(
         0, ge=0, le=20, description="further runs, with fresh seeds, of every trial that may be on the front in the end"
     )
@@ -194,7 +213,6 @@ class StudyConfig(Model):
     seed: int = Field(0, ge=0, description="of the sampler and of every trial")
     data: DataConfig = DataConfig()
     trial: TrialTemplate = TrialTemplate()
-    protocol: Protocol = Protocol()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: str | None = Field(None, description="Optuna storage URL; empty: SQLite in the study's folder")
@@ -207,34 +225,47 @@ class StudyConfig(Model):
             raise ValueError("; ".join(problems))
         return space
 
-    @model_validator(mode="after")
-    def _parts_fit(self) -> StudyConfig:
-        known = [*self.protocol.metric_names, *COSTS]
-        for field, parts in (("objectives", self.objectives), ("constraints", self.constraints)):
-            unknown = [part.metric for part in parts if part.metric not in known]
-            if unknown:
-                targets, ks = ", ".join(self.protocol.targets), ", ".join(map(str, self.protocol.recall_at))
-                raise ValueError(
-                    f"{field}: no metric {', '.join(unknown)}; metrics are {', '.join(COSTS)} and "
-                    f"TARGET/DIRECTION_rK, where TARGET is one of {targets}, DIRECTION of {', '.join(DIRECTIONS)}, "
-                    f"and K of {ks}"
-                )
+    # What depends on other fields is checked if these are right themselves, so that all mistakes are told at once.
+
+    @field_validator("objectives", "constraints")
+    @classmethod
+    def _metrics_exist(
+        cls, parts: tuple[Objective | Constraint, ...], info: ValidationInfo
+    ) -> tuple[Objective | Constraint, ...]:
+        protocol: Protocol | None = info.data.get("protocol")
+        if protocol is None:
+            return parts
+        known = [*protocol.metric_names, *COSTS]
+        unknown = [part.metric for part in parts if part.metric not in known]
+        if unknown:
+            targets, ks = ", ".join(protocol.targets), ", ".join(map(str, protocol.recall_at))
+            raise ValueError(
+                f"no metric {', '.join(unknown)}; metrics are {', '.join(COSTS)} and TARGET/DIRECTION_rK, where TARGET "
+                f"is one of {targets}, DIRECTION of {', '.join(DIRECTIONS)}, and K of {ks}"
+            )
+        return parts
+
+    @field_validator("budget")
+    @classmethod
+    def _money_has_a_price(cls, budget: Budget, info: ValidationInfo) -> Budget:
+        price = info.data.get("price")
+        if budget.money is not None and price is not None and not price.device_hour:
+            raise ValueError("money needs price.device_hour, what an hour of a device costs")
+        return budget
+
+    @field_validator("points")
+    @classmethod
+    def _points_are_of_the_space(cls, points: Points, info: ValidationInfo) -> Points:
+        space: dict[str, Knob] | None = info.data.get("space")
         wrong = [
             f"{name}={value!r}"
-            for point in self.points
+            for point in points
             for name, value in point.items()
-            if name not in self.space or not self.space[name].contains(value)
+            if space is not None and not (name in space and space[name].contains(value))
         ]
         if wrong:
-            raise ValueError(f"points: {', '.join(wrong)} is not in the space, whose knobs are {', '.join(self.space)}")
-        if self.trial.training.batch_size % self.trial.workers.count:
-            raise ValueError(
-                f"trial.training.batch_size {self.trial.training.batch_size} is no multiple of trial.workers.count "
-                f"{self.trial.workers.count}"
-            )
-        if self.budget.money is not None and not self.price.device_hour:
-            raise ValueError("budget.money needs price.device_hour, what an hour of a device costs")
-        return self
+            raise ValueError(f"{', '.join(wrong)} is not in the space, whose knobs are {', '.join(space or ())}")
+        return points
 
     @property
     def paths(self) -> StudyPaths:
@@ -285,7 +316,7 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
     values = {"name": files.preset, **read_yaml(preset)}
     if files.config is not None:
         values = _merged(values, read_yaml(Path(files.config)))
-    return from_command_line(lambda: schema(_cli_parse_args=given, **values), "the study's configuration")
+    return from_command_line(schema, given, values, "the study's configuration")
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -370,4 +401,4 @@ def load_frozen(paths: StudyPaths) -> StudyConfig:
     try:
         return StudyConfig.model_validate(read_yaml(paths.config).get("config", {}))
     except ValidationError as error:
-        raise all_mistakes(error, str(paths.config)) from None
+        raise all_mistakes(error, StudyConfig, str(paths.config)) from None

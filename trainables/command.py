@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from trainables.config import TrialConfig
 
@@ -50,20 +52,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def all_mistakes(error: ValidationError, source: str) -> InputError:
+def all_mistakes(error: ValidationError, schema: type[BaseModel], source: str) -> InputError:
     """Every mistake of a configuration in one message: field, what was given, what is accepted."""
     lines = []
     for item in error.errors():
         field = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-")) or "(whole)"
         if item["type"] == "extra_forbidden":
-            lines.append(f"  {field}: no such field")
+            lines.append(f"  {field}: no such field{_meant(field, schema)}")
         elif item["type"] == "missing":
             lines.append(f"  {field}: is required")
         else:
-            given = item["input"] if not isinstance(item["input"], dict) else "..."
-            lines.append(f"  {field}: {item['msg'].removeprefix('Value error, ')} (given: {given!r})")
+            one = isinstance(item["input"], str | int | float | None)
+            given = f" (given: {item['input']!r})" if one else ""
+            lines.append(f"  {field}: {item['msg'].removeprefix('Value error, ')}{given}")
     count = f"{len(lines)} mistakes" if len(lines) > 1 else "a mistake"
     return InputError(f"{count} in {source}:\n" + "\n".join(lines) + "\nsee --help for every field")
+
+
+def _meant(field: str, schema: type[BaseModel]) -> str:
+    """Where a field of about this name is, nearest first."""
+    inside, _, name = field.rpartition(".")
+    paths = [path.rpartition(".") for path in _paths(schema)]
+    near = difflib.get_close_matches(name, {last for _, _, last in paths}, n=3, cutoff=0.75)
+    found = [("".join(path), path[0] != inside) for last in near for path in paths if path[2] == last]
+    best = [path for path, _ in sorted(found, key=lambda item: item[1])][:3]
+    return f"; did you mean {' or '.join(best)}?" if best else ""
+
+
+def _paths(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            yield from _paths(field.annotation, f"{prefix}{name}.")
 
 
 def read_config(arguments: Sequence[str], program: str) -> TrialConfig:
@@ -78,4 +98,4 @@ def read_config(arguments: Sequence[str], program: str) -> TrialConfig:
     try:
         return TrialConfig.model_validate(read_yaml(path))
     except ValidationError as error:
-        raise all_mistakes(error, str(path)) from None
+        raise all_mistakes(error, TrialConfig, str(path)) from None

@@ -137,7 +137,7 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
             "max_tokens": trial.model.max_tokens,
             "cache_dir": trial.cache_dir,
         }
-    return from_command_line(lambda: Arguments(_cli_parse_args=given, **values), "the evaluation")
+    return from_command_line(Arguments, given, values, "the evaluation")
 
 
 def protocol_of(arguments: Arguments, subject: Subject) -> Protocol:

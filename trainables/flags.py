@@ -6,15 +6,13 @@ import contextlib
 import difflib
 import io
 import re
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from trainables.command import InputError, all_mistakes
-
-Parsed = TypeVar("Parsed", bound=BaseSettings)
 
 
 class Flags(BaseSettings):
@@ -43,11 +41,16 @@ class Flags(BaseSettings):
         return env_settings, init_settings
 
 
-def from_command_line(make: Callable[[], Parsed], what: str) -> Parsed:
-    """What `make`, which parses the flags, returns.
+Parsed = TypeVar("Parsed", bound=Flags)
+
+
+def from_command_line(schema: type[Parsed], given: Sequence[str], values: Mapping[str, Any], what: str) -> Parsed:
+    """What flags, variables and values say together.
 
     Args:
-        make: constructs a `Flags`.
+        schema: of all fields.
+        given: the flags.
+        values: of fields, which variables and flags come over.
         what: is configured, for messages.
 
     Raises:
@@ -57,13 +60,13 @@ def from_command_line(make: Callable[[], Parsed], what: str) -> Parsed:
     usage = io.StringIO()
     try:
         with contextlib.redirect_stderr(usage):
-            return make()
+            return schema(_cli_parse_args=list(given), **values)
     except SystemExit as stop:
         if stop.code:
             raise _flag_mistake(usage.getvalue()) from None
         raise
     except ValidationError as error:
-        raise all_mistakes(error, what) from None
+        raise all_mistakes(error, schema, what) from None
     except SettingsError as error:
         raise InputError(str(error)) from None
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 
+from study.config import StudyConfig, parse
 from study.run import main
+from trainables.command import InputError
 from trainables.config import Point
 
 Prepare = Callable[[Path], list[str]]
@@ -78,7 +82,14 @@ HELD: list[IO[str] | socket.socket] = []
 FLOAT_KNOB = {"kind": "float", "low": 0, "high": 2}
 
 BAD: dict[str, tuple[Prepare, str]] = {
-    "unknown field": (lambda f: with_file(f, {"budgett": {"trials": 3}}), "budgett: no such field"),
+    "unknown field": (
+        lambda f: with_file(f, {"budgett": {"trials": 3}}),
+        "budgett: no such field; did you mean budget?",
+    ),
+    "field of another part": (
+        lambda f: with_file(f, {"trial": {"workers": {"batch_size": 3}}}),
+        "did you mean trial.model.pretrain.batch_size or trial.training.batch_size?",
+    ),
     "unknown flag": (lambda f: ["--budget.trial", "4"], "did you mean --budget.trials"),
     "flag without value": (lambda f: ["--budget.trials"], "expected one argument"),
     "several mistakes": (lambda f: ["--budget.trials", "-1", "--seed", "x"], "2 mistakes"),
@@ -142,6 +153,31 @@ def test_bad_input_is_one_message(name: str, tmp_path: Path, capfd: pytest.Captu
     assert "Traceback" not in told.err
     assert "secret@" not in told.err
     assert not list(tmp_path.glob("studies/*/trials/*"))
+
+
+def test_all_mistakes_are_told_at_once_also_those_that_depend_on_other_fields(tmp_path: Path) -> None:
+    wrong = {
+        "replicates": -1,
+        "objectives": [{"metric": "clean/r1"}],
+        "constraints": [{"metric": "cost/coffee", "at_most": 3}],
+        "points": [{"tau": 3}],
+        "budget": {"money": 3},
+        "trial": {"training": {"batch_size": 7}, "workers": {"count": 2}},
+    }
+    told = message(tmp_path, wrong)
+    assert re.findall(r"^  ([\w.]+):", told, re.MULTILINE) == sorted(wrong, key=list(StudyConfig.model_fields).index)
+    # What cannot be known while another field is wrong is not told.
+    assert "objectives" not in message(tmp_path, wrong | {"protocol": {"epsilon": -1}})
+    assert "points" not in message(tmp_path, wrong | {"space": {"tau": FLOAT_KNOB}})
+    # Defaults are held against what was given, too.
+    with pytest.raises(ValidationError, match="no metric clean/mr_r1, both/mr_r1"):
+        StudyConfig.model_validate({"protocol": {"recall_at": [5]}})
+
+
+def message(folder: Path, fields: dict[str, Any]) -> str:
+    with pytest.raises(InputError) as error:
+        parse(with_file(folder, fields))
+    return str(error.value)
 
 
 def test_unknown_flag(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

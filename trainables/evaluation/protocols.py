@@ -59,7 +59,7 @@ def named_protocol(name: str, changes: Mapping[str, Any], *, fusion: bool = Fals
     try:
         protocol = Protocol.model_validate({**fields, **changes})
     except ValidationError as error:
-        raise all_mistakes(error, f"protocol {name}") from None
+        raise all_mistakes(error, Protocol, f"protocol {name}") from None
     return protocol if name != "grid" else protocol.model_copy(update={"attacks": _grid(protocol.epsilon)})
 
 
