@@ -87,8 +87,9 @@ BAD: dict[str, tuple[Prepare, str]] = {
         "budgett: no such field; did you mean budget?",
     ),
     "field of another part": (
-        lambda f: with_file(f, {"trial": {"workers": {"batch_size": 3}}}),
-        "did you mean trial.model.pretrain.batch_size or trial.training.batch_size?",
+        lambda f: with_file(f, {"trial": {"training": {"batchsize": 3}, "gpus_per_worker": 1}}),
+        "did you mean trial.training.batch_size or trial.model.pretrain.batch_size?\n"
+        "  trial.gpus_per_worker: no such field; did you mean trial.workers.gpus_per_worker?",
     ),
     "unknown flag": (lambda f: ["--budget.trial", "4"], "did you mean --budget.trials"),
     "flag without value": (lambda f: ["--budget.trials"], "expected one argument"),
