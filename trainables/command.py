@@ -73,7 +73,8 @@ def _meant(field: str, schema: type[BaseModel]) -> str:
     """Where a field of about this name is, nearest first."""
     inside, _, name = field.rpartition(".")
     paths = [path.rpartition(".") for path in _paths(schema)]
-    near = difflib.get_close_matches(name, {last for _, _, last in paths}, n=3, cutoff=0.75)
+    names = {last for _, _, last in paths}
+    near = [name] if name in names else difflib.get_close_matches(name, names, n=3, cutoff=0.75)
     found = [("".join(path), path[0] != inside) for last in near for path in paths if path[2] == last]
     best = [path for path, _ in sorted(found, key=lambda item: item[1])][:3]
     return f"; did you mean {' or '.join(best)}?" if best else ""
