@@ -1,8 +1,8 @@
-"""The Gaussian-process sampler: the point that promises most growth of the hypervolume for its device-seconds.
+"""The Gaussian-process sampler: the point that promises most growth of the hypervolume.
 
 It learns from complete trials; from stopped and running ones by what their rungs say of the end; from infeasible ones
-where not to go; and takes those that run to end as expected. What it proposes depends on the trials that exist and on
-nothing else.
+where not to go; and takes those that run to end as expected. What it proposes depends on what the trials that exist
+measured and on nothing else: not on how long they took, which is never twice the same.
 """
 
 from __future__ import annotations
@@ -53,7 +53,6 @@ class Known:
         usable: which of them are complete and feasible, bool (n,).
         running: points of the trials that run, (k, knobs).
         limits: what must not be above 0: how far each constraint was exceeded.
-        seconds: logarithms of the device-seconds of complete trials.
     """
 
     points: Floats
@@ -62,7 +61,6 @@ class Known:
     usable: npt.NDArray[np.bool_]
     running: Floats
     limits: list[Rows]
-    seconds: Rows
 
 
 def read_trials(trials: Sequence[FrozenTrial], box: UnitBox, objectives: Sequence[Objective]) -> Known:
@@ -92,11 +90,6 @@ def read_trials(trials: Sequence[FrozenTrial], box: UnitBox, objectives: Sequenc
     ]
     if any(INFEASIBLE in trial.constraints for trial in ended):
         limits.append([(trial.params, 1.0 if INFEASIBLE in trial.constraints else -1.0) for trial in ended])
-    seconds = [
-        (trial.params, float(np.log(trial.user_attrs["device_seconds"])))
-        for trial in ended
-        if trial.number in costs and trial.user_attrs.get("device_seconds")
-    ]
     shape = (len(rows), len(objectives))
     return Known(
         points=box.units([trial.params for trial, _, _ in rows]),
@@ -105,7 +98,6 @@ def read_trials(trials: Sequence[FrozenTrial], box: UnitBox, objectives: Sequenc
         usable=np.array([trial.number in costs.keys() - broken for trial, _, _ in rows], dtype=bool),
         running=box.units([trial.params for trial in running]),
         limits=[_rows(box, limit) for limit in limits],
-        seconds=_rows(box, seconds),
     )
 
 
@@ -184,8 +176,9 @@ def propose(known: Known, box: UnitBox, given: Values, rng: Generator) -> Floats
         GaussianProcess.fit(features, costs, extra).with_mean_at(running)
         for costs, extra in zip(known.costs.T, known.extra.T, strict=True)
     ]
-    limits = [_fit(box, rows) for rows in known.limits]
-    seconds = _fit(box, known.seconds) if len(known.seconds[1]) else None
+    limits = [
+        GaussianProcess.fit(box.features(points), values, np.zeros(len(values))) for points, values in known.limits
+    ]
     found = np.vstack([features[known.usable], running])
     places, volumes = undominated(np.column_stack([process.predict(found)[0] for process in processes]))
 
@@ -202,8 +195,6 @@ def propose(known: Known, box: UnitBox, given: Values, rng: Generator) -> Floats
         for limit in limits:
             mean, deviation = limit.predict(rows)
             total = total * ndtr(-mean / deviation)
-        if seconds is not None:
-            total = total / np.exp(seconds.predict(rows)[0])
         return np.where([row.tobytes() in tried for row in units], -1.0, total)
 
     near = box.near(np.repeat(known.points[known.usable], NEAR_FRONT, 0), DISTANCES[0], rng)
@@ -215,11 +206,6 @@ def propose(known: Known, box: UnitBox, given: Values, rng: Generator) -> Floats
         units, scores = np.vstack([units[best], children]), np.concatenate([scores[best], promise(children)])
     first: Floats = units[np.argmax(scores)]
     return first
-
-
-def _fit(box: UnitBox, rows: Rows) -> GaussianProcess:
-    points, values = rows
-    return GaussianProcess.fit(box.features(points), values, np.zeros(len(values)))
 
 
 def undominated(costs: Floats) -> Rows:

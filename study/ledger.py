@@ -326,8 +326,6 @@ class Ledger:
         trial = optuna.trial.Trial(self._study, number)
         if manifest.reason:
             trial.set_user_attr("reason", manifest.reason)
-        if "device_seconds" in manifest.cost:
-            trial.set_user_attr("device_seconds", manifest.cost["device_seconds"])
         self._show_rungs(number, manifest.key)
         values = [measured(manifest, objective.metric).value for objective in self._config.objectives]
         if manifest.state == "infeasible":

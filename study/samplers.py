@@ -95,7 +95,7 @@ class RepeatableSampler(optuna.samplers.BaseSampler):
 
 
 class HypervolumeSampler(RepeatableSampler):
-    """Most growth of the hypervolume for its device-seconds, see `gp_sampler`; under `auto`, TPE goes on from there."""
+    """Most growth of the hypervolume, see `gp_sampler`; under `auto`, TPE goes on from there."""
 
     def __init__(self, config: StudyConfig) -> None:
         super().__init__(config)

@@ -53,13 +53,11 @@ def trial(number: int, weight: float, values: Sequence[float] | None, **changes:
 
 def known(points: Any, costs: Any, **changes: Any) -> Known:
     points, costs = np.array(points, dtype=float), np.array(costs, dtype=float)
-    none = (np.zeros((0, BOX.size)), np.zeros(0))
     fields: dict[str, Any] = {
         "extra": np.zeros(costs.shape),
         "usable": np.ones(len(points), dtype=bool),
-        "running": none[0],
+        "running": np.zeros((0, BOX.size)),
         "limits": [],
-        "seconds": none,
     }
     return Known(points, costs, **{**fields, **changes})
 
@@ -77,8 +75,8 @@ def trade_off(points: Any) -> Any:
 def test_what_trials_tell() -> None:
     rung = {"4": [0.4, 0.2]}
     trials = [
-        trial(0, 0.0, [0.9, 0.1], attributes={"device_seconds": 10.0, "rungs": {"4": [0.7, 0.1]}}),
-        trial(1, 0.5, [0.7, 0.3], attributes={"device_seconds": 20.0, "rungs": {"4": [0.5, 0.3]}}),
+        trial(0, 0.0, [0.9, 0.1], attributes={"rungs": {"4": [0.7, 0.1]}}),
+        trial(1, 0.5, [0.7, 0.3], attributes={"rungs": {"4": [0.5, 0.3]}}),
         trial(2, 1.0, [0.5, 0.2], constraints={"clean/mr_r5 >= 0.6": 0.1}),
         trial(3, 0.2, None, attributes={"rungs": rung}),
         trial(4, 0.3, None, attributes={"rungs": rung}, constraints={INFEASIBLE: 1.0}),
@@ -102,7 +100,6 @@ def test_what_trials_tell() -> None:
     assert (limit[0][:, 0].tolist(), limit[1].tolist()) == ([1.0], [0.1])
     assert dict(zip(infeasible[0][:, 0].tolist(), infeasible[1].tolist(), strict=True))[0.3] == 1
     assert infeasible[1].sum() == 1 - 6  # those that failed or run say nothing
-    np.testing.assert_allclose(found.seconds[1], np.log([10, 20]))
     nothing = read_trials([], BOX, TWO)
     assert (nothing.points.shape, nothing.costs.shape, nothing.running.shape) == ((0, 3), (0, 2), (0, 3))
 
@@ -202,15 +199,6 @@ def test_it_keeps_away_from_what_is_infeasible() -> None:
     assert max(kept) < 0.45
 
 
-def test_it_prefers_what_is_cheap_where_all_else_is_equal() -> None:
-    points = spread(40)
-    costs = np.repeat(0.5 + 0.3 * points[:, 1:2], 2, 1)  # neither weight nor choice matters
-    seconds = np.where(points[:, 2] > 0, np.log(100.0), np.log(10.0))
-    for points_seconds, choice in (((points, seconds), 0), ((points, -seconds), 1)):
-        cheap = propose(known(points, costs, seconds=points_seconds), BOX, {}, np.random.default_rng(0))
-        assert cheap[2] == choice
-
-
 def test_it_holds_what_is_given_and_repeats_nothing() -> None:
     points = spread(30)
     given = {"temperature": 0.75, "trainable": "image"}
@@ -222,6 +210,5 @@ def test_it_holds_what_is_given_and_repeats_nothing() -> None:
     rng = np.random.default_rng(0)
     for left in range(6):
         rest = np.delete(every, left, 0)
-        none = (rest[:0], np.zeros(0))
-        data = Known(rest, rng.random((5, 2)), np.zeros((5, 2)), np.ones(5, dtype=bool), rest[:0], [], none)
+        data = Known(rest, rng.random((5, 2)), np.zeros((5, 2)), np.ones(5, dtype=bool), rest[:0], [])
         assert propose(data, box, {}, rng).tolist() == every[left].tolist()
