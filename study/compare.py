@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from study.config import Objective, differences
+from study.config import Objective
+from study.frozen import differences
 from study.pareto import (
     Floats,
     FrontEntry,

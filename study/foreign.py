@@ -7,7 +7,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from study.config import StudyConfig, differences, load_frozen
+from study.config import StudyConfig
+from study.frozen import differences, load_frozen
 from study.records import StudyPaths
 from study.store import open_storage
 from trainables.command import InputError, read_yaml

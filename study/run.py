@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from study.config import Arguments, StudyConfig, fingerprint, freeze, parse
+from study.config import Arguments, StudyConfig, parse
+from study.frozen import fingerprint, freeze
 from study.mlflow_store import redacted
 from study.records import StudyPaths
 from trainables.command import InputError, told_errors

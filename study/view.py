@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from study.config import StudyConfig, load_frozen
+from study.config import StudyConfig
+from study.frozen import load_frozen
 from study.records import Manifest, StudyPaths, TrialRecord, read_manifest
 from trainables.command import InputError
 

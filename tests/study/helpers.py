@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces.joint import JOINT
-from study.config import Budget, Objective, StudyConfig, freeze
+from study.config import Budget, Objective, StudyConfig
+from study.frozen import freeze
 from study.ledger import Ledger
 from study.records import Event, Manifest, append_event
 from trainables.config import TrialConfig

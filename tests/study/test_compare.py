@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from study.compare import main
-from study.config import Budget, Objective, StudyConfig, TrialTemplate, fingerprint, freeze
+from study.config import Budget, Objective, StudyConfig, TrialTemplate
+from study.frozen import fingerprint, freeze
 from study.ledger import Ledger
 from study.pareto import hypervolume_share
 from tests.pages import traces_of

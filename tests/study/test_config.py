@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from study.config import PRESETS, Arguments, differences, fingerprint, freeze, load_frozen, parse
+from study.config import PRESETS, Arguments, parse
+from study.frozen import differences, fingerprint, freeze, load_frozen
 from trainables.command import InputError
 
 HEAVY = ("torch", "ray", "transformers", "mlflow", "optuna", "numpy", "pandas")

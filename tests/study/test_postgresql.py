@@ -19,7 +19,7 @@ import sqlalchemy as sa
 import yaml
 
 from study import status
-from study.config import freeze
+from study.frozen import freeze
 from study.lease import Lease, sessions
 from study.ledger import Ledger
 from study.records import StudyPaths

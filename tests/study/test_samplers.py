@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial
 
 from search_spaces.joint import JOINT
 from study import samplers
-from study.config import Budget, EarlyStopping, Objective, SamplerName, StudyConfig, fingerprint, freeze
+from study.config import Budget, EarlyStopping, Objective, SamplerName, StudyConfig
+from study.frozen import fingerprint, freeze
 from study.gp_sampler import Known, read_trials
 from study.ledger import Ledger
 from study.pareto import Floats, hypervolume_history
