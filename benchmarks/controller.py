@@ -22,11 +22,11 @@ import psutil
 
 from search_spaces.space import suggest
 from study.config import COST, Budget, Objective, StudyConfig
-from study.ledger import Ledger, trial_key
-from study.pareto import front, hypervolume_history
+from study.execution.simulator import Surrogate
+from study.front.pareto import front, hypervolume_history
+from study.ledger.ledger import Ledger, trial_key
+from study.ledger.store import open_storage
 from study.records import Event, Manifest, TrialRecord, append_event
-from study.simulator import Surrogate
-from study.store import open_storage
 from trainables.config import Point, TrialConfig
 from trainables.results import Metric, TrialResult
 from trainables.trial import Outcome

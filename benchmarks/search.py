@@ -25,10 +25,10 @@ from threadpoolctl import threadpool_limits
 from search_spaces.joint import JOINT
 from search_spaces.recipes import Recipe
 from study.config import Budget, EarlyStopping, Objective, StudyConfig
-from study.ledger import Ledger
-from study.pareto import hypervolume_share, oriented
-from study.samplers import make_sampler
-from study.simulator import Clock, Course, Report, Surrogate, simulate
+from study.execution.simulator import Clock, Course, Report, Surrogate, simulate
+from study.front.pareto import hypervolume_share, oriented
+from study.ledger.ledger import Ledger
+from study.search.samplers import make_sampler
 from trainables.config import Point, Protocol, TrainingConfig, TrialConfig
 
 GP = "optuna's gp"

@@ -22,7 +22,7 @@ from dashboards.page import (
     table_section,
 )
 from study.config import Objective
-from study.pareto import FrontEntry, front, hypervolume_history, measured, write_front, write_if_changed
+from study.front.pareto import FrontEntry, front, hypervolume_history, measured, write_front, write_if_changed
 from study.records import Manifest, StudyPaths
 from trainables.results import Metric
 
@@ -57,9 +57,9 @@ def pareto_page(
 
     Args:
         manifests: the ended trials; those that are complete are drawn.
-        entries: the front (`study.pareto.front`).
+        entries: the front (`study.front.pareto.front`).
         objectives: 1 to 4; every pair gets a scatter plot, the first two the large one.
-        history: `study.pareto.hypervolume_history`.
+        history: `study.front.pareto.hypervolume_history`.
         title: the heading.
     """
     complete = [manifest for manifest in manifests if manifest.state == "complete"]

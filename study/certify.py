@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study.config import COSTS, Objective
-from study.pareto import FrontEntry, front, front_mask, measured, oriented
+from study.front.pareto import FrontEntry, front, front_mask, measured, oriented
 from study.records import Manifest, StudyPaths, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.command import InputError, told_errors
@@ -275,10 +275,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(paths: StudyPaths, options: dict[str, Any]) -> int:
     from rich.console import Console
 
-    from study.mlflow_store import TrackingError
     from study.run import driver_lock
     from study.status import status_of
-    from study.tracking import Projection
+    from study.tracking.mlflow_store import TrackingError
+    from study.tracking.projection import Projection
 
     view = read_study(paths)
     if view.running:

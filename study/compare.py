@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from study.config import Objective
-from study.frozen import differences
-from study.pareto import (
+from study.front.pareto import (
     Floats,
     FrontEntry,
     attainment,
@@ -28,6 +27,7 @@ from study.pareto import (
     oriented,
     write_if_changed,
 )
+from study.ledger.frozen import differences
 from study.records import Manifest, StudyPaths
 from study.view import StudyView, read_study
 from trainables.command import InputError, read_yaml, told_errors
@@ -47,7 +47,7 @@ class Side:
         name: of the study.
         manifests: its ended trials, in the order they ended.
         entries: its front.
-        history: of its hypervolume, `study.pareto.hypervolume_history`.
+        history: of its hypervolume, `study.front.pareto.hypervolume_history`.
     """
 
     name: str

@@ -2,7 +2,8 @@
 
 FLOPs and bytes are counted from the model's shapes, seconds follow from the device's data sheet, and the study is run
 through on a virtual clock: recipes, then points drawn at random from the space, until the budget ends it. How the front
-grows is read from the simulator (`study.simulator`), whose recalls are those of a formula and not of the study's model.
+grows is read from the simulator (`study.execution.simulator`), whose recalls are those of a formula and not of the
+study's model.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from study.budget import Limit, Usage, limits, money, reached
 from study.config import COST, Objective, StudyConfig, parse
 from study.config import Arguments as StudyArguments
-from study.cost_model import DEVICES, Fusion, Shape, Tower, trial_memory, trial_work
-from study.model_shapes import shape_of
+from study.costs.budget import Limit, Usage, limits, money, reached
+from study.costs.cost_model import DEVICES, Fusion, Shape, Tower, trial_memory, trial_work
+from study.costs.shapes import shape_of
 from trainables.command import told_errors
 from trainables.config import Model, Point, TrialConfig
 
@@ -173,9 +174,9 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
     import numpy as np
     import optuna
 
-    from study.ledger import Ledger
-    from study.pareto import complete_costs, front_mask, hypervolume_history
-    from study.simulator import Clock, Course, Surrogate, simulate
+    from study.execution.simulator import Clock, Course, Surrogate, simulate
+    from study.front.pareto import complete_costs, front_mask, hypervolume_history
+    from study.ledger.ledger import Ledger
 
     if not trials:
         return []

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from study.config import Arguments, StudyConfig, parse
-from study.frozen import fingerprint, freeze
-from study.mlflow_store import redacted
+from study.ledger.frozen import fingerprint, freeze
 from study.records import StudyPaths
+from study.tracking.mlflow_store import redacted
 from trainables.command import InputError, told_errors
 from trainables.config import AttackConfig, Protocol, TrialConfig
 
@@ -76,10 +76,10 @@ def driver_lock(config: StudyConfig) -> Iterator[None]:
 
 def run(config: Arguments) -> int:
     """Look at what exists, do what is left, say what came out. Returns the exit code."""
-    from study.lease import Lease
-    from study.ledger import Ledger
-    from study.session import Session
-    from study.store import open_storage
+    from study.execution.session import Session
+    from study.ledger.lease import Lease
+    from study.ledger.ledger import Ledger
+    from study.ledger.store import open_storage
     from trainables.data import load_dataset
 
     template = trial_template(config)
@@ -99,7 +99,7 @@ def run(config: Arguments) -> int:
 
 def leave_at_once() -> None:
     """End this process without another write: the study is somebody else's now."""
-    from study.session import RESUMABLE
+    from study.execution.session import RESUMABLE
 
     print("another driver has taken the study over, because this one was asleep for too long", file=sys.stderr)
     os._exit(RESUMABLE)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from study.budget import Limit, device_kind, ended_by, limits, money, remaining_seconds, usage
+from study.costs.budget import Limit, device_kind, ended_by, limits, money, remaining_seconds, usage
 from study.records import StudyPaths, read_events
 from study.view import StudyView, read_study, study_parser
 from trainables.command import InputError, told_errors
@@ -67,7 +67,7 @@ class Status(Model):
 
 def status_of(view: StudyView, shown_events: int = 8) -> Status:
     """Everything about a study, from what is recorded of it."""
-    from study.pareto import front, hypervolume_history
+    from study.front.pareto import front, hypervolume_history
 
     config, now = view.config, time.time()
     wall = sum(row.seconds(now if view.running else None) for row in view.sessions)
@@ -142,8 +142,8 @@ def page(status: Status, view: StudyView) -> Group:
     from rich.table import Table
     from rich.text import Text
 
-    from study.display import front_table
-    from study.pareto import front
+    from study.execution.display import front_table
+    from study.front.pareto import front
 
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items())) or "none yet"
     lines = [f"study {status.name} is {status.state}: {states}, {status.trials} planned"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from study.mlflow_store import TrackingError, redacted
 from study.records import StudyPaths
-from study.tracking import Final, Projection, ui_command
+from study.tracking.mlflow_store import TrackingError, redacted
+from study.tracking.projection import Final, Projection, ui_command
 from study.view import read_study, study_parser
 from trainables.command import InputError
 

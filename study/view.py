@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from study.config import StudyConfig
-from study.frozen import load_frozen
+from study.ledger.frozen import load_frozen
 from study.records import Manifest, StudyPaths, TrialRecord, read_manifest
 from trainables.command import InputError
 
 if TYPE_CHECKING:
-    from study.lease import SessionRow
+    from study.ledger.lease import SessionRow
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ def read_study(paths: StudyPaths) -> StudyView:
     Raises:
         InputError: there is no such study, or its database cannot be used.
     """
-    from study.lease import sessions
-    from study.ledger import read_records
+    from study.ledger.lease import sessions
+    from study.ledger.ledger import read_records
+    from study.ledger.store import open_storage
     from study.run import told_storage
-    from study.store import open_storage
 
     if not paths.config.exists():
         known = ", ".join(sorted(path.parent.name for path in paths.root.parent.glob("*/study.yaml"))) or "none"

@@ -26,13 +26,13 @@ import optuna
 
 from dashboards.pareto_page import write_front_files
 from study.config import Budget, StudyConfig
-from study.lease import Lease
-from study.mlflow_store import TrackingError, import_mlflow
+from study.execution.tune_searcher import LedgerSearcher
+from study.ledger.lease import Lease
+from study.ledger.store import open_storage
 from study.records import Event, Manifest, StudyPaths, TrialRecord, write_atomically
 from study.run import driver_lock, prepare_folder
-from study.searcher import LedgerSearcher
-from study.store import open_storage
-from study.tracking import BackgroundProjection, Projection, default_uri
+from study.tracking.mlflow_store import TrackingError, import_mlflow
+from study.tracking.projection import BackgroundProjection, Projection, default_uri
 from tests.study.helpers import complete, opened, study
 from trainables.config import TrialConfig
 from trainables.trial import Outcome, Patience

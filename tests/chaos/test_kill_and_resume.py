@@ -101,7 +101,7 @@ class Driver:
         return [trial.state.name for trial in study.trials]
 
     def mlflow_runs(self) -> list[Any]:
-        from study.mlflow_store import import_mlflow
+        from study.tracking.mlflow_store import import_mlflow
 
         client = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{self.study / 'mlflow.db'}")
         (experiment,) = [e for e in client.search_experiments() if e.name == "paretovl/chaos"]

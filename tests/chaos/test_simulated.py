@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from study.config import StudyConfig
-from study.ledger import read_records
-from study.mlflow_store import ExperimentStore
-from study.store import open_storage
-from study.tracking import Projection
+from study.ledger.ledger import read_records
+from study.ledger.store import open_storage
+from study.tracking.mlflow_store import ExperimentStore
+from study.tracking.projection import Projection
 from tests.chaos.conftest import Tell
 from tests.chaos.simulated import Account, drive, simulated_study
 

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from tracked import FakeStudy
 
-from study.mlflow_store import import_mlflow
+from study.tracking.mlflow_store import import_mlflow
 
 PASSWORD = "correct-horse-battery-staple"
 
@@ -83,7 +83,7 @@ def postgresql(postgresql_server: sa.URL, request: pytest.FixtureRequest) -> Ite
 def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every database a ledger can be in, in turn; in use wherever a study names no other."""
     if request.param == "postgresql":
-        from study import ledger
+        from study.ledger import ledger
 
         url, original = request.getfixturevalue("postgresql"), ledger.open_storage
         monkeypatch.setattr(ledger, "open_storage", lambda paths, given, make=True: original(paths, given or url, make))

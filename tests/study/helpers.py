@@ -8,8 +8,8 @@ from typing import Any
 
 from search_spaces.joint import JOINT
 from study.config import Budget, Objective, StudyConfig
-from study.frozen import freeze
-from study.ledger import Ledger
+from study.ledger.frozen import freeze
+from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, append_event
 from trainables.config import TrialConfig
 from trainables.results import Metric, TrialResult

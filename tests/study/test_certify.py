@@ -16,10 +16,10 @@ import trainables.prepare
 from study import certify
 from study.certify import Certificate, CertifiedFront, comparable_attacks, worst_case
 from study.config import Budget, Objective, StudyConfig
-from study.ledger import Ledger
-from study.mlflow_store import import_mlflow
+from study.ledger.ledger import Ledger
 from study.records import read_manifest
-from study.tracking import default_uri
+from study.tracking.mlflow_store import import_mlflow
+from study.tracking.projection import default_uri
 from tests.study.helpers import opened, study
 from trainables.config import DataConfig, Point, Protocol, ShapesConfig, TrialConfig
 from trainables.evaluate import EvaluationManifest, trial_folder

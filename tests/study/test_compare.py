@@ -12,9 +12,9 @@ import pytest
 
 from study.compare import main
 from study.config import Budget, Objective, StudyConfig, TrialTemplate
-from study.frozen import fingerprint, freeze
-from study.ledger import Ledger
-from study.pareto import hypervolume_share
+from study.front.pareto import hypervolume_share
+from study.ledger.frozen import fingerprint, freeze
+from study.ledger.ledger import Ledger
 from tests.pages import traces_of
 from tests.study.helpers import complete, study
 from trainables.config import DataConfig, ModelConfig, Protocol, TrainingConfig, TrialConfig

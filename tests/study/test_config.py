@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from study.config import PRESETS, Arguments, parse
-from study.frozen import differences, fingerprint, freeze, load_frozen
+from study.ledger.frozen import differences, fingerprint, freeze, load_frozen
 from trainables.command import InputError
 
 HEAVY = ("torch", "ray", "transformers", "mlflow", "optuna", "numpy", "pandas")

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.setup import Plain
 from study import plan
-from study.budget import limits
 from study.config import PRESETS, Budget, Price, StudyConfig, TrialTemplate, parse
-from study.cost_model import (
+from study.costs.budget import limits
+from study.costs.cost_model import (
     DEVICES,
     Fusion,
     Shape,
@@ -30,7 +30,7 @@ from study.cost_model import (
     trial_memory,
     trial_work,
 )
-from study.model_shapes import shape_of
+from study.costs.shapes import shape_of
 from trainables.command import InputError
 from trainables.config import SEARCHED_ATTACKS, Point, Protocol, TrainingConfig, TrialConfig
 from trainables.models.albef import Albef

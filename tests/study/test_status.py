@@ -14,8 +14,8 @@ import pytest
 
 from study import export, status
 from study.config import Budget, Price, StudyConfig
-from study.lease import Lease
-from study.ledger import open_storage
+from study.ledger.lease import Lease
+from study.ledger.ledger import open_storage
 from study.records import Event, append_event
 from study.view import read_study
 from tests.study.helpers import complete, opened, run_next, study

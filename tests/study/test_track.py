@@ -10,8 +10,8 @@ from tracked import OBJECTIVES, FakeStudy, client_of, dump, runs_of
 
 from study import track
 from study.config import Budget, StudyConfig
-from study.ledger import open_storage
-from study.tracking import default_uri, ui_command
+from study.ledger.ledger import open_storage
+from study.tracking.projection import default_uri, ui_command
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def known_study(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
     )
     study.paths.config.write_text(yaml.safe_dump({"config": config.model_dump(mode="json")}, sort_keys=False))
     open_storage(study.paths, None)
-    monkeypatch.setattr("study.ledger.read_records", lambda name, storage: study.records)
+    monkeypatch.setattr("study.ledger.ledger.read_records", lambda name, storage: study.records)
     for _ in study.life():
         pass
     study.end(5, 0.9, 0.9)

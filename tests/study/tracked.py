@@ -9,7 +9,6 @@ from typing import Any
 
 from dashboards.pareto_page import write_front_files
 from study.config import Objective
-from study.mlflow_store import import_mlflow
 from study.records import (
     Event,
     Manifest,
@@ -20,7 +19,8 @@ from study.records import (
     read_manifest,
     write_manifest,
 )
-from study.tracking import Projection
+from study.tracking.mlflow_store import import_mlflow
+from study.tracking.projection import Projection
 
 OBJECTIVES = (Objective(metric="both/mr_r5"), Objective(metric="clean/mr_r5"))
 CALLS = (

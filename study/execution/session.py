@@ -1,0 +1,339 @@
+"""One session of a study: a Ray cluster, a Tune run over the ledger, a display and the MLflow projection.
+
+Everything here can be thrown away; what counts is in the ledger, the manifests and the checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+import warnings
+from contextlib import ExitStack
+from typing import Any
+
+from study.config import StudyConfig
+from study.costs.budget import Limit, device_kind, ended_by, limits, planned_trials, reached, usage
+from study.execution.display import Display, front_table
+from study.execution.failures import AlikeFailures
+from study.execution.fork_server import WarmStart
+from study.front.pareto import FrontEntry, front, hypervolume_history
+from study.ledger.lease import Lease
+from study.ledger.ledger import Ledger
+from study.records import Event, Manifest, TrialRecord
+from study.search.samplers import reason
+from study.tracking.mlflow_store import TrackingError
+from study.tracking.projection import BackgroundProjection, Projection, ui_command
+from trainables.command import InputError
+from trainables.config import TrialConfig
+from trainables.data import DataError
+from trainables.trial import ENVIRONMENT, RESERVED_SHARE, Patience, tune_trial
+
+DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
+"""Exit codes: done; done without one complete trial, or stopped by a bug; run the same command again; Ctrl-C. (2:
+unusable input.)"""
+
+LOCAL_ENVIRONMENT = {
+    "RAY_maximum_startup_concurrency": "16",  # forks are cheap; Ray's default is one start per core
+    # The first workers wait for the imports. If they take longer than this, Ray waits for ever; its default is 60 s.
+    "RAY_worker_register_timeout_seconds": "900",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started",  # a trial needs a few that only wait
+}
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if nothing had happened
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots are not used
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+TRIAL_CPUS = 0.01
+"""Reserved by a trial's own process, which only waits for its workers."""
+
+
+class Session:
+    """Args:
+    config: of the study.
+    ledger: opened and reconciled.
+    template: what all trials share.
+    lease: held while the session lasts.
+
+    Raises:
+        InputError: the tracking server cannot be used.
+    """
+
+    def __init__(self, config: StudyConfig, ledger: Ledger, template: TrialConfig, lease: Lease) -> None:
+        self._config, self._ledger, self._template, self._paths = config, ledger, template, config.paths
+        self._lease, self._device = lease, lease.last_device
+        try:
+            projection = Projection(self._paths, config.tracking.uri, config.name, config.objectives)
+        except TrackingError as error:
+            raise InputError(f"tracking.uri: {error}") from None
+        self._tracking = BackgroundProjection(projection)
+        records = ledger.records()
+        self._display = Display(f"study {config.name}", config.objectives, planned_trials(config.budget, records))
+        manifests = ledger.manifests()
+        for manifest in manifests:
+            self._display.seen(records[manifest.number], manifest)
+            self._tidy(manifest)
+        self._front: list[FrontEntry] | None = None
+        self._stopped_by: int | None = None
+        self._closing = False
+        self._alike = AlikeFailures(config.budget.alike_failures)
+
+    def left_to_do(self) -> int:
+        """Trials that would still be run: interrupted ones, and others while the budget has room."""
+        plan = self._ledger.plan()
+        waiting = sum(record.state == "waiting" for record in self._ledger.records())
+        return len(plan.go_on) + (0 if reached(self._limits()) else plan.fresh + waiting)
+
+    def explore(self, trials: int) -> None:
+        """Run so many trials, or until a signal. Ray is started and stopped."""
+        os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT, **LOCAL_ENVIRONMENT})
+        import ray  # reads its environment while it is imported
+
+        warnings.filterwarnings("ignore", module="ray")
+        say = self._display.say
+        stack = ExitStack()
+        try:
+            cpus, gpus = self._connect(stack)
+            self._lease.use(self._device)
+            self._limits()  # tells now if the device has no price
+            signal.signal(signal.SIGTERM, self._stop)
+            signal.signal(signal.SIGINT, self._stop)
+            self._prepare(gpus > 0)
+            template = self._sized(cpus, gpus)
+            concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
+            say(f"{trials} trials to do, {concurrency} at once")
+            if note := reason(self._config):
+                say(note)
+            self._tracking.request(self._ledger.records())
+            with self._display:
+                self._tune(template, concurrency)
+        except KeyboardInterrupt:
+            say("stopping")
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the closing short
+            ray.shutdown()
+            stack.close()
+
+    def close(self) -> int:
+        """Bring MLflow up to date, print the front, and say how the study stands. Returns the exit code."""
+        entries = self._write_front()
+        records, manifests = self._ledger.records(), self._ledger.manifests()
+        by = None if self._alike.bug else ended_by(self._limits(), records)
+        self._tracking.finish(records, "finished" if by else "interrupted")
+        say = self._display.say
+        if entries:
+            self._display.print(front_table(entries, manifests, self._config.objectives))
+        for manifest in manifests:
+            if manifest.state in ("infeasible", "failed"):
+                say(f"{manifest.key} {manifest.state}: {manifest.reason}")
+        if self._tracking.last_error:
+            say(f"MLflow is behind: {self._tracking.last_error}")
+        paths = self._paths
+        say(f"files: {paths.front}  {paths.pareto_page}  {paths.root / 'trials'}")
+        say(f"to look at it: {ui_command(self._config.tracking.uri, paths)}")
+        if by is not None:
+            stopped = sum(manifest.state == "stopped" for manifest in manifests)
+            early = f", {stopped} of them stopped early" if stopped else ""
+            say(f"study {self._config.name} is done: {len(manifests)} trials{early}, {len(entries)} on the front")
+            say(f"ended by {by}")
+            return DONE if entries else FAILED
+        left = planned_trials(self._config.budget, records) - len(manifests)
+        if self._alike.bug is not None:
+            say(self._alike.told(self._config.name))
+            return FAILED
+        say(f"study {self._config.name} is not done, {left} trials are left: run the same command again to go on")
+        return INTERRUPTED if self._stopped_by == signal.SIGINT else RESUMABLE
+
+    def _connect(self, stack: ExitStack) -> tuple[float, float]:
+        """Start Ray, or join the cluster; returns its CPUs and GPUs."""
+        import ray
+
+        address = self._config.cluster.address
+        if address is None:
+            warm = stack.enter_context(WarmStart(stack.enter_context(tempfile.TemporaryDirectory())))
+            stack.enter_context(warm.as_python())
+            options: dict[str, Any] = {"address": "local", "include_dashboard": False}
+        else:
+            if address != "auto" and not speaks_grpc(address, self._config.cluster.connect_timeout_seconds):
+                raise InputError(
+                    f"cluster.address: no Ray head answers at {address}; give host:port of a running head, or auto, or "
+                    "leave it empty for this machine"
+                )
+            options = {"address": address, "runtime_env": {"env_vars": ENVIRONMENT}}
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"cluster.address: Ray at {address or 'this machine'} cannot be used: {reason}\\n"
+                "  leave cluster.address empty for this machine, or give host:port of a running head, or auto"
+            ) from None
+        resources = ray.cluster_resources()
+        mark = "accelerator_type:"
+        kinds = [name.removeprefix(mark) for name in resources if name.startswith(mark)]
+        self._device = device_kind(self._config.price, kinds)
+        return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+
+    def _prepare(self, use_gpu: bool) -> None:
+        """Make data, substitutes and base model on the cluster, side by side; seconds if they exist."""
+        import ray
+
+        started = time.time()
+        options = {"num_cpus": RESERVED_SHARE, "num_gpus": 1 if use_gpu else 0, "max_retries": 1}
+        config = self._template.model_dump(mode="json")
+        self._display.say("preparing data, substitutes and base model")
+        parts = {ray.remote(**options)(_prepare_part).remote(config, part): part for part in ("base", "substitutes")}
+        waiting = list(parts)
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting)
+                ray.get(ready)
+                self._display.say(f"{parts[ready[0]]} ready after {time.time() - started:.0f} s")
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if hasattr(error, "cause") else error
+            if isinstance(cause, InputError | DataError):
+                raise InputError(str(cause)) from None
+            raise
+
+    def _sized(self, cpus: float, gpus: float) -> TrialConfig:
+        """The template with GPUs per worker decided.
+
+        Raises:
+            InputError: this machine can never run one trial.
+        """
+        workers = self._template.workers
+        per_worker = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(gpus > 0)
+        need_cpus, need_gpus = workers.count * workers.cpus_per_worker, workers.count * per_worker
+        if self._config.cluster.address is None and (need_cpus > cpus or need_gpus > gpus):
+            raise InputError(
+                f"trial.workers: a trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs, this machine has {cpus:g} "
+                f"and {gpus:g}; lower trial.workers.count, cpus_per_worker or gpus_per_worker, or give cluster.address"
+            )
+        return self._template.model_copy(update={"workers": workers.model_copy(update={"gpus_per_worker": per_worker})})
+
+    def _fitting(self, template: TrialConfig, cpus: float, gpus: float) -> int:
+        workers = template.workers
+        fit = cpus / (workers.count * workers.cpus_per_worker)
+        if workers.gpus_per_worker:
+            fit = min(fit, gpus / (workers.count * workers.gpus_per_worker))
+        return max(1, int(fit + 1e-9))
+
+    def _tune(self, template: TrialConfig, concurrency: int) -> None:
+        import ray
+        from ray import tune
+
+        from study.execution.tune_searcher import HalvingScheduler, LedgerSearcher
+
+        def make(record: TrialRecord) -> TrialConfig:
+            fields = {"key": record.key, "point": self._ledger.point(record), "seed": self._ledger.seed(record)}
+            return template.model_copy(update=fields)
+
+        retries = self._config.budget.max_failures
+        searcher = LedgerSearcher(self._ledger, make, self._patience(), self._may_start, self._changed)
+        resources = {"CPU": TRIAL_CPUS}
+        if "trial_driver" in ray.cluster_resources():
+            resources["trial_driver"] = 0.01  # keeps trial processes off nodes that may be taken away
+        tuner = tune.Tuner(
+            tune.with_resources(tune_trial, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=HalvingScheduler(searcher),
+                num_samples=-1,  # the searcher says when it is over
+                max_concurrent_trials=concurrency,
+            ),
+            run_config=tune.RunConfig(
+                name=f"session-{time.time_ns()}",
+                storage_path=str((self._paths.root / ".tune").resolve()),
+                failure_config=tune.FailureConfig(max_failures=retries),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+    def _patience(self) -> Patience:
+        budget = self._config.budget
+        return Patience(
+            retries=budget.max_failures,
+            silent_seconds=60 * budget.silent_minutes,
+            trial_seconds=None if budget.trial_hours is None else 3600 * budget.trial_hours,
+        )
+
+    def _limits(self) -> list[Limit]:
+        config, records, manifests = self._config, self._ledger.records(), self._ledger.manifests()
+        wall = self._lease.worked_seconds()
+        used = usage(self._paths, config.budget, config.objectives, records, manifests, wall)
+        return limits(config.budget, config.price, self._device, used)
+
+    def _may_start(self) -> bool:
+        """Whether another trial may start."""
+        limit = reached(self._limits())
+        if (limit is not None or self._alike.bug is not None) and not self._closing:
+            self._closing = True
+            reason = limit or f"{self._config.budget.alike_failures} trials failed alike"
+            self._display.say(f"no further trial starts: {reason}; those that run are finished")
+        return not self._closing
+
+    def _changed(self, record: TrialRecord, what: Event | Manifest) -> None:
+        self._display.changed(record, what)
+        if isinstance(what, Manifest):
+            self._alike.add(what)
+            self._tidy(what)
+            if what.state == "complete" and front(self._ledger.manifests(), self._config.objectives) != self._front:
+                self._write_front()
+        self._tracking.request(self._ledger.records())
+
+    def _tidy(self, manifest: Manifest) -> None:
+        """Nothing goes on with the checkpoint of a trial that was stopped early."""
+        if manifest.state == "stopped":
+            shutil.rmtree(self._paths.runs / manifest.key, ignore_errors=True)
+
+    def _write_front(self) -> list[FrontEntry]:
+        from dashboards.pareto_page import write_front_files
+
+        manifests, objectives = self._ledger.manifests(), self._config.objectives
+        entries = write_front_files(self._paths, manifests, objectives, f"Pareto front of {self._config.name}")
+        self._front = entries
+        history = hypervolume_history(manifests, objectives)
+        self._display.front(entries, history[-1][-1] if history else 0.0)
+        return entries
+
+    def _stop(self, number: int, _: object) -> None:
+        self._stopped_by = number
+        raise KeyboardInterrupt
+
+
+def speaks_grpc(address: str, timeout_seconds: float) -> bool:
+    """Whether a gRPC server answers there. Ray itself would wait for minutes to find out.
+
+    Args:
+        address: host:port.
+        timeout_seconds: for connecting and for the answer.
+    """
+    host, _, port = address.rpartition(":")
+    hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # HTTP/2 preface, empty SETTINGS
+    try:
+        with socket.create_connection((host, int(port)), timeout_seconds) as connection:
+            connection.sendall(hello)
+            answer = connection.recv(9)
+    except (OSError, ValueError):
+        return False
+    return len(answer) >= 4 and answer[3] == 4  # a server begins with SETTINGS
+
+
+def _prepare_part(config: dict[str, Any], part: str) -> None:
+    """A Ray task: make one of the shared parts."""
+    import torch
+
+    from trainables.attacks.registry import build_attacks
+    from trainables.prepare import Workshop
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    trial = TrialConfig.model_validate(config)
+    build_attacks(trial.protocol)  # what is wrong with them is told now, not by every trial
+    getattr(Workshop(trial, print), part)()

@@ -1,0 +1,391 @@
+"""The ledger: the only writer of the Optuna study, and through it of manifests and logs.
+
+What exists decides what happens next: `plan` is a pure function from (what the database says, which manifests exist) to
+actions, so resuming is not a mode. An ended trial is first written as a manifest, then told to Optuna; a stop between
+the two is mended by telling it again from the manifest.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from search_spaces.recipes import recipe_point
+from search_spaces.space import params_of, suggest
+from study.config import COSTS, StudyConfig
+from study.front.pareto import measured, near_front
+from study.ledger.prior_studies import foreign_trials
+from study.ledger.store import MirroredStorage, open_storage
+from study.records import (
+    INFEASIBLE,
+    Ended,
+    Event,
+    Manifest,
+    State,
+    StudyPaths,
+    TrialRecord,
+    append_event,
+    read_events,
+    read_manifest,
+    write_manifest,
+)
+from study.search.rungs import RungTable, is_rung, violation
+from study.search.samplers import make_sampler
+from trainables.config import Point, TrialConfig
+from trainables.trial import Outcome
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do with the trials that exist.
+
+    Attributes:
+        tell: numbers of running trials whose manifest is there: they only have to be told.
+        go_on: numbers of running trials without one: they were interrupted.
+        fresh: how many searched trials are still to be asked for.
+    """
+
+    tell: list[int]
+    go_on: list[int]
+    fresh: int
+
+
+def plan(records: Sequence[TrialRecord], with_manifest: Collection[str], budget: int) -> Plan:
+    """Decide from what exists.
+
+    Args:
+        records: all trials of the database.
+        with_manifest: keys of trials that have a manifest.
+        budget: how many searched trials there shall be.
+    """
+    running = [record for record in records if record.state == "running"]
+    searched = sum(record.searched for record in records)
+    return Plan(
+        tell=[record.number for record in running if record.key in with_manifest],
+        go_on=[record.number for record in running if record.key not in with_manifest],
+        fresh=max(0, budget - searched),
+    )
+
+
+def read_records(name: str, storage: optuna.storages.RDBStorage) -> list[TrialRecord]:
+    """All trials of a study, in order; changes nothing. None where the study was not begun yet."""
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return []
+    return [_record(trial, name) for trial in study.get_trials(deepcopy=False)]
+
+
+class Ledger:
+    """Opens the study, or makes it with its recipes enqueued.
+
+    Args:
+        config: of the study.
+        paths: its files; None writes nothing anywhere, for simulations.
+        fingerprint: goes into every manifest.
+        clock: the time, in seconds.
+        sampler: how points are proposed; None: as the configuration says.
+    """
+
+    def __init__(
+        self,
+        config: StudyConfig,
+        paths: StudyPaths | None,
+        fingerprint: str,
+        clock: Callable[[], float] = time.time,
+        sampler: optuna.samplers.BaseSampler | None = None,
+    ) -> None:
+        self._config, self._paths, self._fingerprint, self._clock = config, paths, fingerprint, clock
+        database = open_storage(paths, config.storage) if paths else None
+        directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
+        self._storage = MirroredStorage(database, config.name, directions)
+        self._study = optuna.load_study(study_name=config.name, storage=self._storage)
+        existing = [_record(trial, config.name) for trial in self._storage.whole()]
+        self._study.sampler = sampler or make_sampler(config, len(existing))
+        self._storage.foreign = foreign_trials(config) if paths else []
+        known = {record.recipe for record in existing}
+        for recipe in config.recipes:
+            if recipe not in known:
+                params = params_of(config.space, self._recipe_point(recipe)) or {}
+                self._study.enqueue_trial(params, user_attrs={"recipe": recipe})
+        given = [trial.user_attrs.get("given") for trial in self._storage.whole()]
+        for point in config.points:
+            if point not in given:
+                self._study.enqueue_trial(point, user_attrs={"given": point})
+        self._all = [_record(trial, config.name) for trial in self._storage.whole()]
+        for record in self._all[len(existing) :]:
+            self._storage.save(record.number)
+        self._waiting = sum(record.state == "waiting" for record in self._all)
+        self._searched = sum(record.searched for record in self._all)
+        self._rungs = RungTable(config.objectives, config.constraints, config.early_stopping)
+        self._manifests: dict[str, Manifest] = {}
+        self._verdicts: dict[str, str] = {}
+        self._read_what_happened()
+        for number in self.plan().tell:
+            self._tell(self._manifests[self._all[number].key])
+        self._plan_replicates()
+
+    def _read_what_happened(self) -> None:
+        """Manifests, and the rungs of all trials: those of unfinished ones are in their logs only."""
+        if self._paths is None:
+            return
+        found = (read_manifest(self._paths.manifest(record.key)) for record in self._all)
+        manifests = sorted((manifest for manifest in found if manifest), key=lambda manifest: manifest.ended)
+        self._manifests = {manifest.key: manifest for manifest in manifests}
+        for manifest in manifests:
+            for step, metrics in manifest.rungs.items():
+                self._rungs.add(manifest.key, step, metrics)
+        logs = [
+            (event, record.key)
+            for record in self._all
+            if record.state == "running" and record.key not in self._manifests
+            for event in read_events(self._paths.events(record.key))
+            if event.event == "rung"
+        ]
+        for event, key in sorted(logs, key=lambda log: log[0].time):
+            self._rungs.add(key, event.step, event.metrics)
+            if event.message:
+                self._verdicts[key] = event.message
+        for record in self._all:
+            self._show_rungs(record.number, record.key)
+
+    def records(self) -> list[TrialRecord]:
+        """All trials, in order."""
+        return list(self._all)
+
+    def manifests(self) -> list[Manifest]:
+        """All ended trials, in the order they ended."""
+        return list(self._manifests.values())
+
+    def plan(self) -> Plan:
+        """What is left to do."""
+        return plan(self._all, self._manifests.keys(), self._config.budget.trials)
+
+    def take_next(self) -> TrialRecord | None:
+        """The next trial, running from now on: recipes first, then what the sampler proposes; None at the end."""
+        left = self._waiting or self._searched < self._config.budget.trials
+        return self.take() if left else None
+
+    def more_to_come(self) -> bool:
+        """Whether trials that run now may lead to further ones, though there is none to take."""
+        return bool(self._config.replicates) and any(record.state == "running" for record in self._all)
+
+    def seed(self, record: TrialRecord) -> int:
+        """Of the trial's randomness: the study's, and another one for each replicate."""
+        return self._config.seed + 1_000_003 * record.replicate
+
+    def _plan_replicates(self) -> None:
+        """Once all is done, enqueue further runs of the trials that may be on the front."""
+        if not self._config.replicates or self._waiting or self._searched < self._config.budget.trials:
+            return
+        if any(record.state == "running" for record in self._all):
+            return
+        known = {record.key for record in self._all}
+        members = near_front(self.manifests(), self._config.objectives)
+        for first in (record for record in self._all if record.key in members):
+            for replicate in range(1, self._config.replicates + 1):
+                if replicate_key(first.key, replicate) in known:
+                    continue
+                attributes = {"recipe": first.recipe, "replicate": replicate, "replicate_of": first.number}
+                self._study.enqueue_trial(first.params, user_attrs=attributes)
+                self._storage.save(len(self._all))
+                self._all.append(_record(self._storage.get_trial(len(self._all)), self._config.name))
+                self._waiting += 1
+
+    def take(self, number: int | None = None) -> TrialRecord:
+        """A trial that is running from now on: the next one, whatever the budget, or an interrupted one.
+
+        Args:
+            number: of an interrupted trial.
+        """
+        trial = self._study.ask() if number is None else optuna.trial.Trial(self._study, number)
+        recipe = trial.user_attrs.get("recipe")
+        if recipe is None or params_of(self._config.space, self._recipe_point(recipe)) is not None:
+            suggest(
+                self._config.space, trial
+            )  # a recipe outside the space has no parameters the sampler could learn from
+        self._storage.save(trial.number)
+        return self._update(trial.number)
+
+    def point(self, record: TrialRecord) -> Point:
+        """What the trial trains with."""
+        return self._recipe_point(record.recipe) if record.recipe else Point.model_validate(record.params)
+
+    def log(self, record: TrialRecord, event: Event) -> None:
+        """Add to the trial's log."""
+        if self._paths is not None:
+            append_event(self._paths.events(record.key), event)
+
+    def rung(self, record: TrialRecord, step: int, epoch: int, metrics: Mapping[str, float]) -> str | None:
+        """Enter a small evaluation.
+
+        Args:
+            record: the trial.
+            step: optimiser step.
+            epoch: epochs done.
+            metrics: what was measured, with the costs so far.
+
+        Returns:
+            Why the trial must stop here, or None if it goes on. Recipes and replicates always go on.
+        """
+        self._rungs.add(record.key, step, metrics)
+        self._show_rungs(record.number, record.key)
+        stopping = self._config.early_stopping
+        if not record.searched or not is_rung(epoch, stopping.first_epoch, stopping.eta):
+            return None
+        return self._rungs.stop_reason(record.key, step)
+
+    def _show_rungs(self, number: int, key: str) -> None:
+        """To the sampler while the trial runs; the database has them when it has ended."""
+        searched = [objective.metric for objective in self._config.objectives]
+        rungs = {str(step): [row.get(name) for name in searched] for step, row in self._rungs.of(key).items()}
+        if rungs and self._all[number].state == "running":
+            optuna.trial.Trial(self._study, number).set_user_attr("rungs", rungs)
+
+    def verdict(self, record: TrialRecord) -> str | None:
+        """Why an interrupted trial must not go on: an earlier session stopped it, and ended before it wrote so."""
+        return self._verdicts.get(record.key)
+
+    def finish(self, record: TrialRecord, outcome: Outcome, trial: TrialConfig) -> Manifest:
+        """Account for an ended trial: manifest first, then Optuna. Twice is as good as once."""
+        result = outcome.result
+        if result is None:
+            return self._end(
+                record, trial, outcome.state, outcome.reason, trace=outcome.trace, cost=self._cost_so_far(record)
+            )
+        costs = {metric: getattr(result, field) for metric, field in COSTS.items()}
+        fields: dict[str, Any] = {
+            "metrics": result.metrics,
+            "cost": {
+                **{COSTS[metric]: value for metric, value in costs.items()},
+                "seconds": result.seconds,
+                "steps": result.steps,
+                "resumed_from_steps": result.resumed_from_steps,
+                "final_temperature": result.temperature,
+            },
+            "versions": result.versions,
+            "hashes": result.hashes,
+            "correct": result.correct,
+            "queries": result.queries,
+        }
+        values = {name: metric.value for name, metric in result.metrics.items()}
+        values |= {metric: value for metric, value in costs.items() if value is not None}
+        broken = [str(constraint) for constraint in self._config.constraints if violation([constraint], values) > 0]
+        if outcome.state == "complete" and broken:
+            return self._end(record, trial, "infeasible", f"does not keep {', '.join(broken)}", **fields)
+        return self._end(record, trial, outcome.state, outcome.reason, **fields)
+
+    def stop(self, record: TrialRecord, reason: str, trial: TrialConfig) -> Manifest:
+        """Account for a trial that was stopped early. It has rungs and the cost until the last, and no measurements."""
+        return self._end(record, trial, "stopped", reason, cost=self._cost_so_far(record))
+
+    def _cost_so_far(self, record: TrialRecord) -> dict[str, Any]:
+        rungs = self._rungs.of(record.key)
+        if not rungs:
+            return {}
+        last = rungs[max(rungs)]
+        return {**{field: last[cost] for cost, field in COSTS.items() if cost in last}, "steps": max(rungs)}
+
+    def _end(
+        self, record: TrialRecord, trial: TrialConfig, state: Ended, reason: str | None, **fields: Any
+    ) -> Manifest:
+        manifest = Manifest(
+            key=record.key,
+            number=record.number,
+            recipe=record.recipe,
+            replicate=record.replicate,
+            params=record.params,
+            point=trial.point.model_dump(mode="json"),
+            state=state,
+            reason=reason,
+            rungs={step: dict(metrics) for step, metrics in self._rungs.of(record.key).items()},
+            seeds={"study": self._config.seed, "trial": trial.seed, "protocol": self._config.protocol.seed},
+            fingerprint=self._fingerprint,
+            ended=self._clock(),
+            **fields,
+        )
+        if self._paths is not None:
+            manifest = write_manifest(self._paths.manifest(record.key), manifest)
+        manifest = self._manifests.setdefault(record.key, manifest)
+        self._tell(manifest)
+        self._plan_replicates()
+        return manifest
+
+    def _tell(self, manifest: Manifest) -> None:
+        number = manifest.number
+        if self._all[number].state != "running":
+            return
+        trial = optuna.trial.Trial(self._study, number)
+        if manifest.reason:
+            trial.set_user_attr("reason", manifest.reason)
+        self._show_rungs(number, manifest.key)
+        values = [measured(manifest, objective.metric).value for objective in self._config.objectives]
+        if manifest.state == "infeasible":
+            trial.set_user_attr(INFEASIBLE, True)
+        if manifest.metrics:
+            for constraint in self._config.constraints:
+                trial.set_constraint(str(constraint), constraint.excess(measured(manifest, constraint.metric).value))
+            self._study.tell(number, values)
+        elif manifest.state == "failed":
+            self._study.tell(number, state=TrialState.FAIL)
+        else:
+            if manifest.state == "infeasible":
+                trial.set_constraint(INFEASIBLE, 1.0)
+            self._study.tell(number, state=TrialState.PRUNED)
+        self._storage.save(number)
+        self._update(number)
+
+    def _update(self, number: int) -> TrialRecord:
+        record = _record(self._storage.get_trial(number), self._config.name)
+        if number == len(self._all):
+            self._searched += 1
+        elif self._all[number].state == "waiting":
+            self._waiting -= 1
+        self._all[number : number + 1] = [record]
+        return record
+
+    def _recipe_point(self, recipe: Any) -> Point:
+        return recipe_point(recipe, self._config.protocol.epsilon, self._config.recipe_temperature)
+
+
+def trial_key(study: str, number: int) -> str:
+    """`<study>-t00042-s0`: number and replicate."""
+    return f"{study}-t{number:05d}-s0"
+
+
+def replicate_key(first: str, replicate: int) -> str:
+    """The key of a further run of the same point."""
+    return f"{first.removesuffix('-s0')}-s{replicate}"
+
+
+def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:
+    replicate = frozen.user_attrs.get("replicate", 0)
+    return TrialRecord(
+        number=frozen.number,
+        key=replicate_key(trial_key(name, frozen.user_attrs.get("replicate_of", frozen.number)), replicate),
+        state=_state(frozen.state, frozen.user_attrs),
+        params=dict(frozen.params),
+        recipe=frozen.user_attrs.get("recipe"),
+        replicate=replicate,
+    )
+
+
+def _state(state: TrialState, attributes: Mapping[str, Any]) -> State:
+    if INFEASIBLE in attributes and state.is_finished():  # the attribute is written first
+        return "infeasible"
+    states: dict[TrialState, State] = {
+        TrialState.PRUNED: "stopped",
+        TrialState.WAITING: "waiting",
+        TrialState.RUNNING: "running",
+        TrialState.COMPLETE: "complete",
+        TrialState.FAIL: "failed",
+    }
+    return states[state]

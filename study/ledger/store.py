@@ -1,0 +1,145 @@
+"""The Optuna study that is worked on: in memory, and behind it a database that has every trial.
+
+Optuna reads all trials several times for one suggestion, and a database has to be asked each time for those that run.
+The study has one writer (`study.run.driver_lock`), so memory is never behind. A trial is written in one transaction
+when it starts, and in a few when it ends, its state last.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Container, Sequence
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from study.ledger.lease import make_sessions_table
+from study.records import StudyPaths
+
+HISTORY = 500
+"""Ended trials that a sampler learns from: the last ones. TPE's time for a suggestion grows with them."""
+
+
+def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optuna.storages.RDBStorage:
+    """The study's database: SQLite in its folder unless a URL is given.
+
+    Args:
+        paths: of the study.
+        url: of another database.
+        make: its tables, where they do not exist.
+    """
+    if url is None:
+        if make and not paths.database.exists():
+            _make_database(paths.database.resolve())
+        return optuna.storages.RDBStorage(
+            f"sqlite:///{paths.database.resolve()}",
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            skip_table_creation=not make,
+        )
+    return optuna.storages.RDBStorage(url, skip_table_creation=not make)
+
+
+def _make_database(path: Path) -> None:
+    """Under another name first: SQLite keeps every statement at once, so a stop between the table of studies and its
+    unique index would leave a database that takes the same study twice.
+    """
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    engine = optuna.storages.RDBStorage(f"sqlite:///{part}").engine
+    make_sessions_table(engine)
+    engine.dispose()
+    part.replace(path)
+
+
+class MirroredStorage(InMemoryStorage):
+    """Holds one study in memory, where a trial's id is its number.
+
+    Args:
+        database: what the study is read from, and `save` writes to; None keeps it in memory only.
+        name: of the study; it is made in the database if there is none.
+        directions: of its objectives.
+    """
+
+    def __init__(self, database: BaseStorage | None, name: str, directions: list[StudyDirection]) -> None:
+        super().__init__()
+        self._database = database
+        self._name = name
+        self.foreign: list[FrozenTrial] = []
+        """Trials of other studies, with negative numbers: samplers see them, nobody else does."""
+        self._open: list[int] = []
+        self._ended: deque[int] = deque(maxlen=HISTORY)
+        self._saved: list[FrozenTrial] = []
+        study = self.create_new_study(directions, name)
+        if database is None:
+            return
+        self._study = optuna.create_study(
+            study_name=name, storage=database, directions=directions, load_if_exists=True
+        )._study_id
+        for key, value in database.get_study_system_attrs(self._study).items():
+            super().set_study_system_attr(study, key, value)
+        for trial in database.get_all_trials(self._study):
+            self.create_new_trial(study, trial)
+            self._saved.append(trial)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """What samplers see: foreign trials, those that wait or run, and the last `HISTORY` that ended."""
+        everything = self.whole()
+        trials = [everything[number] for number in sorted([*self._open, *self._ended])]
+        trials = [trial for trial in trials if states is None or trial.state in states]
+        trials = [trial for trial in self.foreign if states is None or trial.state in states] + trials
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """As in memory."""
+        number = super().create_new_trial(study_id, template_trial)
+        (self._ended if self.get_trial(number).state.is_finished() else self._open).append(number)
+        return number
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """As in memory."""
+        changed = super().set_trial_state_values(trial_id, state, values)
+        if state.is_finished():
+            self._open.remove(trial_id)
+            self._ended.append(trial_id)
+        return changed
+
+    def whole(self) -> list[FrozenTrial]:
+        """All trials, whatever samplers see."""
+        return super().get_all_trials(self.get_study_id_from_name(self._name), deepcopy=False)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: optuna._typing.JSONSerializable) -> None:
+        """Both at once: samplers keep here what must not begin again after a restart."""
+        super().set_study_system_attr(study_id, key, value)
+        if self._database is not None:
+            self._database.set_study_system_attr(self._study, key, value)
+
+    def save(self, number: int) -> None:
+        """Write what is new of a trial to the database."""
+        if self._database is None:
+            return
+        now = copy.deepcopy(self.get_trial(number))
+        if number == len(self._saved):
+            now._trial_id = self._database.create_new_trial(self._study, now)
+            self._saved.append(now)
+            return
+        before = self._saved[number]
+        now._trial_id = before._trial_id
+        for name in now.params.keys() - before.params.keys():
+            distribution = now.distributions[name]
+            value = distribution.to_internal_repr(now.params[name])
+            self._database.set_trial_param(now._trial_id, name, value, distribution)
+        for key, value in now.user_attrs.items():
+            if before.user_attrs.get(key) != value:
+                self._database.set_trial_user_attr(now._trial_id, key, value)
+        for key, value in now.system_attrs.items():
+            if before.system_attrs.get(key) != value:
+                self._database.set_trial_system_attr(now._trial_id, key, value)
+        if now.state != before.state:
+            self._database.set_trial_state_values(now._trial_id, now.state, now.values)
+        self._saved[number] = now

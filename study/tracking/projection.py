@@ -1,0 +1,383 @@
+"""MLflow as a projection of the study: charts, tags and tables that can be deleted and rebuilt at any time.
+
+What a run should look like follows from the ledger's records, the trials' logs and their manifests alone
+(`trial_run`, `study_run`: pure). `Projection.sync` brings MLflow there and sends only what is missing. So a
+live update, going on after a crash and a rebuild from nothing are the same call.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from study.config import Objective
+from study.front.pareto import front, hypervolume_history
+from study.records import (
+    Event,
+    Manifest,
+    StudyPaths,
+    TrialRecord,
+    read_events,
+    read_manifest,
+    write_atomically,
+)
+from study.tracking.mlflow_store import (
+    KIND_TAG,
+    STUDY,
+    TRIAL_TAG,
+    ExperimentStore,
+    MetricPoint,
+    RunState,
+    Stamp,
+    TrackingError,
+    metric_name,
+    milliseconds,
+    open_experiment,
+    redacted,
+)
+
+Final = Literal["finished", "interrupted"]
+"""How a driver leaves the study: the budget is spent, or somebody or something stopped it."""
+
+STATUS = {"complete": "FINISHED", "stopped": "KILLED", "infeasible": "KILLED", "failed": "FAILED"}
+"""MLflow's run status of an ended trial; the tag `state` tells early stopping from what cannot be used."""
+
+_log = logging.getLogger(__name__)
+
+
+def event_points(events: Iterable[Event]) -> list[MetricPoint]:
+    """The metric points of a trial's log: training history as `train/...`, small evaluations as `rung/...`.
+
+    A resumed attempt repeats the steps after its checkpoint. The first value of a step stays: MLflow can add
+    points but not take them back, and with equal randomness the repeated ones tell nothing new.
+    """
+    points: dict[tuple[str, int], MetricPoint] = {}
+
+    def add(name: str, value: float, time: float, step: int) -> None:
+        key = metric_name(name)
+        points.setdefault((key, step), MetricPoint(key, float(value), milliseconds(time), step))
+
+    for event in events:
+        for row in event.history:
+            step = int(row.get("step", event.step))
+            for name, value in row.items():
+                if name != "step":
+                    add(f"train/{name}", value, event.time, step)
+        for name, value in event.metrics.items():
+            add(f"rung/{name}", value, event.time, event.step)
+    return list(points.values())
+
+
+def manifest_points(manifest: Manifest) -> list[MetricPoint]:
+    """The final measurements and costs. They are single numbers, so all stand at step 0."""
+    values: dict[str, float] = {}
+    for name, metric in manifest.metrics.items():
+        values |= {name: metric.value, f"{name}.low": metric.low, f"{name}.high": metric.high}
+    values |= {f"cost/{name}": cost for name, cost in manifest.cost.items() if isinstance(cost, int | float)}
+    time = milliseconds(manifest.ended)
+    return [MetricPoint(metric_name(name), float(value), time, 0) for name, value in values.items()]
+
+
+def trial_run(
+    record: TrialRecord,
+    manifest: Manifest | None,
+    events: Sequence[Event],
+    on_front: bool,
+    certified: bool | None,
+    files: Mapping[Path, Stamp],
+    final: Final | None = None,
+) -> RunState | None:
+    """What a trial's run should look like; None before the trial has started.
+
+    Args:
+        record: the trial in the ledger.
+        manifest: once it ended; its state goes before the ledger's, which is told after it.
+        events: the trial's log.
+        on_front: whether it is on the front now.
+        certified: whether it stayed on the front when it was measured again; None where it was not.
+        files: its artifacts.
+        final: None while a driver works on the study. Afterwards no run is left running.
+    """
+    if manifest is None and not events:
+        return None
+    state = manifest.state if manifest else record.state
+    status = STATUS.get(state, "RUNNING" if final is None else "KILLED")
+    tags = {KIND_TAG: "trial", TRIAL_TAG: record.key, "trial": str(record.number)}
+    tags["state"] = state if final is None or state in STATUS else "interrupted"
+    if record.recipe is not None:
+        tags["recipe"] = record.recipe
+    if state == "complete":
+        tags["pareto"] = "true" if on_front else "false"
+    if certified is not None:
+        tags["certified"] = "true" if certified else "false"
+    params = dict(record.params)
+    points = event_points(events)
+    ended = events[-1].time if events and state in STATUS else None
+    if manifest is not None:
+        params = {**manifest.point, **params}
+        points += manifest_points(manifest)
+        ended = manifest.ended
+        if manifest.reason:
+            tags["reason"] = manifest.reason[:500]
+    return RunState(
+        name=record.key,
+        status=status,
+        started=events[0].time if events else ended or 0.0,
+        ended=ended,
+        params={metric_name(name): str(value)[:500] for name, value in params.items()},
+        tags=tags,
+        points=points,
+        artifacts=dict(files),
+        sealed=manifest is not None,
+    )
+
+
+def study_run(
+    name: str,
+    objectives: Sequence[Objective],
+    history: Sequence[tuple[float, int, float, float]],
+    files: Mapping[Path, Stamp],
+    started: float,
+    final: Final | None = None,
+) -> RunState:
+    """What the study's own run should look like: hypervolume against ended trials and device-seconds.
+
+    Args:
+        name: of the study.
+        objectives: what it optimises.
+        history: `study.front.pareto.hypervolume_history`.
+        files: its artifacts.
+        started: when the first trial did.
+        final: see `trial_run`.
+    """
+    points = []
+    for ended, count, device_seconds, share in history:
+        time = milliseconds(ended)
+        points.append(MetricPoint("hypervolume", share, time, count))
+        points.append(MetricPoint("hypervolume_by_device_seconds", share, time, int(device_seconds)))
+    wanted = ", ".join(f"{objective.direction} {objective.metric}" for objective in objectives)
+    return RunState(
+        name=f"study {name}",
+        status={None: "RUNNING", "finished": "FINISHED", "interrupted": "KILLED"}[final],
+        started=started,
+        ended=history[-1][0] if history and final == "finished" else None,
+        params={"objectives": wanted},
+        tags={KIND_TAG: "study"},
+        points=points,
+        artifacts=dict(files),
+    )
+
+
+def default_uri(paths: StudyPaths) -> str:
+    """The SQLite store in the study's folder."""
+    return f"sqlite:///{paths.mlflow_database.resolve()}"
+
+
+def ui_command(uri: str | None, paths: StudyPaths) -> str:
+    """What to type to look at the study; a password in the URI has to be filled in."""
+    uri = uri or default_uri(paths)
+    if uri.startswith(("http://", "https://")):
+        return f"open {redacted(uri)}"
+    return f"uv run mlflow ui --backend-store-uri {shlex.quote(redacted(uri))} --workers 1 --port 5000"
+
+
+class Projection:
+    """MLflow's view of one study: an experiment with one run for the study and one for each started trial."""
+
+    def __init__(
+        self,
+        paths: StudyPaths,
+        uri: str | None,
+        study_name: str,
+        objectives: Sequence[Objective],
+        replace: bool = False,
+    ) -> None:
+        """Connect, if a URI was given; the default store is opened by the first `sync`.
+
+        Args:
+            paths: of the study.
+            uri: MLflow tracking URI; None: SQLite in the study's folder.
+            study_name: names the experiment `paretovl/<study_name>`.
+            objectives: what the front is about.
+            replace: delete what an experiment of this name holds, whosever it is, and begin anew.
+
+        Raises:
+            TrackingError: the server does not answer (told within about 10 seconds), or the experiment is
+                another study's.
+        """
+        self.paths = paths
+        self.uri = uri or default_uri(paths)
+        self.study_name = study_name
+        self.experiment = f"paretovl/{study_name}"
+        self.objectives = tuple(objectives)
+        self._own_store = uri is None
+        self._replace = replace
+        self._store: ExperimentStore | None = None
+        self._manifests: dict[str, Manifest] = {}
+        self._states: dict[str, tuple[Any, RunState | None]] = {}
+        self._members: frozenset[str] = frozenset()
+        self._certified: dict[str, bool] = {}
+        self._history: list[tuple[float, int, float, float]] = []
+        if uri is not None:
+            self._guarded(self._connect)
+
+    def sync(self, records: Sequence[TrialRecord], final: Final | None = None) -> None:
+        """Bring MLflow to the state of the records, logs and manifests; nothing new makes no call.
+
+        Args:
+            records: all trials of the ledger.
+            final: None while a driver works on the study, else how it was left. No run stays RUNNING then;
+                the next `sync` without it sets the runs of the trials that go on to RUNNING again.
+
+        Raises:
+            TrackingError: what was not sent is sent by the next call.
+        """
+        self._guarded(lambda: self._sync(records, final))
+
+    def _guarded(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except TrackingError:
+            self._store = None
+            raise
+        except Exception as error:  # each kind of store raises its own
+            # Whatever is known of the store may be wrong now: read it again next time.
+            self._store = None
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise TrackingError(
+                f"MLflow at {redacted(self.uri)} failed: {redacted(reason[0])[:300]}. Check that it runs and "
+                "that tracking.uri is right. Nothing is lost: the study keeps its own files, and "
+                f"`python -m study.track --name {self.study_name}` brings MLflow up to date later."
+            ) from error
+
+    def _connect(self) -> ExperimentStore:
+        if self._store is None:
+            self._store = open_experiment(
+                self.uri,
+                self.experiment,
+                self._study_id(),
+                self.paths.mlflow_artifacts,
+                movable=self._own_store,
+                replace=self._replace,
+            )
+            self._replace = False
+        return self._store
+
+    def _study_id(self) -> str:
+        """Tells this study from others of its name on the same server, wherever its folder is moved."""
+        path = self.paths.root / "tracking-id"
+        if not path.exists():
+            write_atomically(path, uuid.uuid4().hex)
+        return path.read_text().strip()
+
+    def _sync(self, records: Sequence[TrialRecord], final: Final | None) -> None:
+        store = self._connect()
+        self._read_manifests(records)
+        self._read_certified()
+        states = {record.key: self._trial(record, final) for record in records}
+        started = [state.started for state in states.values() if state is not None]
+        if started:
+            pages = _stamped([self.paths.pareto_page, self.paths.front, self.paths.certified_front, self.paths.config])
+            store.bring(STUDY, study_run(self.study_name, self.objectives, self._history, pages, min(started), final))
+        for key, state in states.items():
+            if state is not None:
+                store.bring(key, state)
+
+    def _read_manifests(self, records: Sequence[TrialRecord]) -> None:
+        """Read the new ones; they never change."""
+        missing = [record.key for record in records if record.key not in self._manifests]
+        read = {key: read_manifest(self.paths.manifest(key)) for key in missing}
+        new = {key: manifest for key, manifest in read.items() if manifest is not None}
+        if new:
+            self._manifests |= new
+            manifests = list(self._manifests.values())
+            self._members = frozenset(entry.key for entry in front(manifests, self.objectives))
+            self._history = hypervolume_history(manifests, self.objectives)
+
+    def _read_certified(self) -> None:
+        path = self.paths.certified_front
+        decided = json.loads(path.read_text()) if path.exists() else {"front": [], "left": []}
+        self._certified = {item["key"]: name == "front" for name in ("front", "left") for item in decided[name]}
+
+    def _trial(self, record: TrialRecord, final: Final | None) -> RunState | None:
+        """The wanted run, computed again only if something it depends on has changed."""
+        manifest = self._manifests.get(record.key)
+        on_front, certified = record.key in self._members, self._certified.get(record.key)
+        log = self.paths.events(record.key)
+        stamp = (record.state, manifest is None, on_front, certified, final, _stamped([log]))
+        known = self._states.get(record.key)
+        if known is None or known[0] != stamp:
+            files = _stamped([self.paths.manifest(record.key)] if manifest else [])
+            known = (stamp, trial_run(record, manifest, list(read_events(log)), on_front, certified, files, final))
+            self._states[record.key] = known
+        return known[1]
+
+
+class BackgroundProjection:
+    """Syncs in a thread, so that no trial waits for MLflow and no failure of MLflow reaches the study."""
+
+    def __init__(self, projection: Projection, interval_seconds: float = 2.0, retry_seconds: float = 30.0) -> None:
+        """Start the thread.
+
+        Args:
+            projection: used by the thread alone until `finish`.
+            interval_seconds: least time between two syncs.
+            retry_seconds: the same after a failure.
+        """
+        self.last_error: str | None = None
+        """Why the last sync failed; None if it did not."""
+        self._projection = projection
+        self._interval_seconds = interval_seconds
+        self._retry_seconds = retry_seconds
+        self._records: Sequence[TrialRecord] = ()
+        self._wanted = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mlflow-projection", daemon=True)
+        self._thread.start()
+
+    def request(self, records: Sequence[TrialRecord]) -> None:
+        """Have these synced soon; several requests may become one sync of the newest."""
+        self._records = tuple(records)
+        self._wanted.set()
+
+    def finish(self, records: Sequence[TrialRecord], final: Final) -> None:
+        """Stop the thread and sync for the last time; a failure is left in `last_error`."""
+        self._stopped.set()
+        self._wanted.set()
+        self._thread.join()
+        self._sync(records, final)
+
+    def _work(self) -> None:
+        while True:
+            self._wanted.wait()
+            if self._stopped.is_set():
+                return
+            self._wanted.clear()
+            if self._sync(self._records, None):
+                self._stopped.wait(self._interval_seconds)
+            else:
+                self._wanted.set()
+                self._stopped.wait(self._retry_seconds)
+
+    def _sync(self, records: Sequence[TrialRecord], final: Final | None) -> bool:
+        try:
+            self._projection.sync(records, final)
+        except TrackingError as error:
+            if self.last_error is None:
+                _log.warning("%s", error)
+            self.last_error = str(error)
+            return False
+        self.last_error = None
+        return True
+
+
+def _stamped(paths: Iterable[Path]) -> dict[Path, Stamp]:
+    """Those of the files that are there."""
+    stats = {path: path.stat() for path in paths if path.exists()}
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}

@@ -1,0 +1,72 @@
+"""A session's own bookkeeping, without Ray and MLflow: when it writes the front, and what it tidies up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dashboards import pareto_page
+from study.execution import session as session_module
+from study.execution.session import Session
+from study.ledger.ledger import Ledger
+from tests.study.helpers import complete, opened, run_next, study
+from trainables.config import TrialConfig
+from trainables.trial import Outcome
+
+
+class NoTracking:
+    """Stands for the MLflow projection."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def request(self, *_: Any) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "Projection", NoTracking)
+    monkeypatch.setattr(session_module, "BackgroundProjection", NoTracking)
+
+
+def session_of(config: Any, ledger: Ledger) -> Session:
+    lease: Any = SimpleNamespace(last_device=None)
+    return Session(config, ledger, TrialConfig(), lease)
+
+
+def test_the_front_is_written_when_it_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = study(tmp_path, trials=4, recipes=())
+    ledger = opened(config)
+    session = session_of(config, ledger)
+    writes = []
+    original = pareto_page.write_front_files
+    monkeypatch.setattr(
+        pareto_page, "write_front_files", lambda *given: (writes.append(len(given[1])), original(*given))[1]
+    )
+    diverged = Outcome(state="infeasible", reason="Diverged: nan")
+    for outcome in (complete(0.5, 0.5), complete(0.2, 0.2), diverged, complete(0.6, 0.1)):
+        manifest = run_next(ledger, config, outcome)
+        session._changed(ledger.records()[manifest.number], manifest)
+    assert writes == [1, 4], "only the first and the last of four moved it"
+    written = config.paths.front.read_text()
+    original(config.paths, ledger.manifests(), config.objectives, "x")
+    assert config.paths.front.read_text() == written
+
+
+def test_checkpoints_of_stopped_trials_go_and_others_stay(tmp_path: Path) -> None:
+    config = study(tmp_path, trials=3, recipes=())
+    ledger = opened(config)
+    session = session_of(config, ledger)
+    records = [ledger.take() for _ in range(3)]
+    checkpoints = [config.paths.runs / record.key / "checkpoint_1" / "state.json" for record in records]
+    for checkpoint in checkpoints:
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.write_text("{}")
+    session._changed(records[0], ledger.finish(records[0], complete(), TrialConfig()))
+    session._changed(records[1], ledger.stop(records[1], "why", TrialConfig()))
+    assert [path.exists() for path in checkpoints] == [True, False, True]
+    ledger.stop(records[2], "killed before it tidied up", TrialConfig())
+    session_of(config, ledger)
+    assert [path.exists() for path in checkpoints] == [True, False, False]
