@@ -23,7 +23,8 @@ import psutil
 from search_spaces.space import suggest
 from study.config import COST, Budget, Objective, StudyConfig
 from study.execution.simulator import Surrogate
-from study.front.pareto import front, hypervolume_history
+from study.front.estimates import front
+from study.front.hypervolume import hypervolume_history
 from study.ledger.ledger import Ledger, trial_key
 from study.ledger.store import open_storage
 from study.records import Event, Manifest, TrialRecord, append_event

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from search_spaces.recipes import RECIPES, Recipe
-from study.front.pareto import mean_metric
+from study.front.estimates import mean_metric
 from study.records import Manifest, StudyPaths
 from study.view import read_study
 from trainables.results import Metric

@@ -19,7 +19,7 @@ from trainables.evaluation.reranking import candidate_scores
 from trainables.models import tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
-from trainables.pretrain import train_tokenizer
+from trainables.training.pretraining import train_tokenizer
 
 LENGTH = {Albef: 30, Blip: 35}
 """Tokens that the published code pads every caption to."""

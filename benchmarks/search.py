@@ -26,7 +26,8 @@ from search_spaces.joint import JOINT
 from search_spaces.recipes import Recipe
 from study.config import Budget, EarlyStopping, Objective, StudyConfig
 from study.execution.simulator import Clock, Course, Report, Surrogate, simulate
-from study.front.pareto import hypervolume_share, oriented
+from study.front.dominance import oriented
+from study.front.hypervolume import hypervolume_share
 from study.ledger.ledger import Ledger
 from study.search.samplers import make_sampler
 from trainables.config import Point, Protocol, TrainingConfig, TrialConfig

@@ -25,7 +25,7 @@ from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.config import DataConfig, PretrainConfig, TinyConfig
 from trainables.data import Split, load_dataset
 from trainables.models.clip import Clip
-from trainables.pretrain import make_masked_lm, make_tokenizer
+from trainables.training.pretraining import make_masked_lm, make_tokenizer
 
 MAX_TOKENS = 77
 """Of CLIP's text tower; the published code pads every caption to it."""

@@ -22,13 +22,13 @@ from dashboards.page import (
     step_line,
     table_section,
 )
-from study.front.pareto import values_at
+from study.front.dominance import values_at
 from trainables.results import Metric
 
 if TYPE_CHECKING:
-    from study.compare import Comparison, Side
     from study.config import Objective
-    from study.front.pareto import FrontEntry
+    from study.front.comparison import Comparison, Side
+    from study.front.estimates import FrontEntry
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")

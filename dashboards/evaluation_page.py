@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from dashboards.page import html_page
 
 if TYPE_CHECKING:
-    from trainables.evaluate import EvaluationManifest
     from trainables.evaluation.examples import Answer, Example
-    from trainables.results import Audit, Metric
+    from trainables.results import Audit, EvaluationManifest, Metric
 
 SHOWN = ("rsum", "tr_asr_r1", "ir_asr_r1")
 """Measures beside the recalls: their sum, and the share of the queries answered when clean that an attack loses."""

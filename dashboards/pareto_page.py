@@ -22,8 +22,10 @@ from dashboards.page import (
     table_section,
 )
 from study.config import Objective
-from study.front.pareto import FrontEntry, front, hypervolume_history, measured, write_front, write_if_changed
-from study.records import Manifest, StudyPaths
+from study.front.dominance import measured
+from study.front.estimates import FrontEntry, front, write_front
+from study.front.hypervolume import hypervolume_history
+from study.records import Manifest, StudyPaths, write_if_changed
 from trainables.results import Metric
 
 History = Sequence[tuple[float, int, float, float]]
@@ -57,9 +59,9 @@ def pareto_page(
 
     Args:
         manifests: the ended trials; those that are complete are drawn.
-        entries: the front (`study.front.pareto.front`).
+        entries: the front (`study.front.estimates.front`).
         objectives: 1 to 4; every pair gets a scatter plot, the first two the large one.
-        history: `study.front.pareto.hypervolume_history`.
+        history: `study.front.hypervolume.hypervolume_history`.
         title: the heading.
     """
     complete = [manifest for manifest in manifests if manifest.state == "complete"]

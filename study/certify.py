@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from study.config import COSTS, Objective
-from study.front.pareto import FrontEntry, front, front_mask, measured, oriented
+from study.front.dominance import front_mask, measured, oriented
+from study.front.estimates import FrontEntry, front
 from study.records import Manifest, StudyPaths, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.command import InputError, told_errors
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from trainables.config import Protocol
-    from trainables.evaluate import EvaluationManifest
+    from trainables.results import EvaluationManifest
 
 FRESH = 1000
 """Added to the seed that a study was searched with."""
@@ -275,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(paths: StudyPaths, options: dict[str, Any]) -> int:
     from rich.console import Console
 
-    from study.run import driver_lock
+    from study.ledger.lease import driver_lock
     from study.status import status_of
     from study.tracking.mlflow_store import TrackingError
     from study.tracking.projection import Projection

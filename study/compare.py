@@ -9,26 +9,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from study.config import Objective
-from study.front.pareto import (
-    Floats,
-    FrontEntry,
-    attainment,
-    front,
-    hypervolume_history,
-    hypervolume_share,
-    measured,
-    oriented,
-    write_if_changed,
-)
+from study.front.comparison import Comparison, Side
+from study.front.dominance import measured, oriented
+from study.front.estimates import front
+from study.front.hypervolume import attainment, hypervolume_history, hypervolume_share
 from study.ledger.frozen import differences
-from study.records import Manifest, StudyPaths
+from study.records import StudyPaths, write_if_changed
 from study.view import StudyView, read_study
 from trainables.command import InputError, read_yaml, told_errors
 
@@ -37,45 +29,6 @@ LEVELS = {"best": 0.0, "median": 0.5, "worst": 1.0}
 
 PICTURES = ("image_pixels", "resize")
 """Of the data: what model families need differently. The digest of the data depends on them, too."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """A study in the comparison.
-
-    Attributes:
-        name: of the study.
-        manifests: its ended trials, in the order they ended.
-        entries: its front.
-        history: of its hypervolume, `study.front.pareto.hypervolume_history`.
-    """
-
-    name: str
-    manifests: list[Manifest]
-    entries: list[FrontEntry]
-    history: list[tuple[float, int, float, float]]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What is compared.
-
-    Attributes:
-        objectives: that all studies have measured.
-        sides: the studies.
-        joint: the front of all their trials together.
-        surfaces: of studies that differ in the seed only, by their names joined: costs of each level, (n, 2); none
-            unless there are two objectives.
-    """
-
-    objectives: tuple[Objective, ...]
-    sides: list[Side]
-    joint: list[FrontEntry]
-    surfaces: dict[str, dict[str, Floats]]
-
-    def on_joint(self, side: Side) -> int:
-        """Trials of a study on the joint front."""
-        return len({entry.key for entry in self.joint} & {entry.key for entry in side.entries})
 
 
 def compare(views: Sequence[StudyView], metrics: Sequence[str]) -> Comparison:

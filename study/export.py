@@ -67,7 +67,7 @@ def tables(view: StudyView) -> dict[str, pd.DataFrame]:
     """`trials`, wide, and `events`, long."""
     import pandas as pd
 
-    from study.front.pareto import front
+    from study.front.estimates import front
 
     ended = {manifest.key: manifest for manifest in view.manifests}
     members = {entry.key for entry in front(view.manifests, view.config.objectives)}

@@ -175,7 +175,8 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
     import optuna
 
     from study.execution.simulator import Clock, Course, Surrogate, simulate
-    from study.front.pareto import complete_costs, front_mask, hypervolume_history
+    from study.front.dominance import complete_costs, front_mask
+    from study.front.hypervolume import hypervolume_history
     from study.ledger.ledger import Ledger
 
     if not trials:

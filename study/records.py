@@ -172,6 +172,12 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def write_if_changed(path: Path, text: str) -> None:
+    """Replace `path` by `text` atomically, and leave its time alone where nothing changed."""
+    if not path.exists() or path.read_text() != text:
+        write_atomically(path, text)
+
+
 def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     """Write it unless one is there, and return the one that counts."""
     existing = read_manifest(path)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from study.config import Arguments, StudyConfig, parse
 from study.ledger.frozen import fingerprint, freeze
 from study.records import StudyPaths
-from study.tracking.mlflow_store import redacted
 from trainables.command import InputError, told_errors
 from trainables.config import AttackConfig, Protocol, TrialConfig
 
@@ -25,6 +22,8 @@ FREE_BYTES = 500_000_000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     with told_errors():
+        from study.ledger.lease import driver_lock
+
         config = parse(arguments)
         prepare_folder(config.paths)
         try:
@@ -57,29 +56,12 @@ def prepare_folder(paths: StudyPaths) -> None:
         )
 
 
-@contextmanager
-def driver_lock(config: StudyConfig) -> Iterator[None]:
-    """Hold the study against a second driver; the lock dies with the process, however it dies.
-
-    Raises:
-        InputError: another driver has it.
-    """
-    with config.paths.lock.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"study {config.name!r} is running in another process; wait for it, or use another --name"
-            ) from None
-        yield
-
-
 def run(config: Arguments) -> int:
     """Look at what exists, do what is left, say what came out. Returns the exit code."""
     from study.execution.session import Session
     from study.ledger.lease import Lease
     from study.ledger.ledger import Ledger
-    from study.ledger.store import open_storage
+    from study.ledger.store import open_storage, told_storage
     from trainables.data import load_dataset
 
     template = trial_template(config)
@@ -103,20 +85,6 @@ def leave_at_once() -> None:
 
     print("another driver has taken the study over, because this one was asleep for too long", file=sys.stderr)
     os._exit(RESUMABLE)
-
-
-@contextmanager
-def told_storage(config: StudyConfig) -> Iterator[None]:
-    """Turn a database that cannot be used into one message."""
-    import sqlalchemy.exc
-    from optuna.exceptions import StorageInternalError
-
-    try:
-        yield
-    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ValueError, ImportError) as error:
-        where = redacted(config.storage) if config.storage else config.paths.database
-        reason = redacted(str(error.__cause__ or error)).splitlines()[0]
-        raise InputError(f"storage: the study's database {where} cannot be used: {reason}") from None
 
 
 def code_digest(protocol: Protocol) -> str:

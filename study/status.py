@@ -67,7 +67,8 @@ class Status(Model):
 
 def status_of(view: StudyView, shown_events: int = 8) -> Status:
     """Everything about a study, from what is recorded of it."""
-    from study.front.pareto import front, hypervolume_history
+    from study.front.estimates import front
+    from study.front.hypervolume import hypervolume_history
 
     config, now = view.config, time.time()
     wall = sum(row.seconds(now if view.running else None) for row in view.sessions)
@@ -143,7 +144,7 @@ def page(status: Status, view: StudyView) -> Group:
     from rich.text import Text
 
     from study.execution.display import front_table
-    from study.front.pareto import front
+    from study.front.estimates import front
 
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items())) or "none yet"
     lines = [f"study {status.name} is {status.state}: {states}, {status.trials} planned"]

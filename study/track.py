@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from study.records import StudyPaths
-from study.tracking.mlflow_store import TrackingError, redacted
+from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import Final, Projection, ui_command
 from study.view import read_study, study_parser
-from trainables.command import InputError
+from trainables.command import InputError, redacted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -57,8 +57,7 @@ def read_study(paths: StudyPaths) -> StudyView:
     """
     from study.ledger.lease import sessions
     from study.ledger.ledger import read_records
-    from study.ledger.store import open_storage
-    from study.run import told_storage
+    from study.ledger.store import open_storage, told_storage
 
     if not paths.config.exists():
         known = ", ".join(sorted(path.parent.name for path in paths.root.parent.glob("*/study.yaml"))) or "none"

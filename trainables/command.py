@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a {type(value).__name__}, not fields with values")
     return value
+
+
+def redacted(text: str) -> str:
+    """The text without the passwords of the URLs in it.
+
+    Example:
+        >>> redacted("postgresql://me:secret@db:5432/mlflow")
+        'postgresql://me:***@db:5432/mlflow'
+    """
+    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
+    return re.sub(r"(password=)[^&\s]+", r"\1***", text)
 
 
 def all_mistakes(error: ValidationError, schema: type[BaseModel], source: str) -> InputError:

@@ -19,9 +19,9 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from trainables.command import told_errors
-from trainables.config import CLEAN, DataConfig, Epsilon, Model, ModelConfig, Protocol, TrialConfig, content_hash
+from trainables.config import CLEAN, DataConfig, Epsilon, ModelConfig, Protocol, TrialConfig, content_hash
 from trainables.flags import Flags, from_command_line
-from trainables.results import Audit, Metric, TrialResult
+from trainables.results import EvaluationManifest, TrialResult
 
 if TYPE_CHECKING:
     from trainables.attacks.contract import Attack
@@ -55,26 +55,6 @@ class Arguments(Flags):
     examples: int = Field(8, ge=0, le=100, description="images shown on the page")
     cache_dir: Path = Field(Path("studies/.cache"), description="prepared data and adversarial examples")
     out: Path | None = Field(None, description="folder for the results; empty: evaluations/MODEL-PROTOCOL")
-
-
-class EvaluationManifest(Model):
-    """What was measured, of which model, under which protocol."""
-
-    model: str
-    model_digest: str
-    temperature: float | None
-    transfer_from: str | None
-    data_digest: str
-    protocol: Protocol
-    protocol_hash: str
-    metrics: dict[str, Metric]
-    further: dict[str, float] = Field({}, description="within folds, and by CxC and ECCV Caption, without intervals")
-    audit: Audit | None
-    correct: dict[str, str]
-    queries: dict[str, int]
-    captions_per_image: list[int] = Field([], description="so that the bits can be compared with another model's")
-    seconds: float
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -177,8 +157,8 @@ def run(arguments: Arguments) -> EvaluationManifest:
         extended_recalls,
         fold_recalls,
     )
-    from trainables.finetune import library_versions
     from trainables.prepare import Workshop
+    from trainables.results import library_versions
 
     started = time.time()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

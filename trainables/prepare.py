@@ -22,7 +22,7 @@ from trainables.data.cache import locked
 from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
 from trainables.models.loading import load
-from trainables.pretrain import Log, make_base, make_masked_lm, make_tokenizer
+from trainables.training.pretraining import Log, make_base, make_masked_lm, make_tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What a trial measured: plain data, as a manifest keeps it."""
+"""What was measured, of a trial or of any model: plain data, as a manifest keeps it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainables.config import Model
+from trainables.config import Model, Protocol
 
 
 class Metric(Model):
@@ -57,3 +57,31 @@ class TrialResult(Model):
     audit: Audit | None = Field(None, description="of gradient masking, where the protocol asks for it")
     hashes: dict[str, str] = Field(description="protocol, data and base the numbers belong to")
     versions: dict[str, str]
+
+
+class EvaluationManifest(Model):
+    """What was measured, of which model, under which protocol."""
+
+    model: str
+    model_digest: str
+    temperature: float | None
+    transfer_from: str | None
+    data_digest: str
+    protocol: Protocol
+    protocol_hash: str
+    metrics: dict[str, Metric]
+    further: dict[str, float] = Field({}, description="within folds, and by CxC and ECCV Caption, without intervals")
+    audit: Audit | None
+    correct: dict[str, str]
+    queries: dict[str, int]
+    captions_per_image: list[int] = Field([], description="so that the bits can be compared with another model's")
+    seconds: float
+    versions: dict[str, str]
+
+
+def library_versions() -> dict[str, str]:
+    """Of what decides a measurement."""
+    from importlib.metadata import version
+
+    names = ("paretovl", "torch", "transformers", "torchattacks", "ray", "numpy")
+    return {name: version(name) for name in names}

@@ -67,9 +67,9 @@ def worker(config: dict[str, Any]) -> None:
     import torch
     from ray.train.torch import get_device
 
-    from trainables.finetune import finetune
     from trainables.prepare import prepare
-    from trainables.watchdog import Watchdog
+    from trainables.training.finetune import finetune
+    from trainables.training.watchdog import Watchdog
 
     trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
     if not torch.cuda.is_available():

@@ -79,7 +79,7 @@ def usage(
         manifests: all ended trials.
         wall_seconds: see `study.ledger.lease.worked_seconds`.
     """
-    from study.front.pareto import hypervolume_history
+    from study.front.hypervolume import hypervolume_history
 
     costs = {manifest.key: manifest.cost.get("device_seconds") for manifest in manifests}
     held = [costs.get(record.key) or _logged_seconds(paths, record) for record in records if record.state != "waiting"]

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.config import Objective
-from study.front.pareto import FrontEntry
+from study.front.estimates import FrontEntry
 from study.records import Event, Manifest, TrialRecord
 
 

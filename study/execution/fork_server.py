@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from typing import Any
 
 MODULES = (
-    *("torch", "trainables.finetune", "trainables.trial", "pandas", "pyarrow.fs", "aiohttp"),
+    *("torch", "trainables.training.finetune", "trainables.trial", "pandas", "pyarrow.fs", "aiohttp"),
     *("ray.tune", "ray.train.torch", "ray.train.v2.api.data_parallel_trainer", "ray.util.queue"),
 )
 """What a trial's processes import and forks may share."""

@@ -21,7 +21,8 @@ from study.costs.budget import Limit, device_kind, ended_by, limits, planned_tri
 from study.execution.display import Display, front_table
 from study.execution.failures import AlikeFailures
 from study.execution.fork_server import WarmStart
-from study.front.pareto import FrontEntry, front, hypervolume_history
+from study.front.estimates import FrontEntry, front
+from study.front.hypervolume import hypervolume_history
 from study.ledger.lease import Lease
 from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord

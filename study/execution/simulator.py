@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import least_squares
 
-from study.front.pareto import Floats
+from study.front.dominance import Floats
 from study.ledger.ledger import Ledger
 from study.records import Manifest, TrialRecord
 from trainables.config import Model, Point, Protocol, TrialConfig

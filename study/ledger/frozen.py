@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from study.config import StudyConfig
 from study.records import StudyPaths, write_atomically
-from study.tracking.mlflow_store import redacted
-from trainables.command import InputError, all_mistakes, read_yaml
+from trainables.command import InputError, all_mistakes, read_yaml, redacted
 from trainables.config import content_hash
 
 

@@ -10,12 +10,14 @@ The same rows say how long drivers have worked on the study.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -23,6 +25,7 @@ import psutil
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
+from study.config import StudyConfig
 from trainables.command import InputError
 
 HEARTBEAT_SECONDS = 10.0
@@ -209,3 +212,20 @@ class Lease:
         change = sa.update(SESSIONS).where(SESSIONS.c.id == row, SESSIONS.c.ended.is_(None)).values(values)
         with self._engine.begin() as connection:
             return connection.execute(change).rowcount == 1
+
+
+@contextmanager
+def driver_lock(config: StudyConfig) -> Iterator[None]:
+    """Hold the study against a second driver; the lock dies with the process, however it dies.
+
+    Raises:
+        InputError: another driver has it.
+    """
+    with config.paths.lock.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"study {config.name!r} is running in another process; wait for it, or use another --name"
+            ) from None
+        yield

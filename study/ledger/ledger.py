@@ -19,7 +19,8 @@ from optuna.trial import TrialState
 from search_spaces.recipes import recipe_point
 from search_spaces.space import params_of, suggest
 from study.config import COSTS, StudyConfig
-from study.front.pareto import measured, near_front
+from study.front.dominance import measured
+from study.front.estimates import near_front
 from study.ledger.prior_studies import foreign_trials
 from study.ledger.store import MirroredStorage, open_storage
 from study.records import (

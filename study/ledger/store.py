@@ -1,24 +1,29 @@
 """The Optuna study that is worked on: in memory, and behind it a database that has every trial.
 
 Optuna reads all trials several times for one suggestion, and a database has to be asked each time for those that run.
-The study has one writer (`study.run.driver_lock`), so memory is never behind. A trial is written in one transaction
-when it starts, and in a few when it ends, its state last.
+The study has one writer (`study.ledger.lease`), so memory is never behind. A trial is written in one transaction when
+it starts, and in a few when it ends, its state last.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
+import sqlalchemy.exc
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from study.config import StudyConfig
 from study.ledger.lease import make_sessions_table
 from study.records import StudyPaths
+from trainables.command import InputError, redacted
 
 HISTORY = 500
 """Ended trials that a sampler learns from: the last ones. TPE's time for a suggestion grows with them."""
@@ -143,3 +148,14 @@ class MirroredStorage(InMemoryStorage):
         if now.state != before.state:
             self._database.set_trial_state_values(now._trial_id, now.state, now.values)
         self._saved[number] = now
+
+
+@contextmanager
+def told_storage(config: StudyConfig) -> Iterator[None]:
+    """Turn a database that cannot be used into one message."""
+    try:
+        yield
+    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ValueError, ImportError) as error:
+        where = redacted(config.storage) if config.storage else config.paths.database
+        reason = redacted(str(error.__cause__ or error)).splitlines()[0]
+        raise InputError(f"storage: the study's database {where} cannot be used: {reason}") from None

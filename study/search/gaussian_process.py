@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from scipy.spatial.distance import squareform
 from scipy.special import expit
 
-from study.front.pareto import Floats
+from study.front.dominance import Floats
 
 LENGTH, SINGLE, NOISE = (-1.0, 0.5), (0.3, 0.7), (-5.0, 1.5)
 """Normal priors, mean and standard deviation: of the logarithm of a length scale, the logit of the part of the variance

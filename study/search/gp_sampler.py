@@ -18,7 +18,8 @@ from scipy.special import ndtr
 from scipy.stats import norm, qmc
 
 from study.config import Objective
-from study.front.pareto import REFERENCE, Floats, oriented
+from study.front.dominance import Floats, oriented
+from study.front.hypervolume import REFERENCE
 from study.records import INFEASIBLE
 from study.search.gaussian_process import GaussianProcess
 from study.search.unit_box import UnitBox, Values

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from study.config import Constraint, EarlyStopping, Objective
-from study.front.pareto import Floats, front_mask, oriented
+from study.front.dominance import Floats, front_mask, oriented
 
 COHORT = 1000
 """Trials of a rung that one is compared with: enough to rank it, and as quick after 10,000 trials as after 1,000."""

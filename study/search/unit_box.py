@@ -10,7 +10,7 @@ from numpy.random import Generator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces.space import Knob, Space, Value
-from study.front.pareto import Floats
+from study.front.dominance import Floats
 
 Values = Mapping[str, Value]
 """A point: values by knob."""

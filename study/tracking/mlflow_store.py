@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainables.command import redacted
+
 Stamp = tuple[int, int]
 """Of a file: changes when its content does."""
 
@@ -70,17 +72,6 @@ def metric_name(name: str) -> str:
     """
     parts = re.sub(r"[^\w.\- /]", "_", name).split("/")
     return "/".join(part for part in parts if part not in ("", ".", "..")).lstrip(".") or "_"
-
-
-def redacted(text: str) -> str:
-    """The text without the passwords of the URLs in it.
-
-    Example:
-        >>> redacted("postgresql://me:secret@db:5432/mlflow")
-        'postgresql://me:***@db:5432/mlflow'
-    """
-    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(password=)[^&\s]+", r"\1***", text)
 
 
 def milliseconds(seconds: float) -> int:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from study.config import Objective
-from study.front.pareto import front, hypervolume_history
+from study.front.estimates import front
+from study.front.hypervolume import hypervolume_history
 from study.records import (
     Event,
     Manifest,
@@ -39,8 +40,8 @@ from study.tracking.mlflow_store import (
     metric_name,
     milliseconds,
     open_experiment,
-    redacted,
 )
+from trainables.command import redacted
 
 Final = Literal["finished", "interrupted"]
 """How a driver leaves the study: the budget is spent, or somebody or something stopped it."""
@@ -151,7 +152,7 @@ def study_run(
     Args:
         name: of the study.
         objectives: what it optimises.
-        history: `study.front.pareto.hypervolume_history`.
+        history: `study.front.hypervolume.hypervolume_history`.
         files: its artifacts.
         started: when the first trial did.
         final: see `trial_run`.

@@ -27,10 +27,10 @@ import optuna
 from dashboards.pareto_page import write_front_files
 from study.config import Budget, StudyConfig
 from study.execution.tune_searcher import LedgerSearcher
-from study.ledger.lease import Lease
+from study.ledger.lease import Lease, driver_lock
 from study.ledger.store import open_storage
 from study.records import Event, Manifest, StudyPaths, TrialRecord, write_atomically
-from study.run import driver_lock, prepare_folder
+from study.run import prepare_folder
 from study.tracking.mlflow_store import TrackingError, import_mlflow
 from study.tracking.projection import BackgroundProjection, Projection, default_uri
 from tests.study.helpers import complete, opened, study

@@ -11,7 +11,8 @@ import pytest
 
 from dashboards.pareto_page import pareto_page, write_front_files
 from study.config import Objective
-from study.front.pareto import front, hypervolume_history
+from study.front.estimates import front
+from study.front.hypervolume import hypervolume_history
 from study.records import Manifest, StudyPaths
 from tests.pages import traces_of
 

@@ -22,11 +22,11 @@ from study.tracking.mlflow_store import import_mlflow
 from study.tracking.projection import default_uri
 from tests.study.helpers import opened, study
 from trainables.config import DataConfig, Point, Protocol, ShapesConfig, TrialConfig
-from trainables.evaluate import EvaluationManifest, trial_folder
-from trainables.finetune import finetune
+from trainables.evaluate import trial_folder
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
-from trainables.results import Metric, TrialResult
+from trainables.results import EvaluationManifest, Metric, TrialResult
+from trainables.training.finetune import finetune
 from trainables.trial import Outcome
 
 PROTOCOL = Protocol(words=0, gallery_images=32, rung_gallery_images=6, image_steps=8, bootstrap_samples=100)

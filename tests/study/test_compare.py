@@ -12,7 +12,7 @@ import pytest
 
 from study.compare import main
 from study.config import Budget, Objective, StudyConfig, TrialTemplate
-from study.front.pareto import hypervolume_share
+from study.front.hypervolume import hypervolume_share
 from study.ledger.frozen import fingerprint, freeze
 from study.ledger.ledger import Ledger
 from tests.pages import traces_of

@@ -37,7 +37,7 @@ from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
-from trainables.pretrain import train_tokenizer
+from trainables.training.pretraining import train_tokenizer
 
 VIT_B16 = Tower(tokens=197, width=768, layers=12, inner=3072, patch_values=768)
 

@@ -14,10 +14,11 @@ from dashboards.evaluation_page import marked
 from trainables.attacks.natural import NATURAL_ATTACKS
 from trainables.command import InputError
 from trainables.config import Point, TrialConfig
-from trainables.evaluate import EvaluationManifest, load_subject, parse, run
+from trainables.evaluate import load_subject, parse, run
 from trainables.evaluation.protocols import named_protocol
-from trainables.finetune import finetune
 from trainables.prepare import prepare
+from trainables.results import EvaluationManifest
+from trainables.training.finetune import finetune
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 
 from trainables.config import TrialConfig
-from trainables.finetune import Diverged
+from trainables.training.finetune import Diverged
 from trainables.trial import TRACE, Outcome, _leave_stuck, _own_fault, _take_word
 
 REPORTS = 40

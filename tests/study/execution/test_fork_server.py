@@ -29,14 +29,14 @@ SCRIPT = """
         class Worker:
             def look(self):
                 assert os.environ["GIVEN"] == os.environ["HOME"] + "/x"
-                loaded = {{"trainables.finetune", "ray.tune", "ray.train.torch"}} <= set(sys.modules)
+                loaded = {{"trainables.training.finetune", "ray.tune", "ray.train.torch"}} <= set(sys.modules)
                 from ray._raylet import UniqueID
                 return loaded, UniqueID.from_random().hex(), os.getpid()
 
         workers = [Worker.remote() for _ in range(3)]
         @ray.remote(num_cpus=0)
         def loaded_in_task():
-            return "trainables.finetune" in sys.modules
+            return "trainables.training.finetune" in sys.modules
 
         print(ray.get(loaded_in_task.remote()), "task", 0)
         for loaded, drawn, process in ray.get([worker.look.remote() for worker in workers], timeout=100):

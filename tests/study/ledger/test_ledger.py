@@ -10,7 +10,8 @@ import pytest
 from search_spaces.joint import JOINT
 from study.config import Budget, Constraint, EarlyStopping, Objective, StudyConfig
 from study.execution.tune_searcher import LedgerSearcher
-from study.front.pareto import front, hypervolume_history
+from study.front.estimates import front
+from study.front.hypervolume import hypervolume_history
 from study.ledger import ledger as ledger_module
 from study.ledger.ledger import Ledger, Plan, plan
 from study.records import Event, State, TrialRecord, read_events, read_manifest

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from search_spaces.space import Knob, Space
 from study.config import Objective
-from study.front.pareto import REFERENCE, hypervolume
+from study.front.hypervolume import REFERENCE, hypervolume
 from study.records import INFEASIBLE
 from study.search.gp_sampler import Known, foretell, propose, read_trials, undominated
 from study.search.unit_box import UnitBox

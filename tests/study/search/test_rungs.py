@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from study.config import Constraint, EarlyStopping, Objective
-from study.front.pareto import front_mask
+from study.front.dominance import front_mask
 from study.search.rungs import RungTable, better, is_rung, violation
 
 CLEAN, ROBUST = Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5")

@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial
 from search_spaces.joint import JOINT
 from study.config import Budget, EarlyStopping, Objective, SamplerName, StudyConfig
 from study.execution.simulator import Clock, Surrogate, simulate
-from study.front.pareto import Floats, hypervolume_history
+from study.front.dominance import Floats
+from study.front.hypervolume import hypervolume_history
 from study.ledger.frozen import fingerprint, freeze
 from study.ledger.ledger import Ledger
 from study.ledger.store import HISTORY, MirroredStorage, open_storage

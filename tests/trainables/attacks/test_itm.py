@@ -22,7 +22,7 @@ from trainables.models import parameters_of, tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
-from trainables.pretrain import train_tokenizer
+from trainables.training.pretraining import train_tokenizer
 
 WORDS = [
     ["a", "red", "circle"],

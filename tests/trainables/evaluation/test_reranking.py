@@ -18,7 +18,7 @@ from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import FusionModel, parameters_of
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
-from trainables.pretrain import train_tokenizer
+from trainables.training.pretraining import train_tokenizer
 
 
 class Table(FusionModel):

@@ -21,7 +21,7 @@ from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import BagOfWords, Dual
 from trainables.models.siglip import Siglip
-from trainables.pretrain import train_tokenizer
+from trainables.training.pretraining import train_tokenizer
 
 PIXELS, LENGTH = 32, 16
 CAPTIONS = [

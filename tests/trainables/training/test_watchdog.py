@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from trainables.watchdog import SLOWEST_EPOCHS, STUCK, Watchdog
+from trainables.training.watchdog import SLOWEST_EPOCHS, STUCK, Watchdog
 
 
 def test_silence_is_measured_against_the_slowest_epoch() -> None:
@@ -29,7 +29,7 @@ def test_silence_is_measured_against_the_slowest_epoch() -> None:
 def test_a_process_that_hangs_is_ended() -> None:
     script = """
 import time
-from trainables.watchdog import Watchdog
+from trainables.training.watchdog import Watchdog
 with Watchdog(0.2):
     pass
 time.sleep(0.5)  # the work is over: nobody waits for it

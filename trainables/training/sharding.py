@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables.objective import Trainee
+from trainables.training.objective import Trainee
 
 
 def distribute(trainee: Trainee, device: torch.device, sharded: bool) -> nn.Module:

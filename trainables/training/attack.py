@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from trainables.attacks.image import pgd
 from trainables.attacks.text import CaptionEncoder, attack_words, away_from
 from trainables.config import TrialConfig
-from trainables.losses import embedding_deviation, gather_with_gradient
 from trainables.models import RetrievalModel
+from trainables.training.losses import embedding_deviation, gather_with_gradient
 
 ATTACK_TEMPERATURE = 0.05
 """Of the training attack's cross-entropy: fixed, so that the searched temperature cannot weaken the attack."""

@@ -12,19 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from study.config import Objective
-from study.front.pareto import (
-    attainment,
-    estimates,
-    front,
-    front_mask,
-    front_probability,
-    hypervolume,
-    hypervolume_history,
-    hypervolume_share,
-    near_front,
-    oriented,
-    write_front,
-)
+from study.front.dominance import front_mask, oriented
+from study.front.estimates import estimates, front, front_probability, near_front, write_front
+from study.front.hypervolume import attainment, hypervolume, hypervolume_history, hypervolume_share
 from study.records import Manifest
 from trainables.results import Metric
 

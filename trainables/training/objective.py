@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from trainables.command import InputError
 from trainables.config import Point
-from trainables.losses import (
+from trainables.models import FusionModel, RetrievalModel, parameters_of
+from trainables.training.losses import (
     anchor_loss,
     consistency_loss,
     contrastive_loss,
@@ -20,7 +21,6 @@ from trainables.losses import (
     matching_loss,
     similarity,
 )
-from trainables.models import FusionModel, RetrievalModel, parameters_of
 
 Companion = Literal["anchor", "matching", "consistency"]
 

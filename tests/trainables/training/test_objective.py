@@ -11,13 +11,13 @@ from torch import Tensor
 from trainables.attacks.noise import sample_keys
 from trainables.command import InputError
 from trainables.config import Point, TinyConfig
-from trainables.losses import consistency_loss, contrastive_loss, matching_loss, positive_pairs, similarity
 from trainables.models import RetrievalModel, tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
-from trainables.objective import Pairs, Trainee
-from trainables.pretrain import train_tokenizer
+from trainables.training.losses import consistency_loss, contrastive_loss, matching_loss, positive_pairs, similarity
+from trainables.training.objective import Pairs, Trainee
+from trainables.training.pretraining import train_tokenizer
 
 CAPTIONS = ["a red circle", "a blue square", "two green triangles", "a red square above a circle"]
 FAMILIES: dict[str, Any] = {"clip": Clip, "albef": Albef, "blip": Blip}

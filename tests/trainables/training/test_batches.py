@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from trainables.attacks.noise import sample_keys
-from trainables.batches import (
+from trainables.config import Point, TrialConfig
+from trainables.prepare import prepare
+from trainables.training.batches import (
     draw_batch,
     eda,
     epoch_shape,
@@ -18,8 +20,6 @@ from trainables.batches import (
     random_crops,
     rate_factor,
 )
-from trainables.config import Point, TrialConfig
-from trainables.prepare import prepare
 
 
 def with_point(config: TrialConfig, **fields: Any) -> TrialConfig:

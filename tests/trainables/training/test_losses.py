@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.attacks.noise import sample_keys
-from trainables.losses import (
+from trainables.models import FusionModel
+from trainables.training.losses import (
     anchor_loss,
     consistency_loss,
     contrastive_loss,
@@ -19,7 +20,6 @@ from trainables.losses import (
     positive_pairs,
     similarity,
 )
-from trainables.models import FusionModel
 
 
 def test_positives_are_own_captions_and_equal_ones() -> None:

@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor
 
 from trainables.config import Point, TrialConfig, WorkersConfig
 from trainables.evaluation.robustness import evaluate
-from trainables.finetune import Clock, finetune, original_embeddings, worker_loss
-from trainables.objective import Trainee
 from trainables.prepare import prepare
-from trainables.sharding import distribute, merge, whole
+from trainables.training.finetune import Clock, finetune, original_embeddings, worker_loss
+from trainables.training.objective import Trainee
+from trainables.training.sharding import distribute, merge, whole
 
 POINTS = {
     "cross": Point(

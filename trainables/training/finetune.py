@@ -20,8 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.attacks.noise import sample_keys
-from trainables.attacks.training import attack_pairs
-from trainables.batches import (
+from trainables.config import TrialConfig
+from trainables.evaluation.audit import audit
+from trainables.evaluation.robustness import attackable, autocast, evaluate
+from trainables.evaluation.scores import correct_bits, recall_metrics
+from trainables.models import tokenize
+from trainables.prepare import Prepared
+from trainables.results import TrialResult, library_versions
+from trainables.training.attack import attack_pairs
+from trainables.training.batches import (
     draw_batch,
     eda,
     epoch_shape,
@@ -30,16 +37,9 @@ from trainables.batches import (
     random_crops,
     rate_factor,
 )
-from trainables.config import TrialConfig
-from trainables.evaluation.audit import audit
-from trainables.evaluation.robustness import attackable, autocast, evaluate
-from trainables.evaluation.scores import correct_bits, recall_metrics
-from trainables.losses import positive_pairs
-from trainables.models import tokenize
-from trainables.objective import Pairs, Trainee
-from trainables.prepare import Prepared
-from trainables.results import TrialResult
-from trainables.sharding import distribute, full_state, gather, load_full_state, merge, whole
+from trainables.training.losses import positive_pairs
+from trainables.training.objective import Pairs, Trainee
+from trainables.training.sharding import distribute, full_state, gather, load_full_state, merge, whole
 
 
 class Diverged(Exception):
@@ -357,11 +357,3 @@ def _restore(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -
     except Exception as error:
         raise CheckpointError(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error
     return state, False
-
-
-def library_versions() -> dict[str, str]:
-    """Of what decides a measurement."""
-    from importlib.metadata import version
-
-    names = ("paretovl", "torch", "transformers", "torchattacks", "ray", "numpy")
-    return {name: version(name) for name in names}

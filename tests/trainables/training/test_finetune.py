@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from trainables.config import Point, Protocol, TrialConfig
 from trainables.evaluation.robustness import Evaluation, Gallery, evaluate
-from trainables.finetune import CheckpointError, Diverged, finetune
 from trainables.prepare import prepare
 from trainables.results import TrialResult
+from trainables.training.finetune import CheckpointError, Diverged, finetune
 
 POINT = Point(temperature=0.1, temperature_learned=True, epsilon=2 / 255, attack_steps=1, words=1)
 CPU = torch.device("cpu")
@@ -94,7 +94,7 @@ def test_later_small_evaluations_are_larger_and_stronger(
         seen.append((len(gallery.pixels), protocol.image_steps))
         return evaluate(model, gallery, protocol, **fields)
 
-    monkeypatch.setattr("trainables.finetune.evaluate", recorded)
+    monkeypatch.setattr("trainables.training.finetune.evaluate", recorded)
     first = run(config, tmp_path / "first", stop_after=2)
     run(config, tmp_path / "rest", checkpoint=first[-1][1])
     assert seen == [(4, 1), (6, 2), (9, 3), (12, 4)]
