@@ -21,7 +21,7 @@ from study.front.dominance import front_mask, measured, oriented
 from study.front.estimates import FrontEntry, front
 from study.records import Manifest, StudyPaths, write_atomically
 from study.view import StudyView, read_study, study_parser
-from trainables.command import InputError, told_errors
+from trainables.command import InputError, exit_on_input_error
 from trainables.config import CLEAN, Model
 from trainables.results import Audit, Metric
 
@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help=f"of the attacks (default: {FRESH} beyond the study's own)")
     parser.add_argument("--gallery-images", type=int, help="evaluation images (default: all there are)")
     options = parser.parse_args(arguments)
-    with told_errors():
+    with exit_on_input_error():
         return _run(StudyPaths(options.studies_dir / options.name), vars(options))
 
 

@@ -22,7 +22,7 @@ from study.front.hypervolume import attainment, hypervolume_history, hypervolume
 from study.ledger.frozen import differences
 from study.records import StudyPaths, write_if_changed
 from study.view import StudyView, read_study
-from trainables.command import InputError, read_yaml, told_errors
+from trainables.command import InputError, exit_on_input_error, read_yaml
 
 LEVELS = {"best": 0.0, "median": 0.5, "worst": 1.0}
 """Shares of the seeds that attain a surface; the best is what one of them does."""
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--metrics", nargs="+", default=(), help="1 to 4 (default: the objectives of the first study)")
     parser.add_argument("--page", type=Path, help="default: comparison.html in the folder of the studies")
     options = parser.parse_args(arguments)
-    with told_errors():
+    with exit_on_input_error():
         names = list(dict.fromkeys(options.names))
         if len(names) < 2:
             raise InputError(f"NAME: {names[0]} is one study; a comparison takes two or more")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events
 from study.view import StudyView, read_study, study_parser
-from trainables.command import told_errors
+from trainables.command import exit_on_input_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="csv", help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder for the tables (default: export in the study's folder)")
     options = parser.parse_args(arguments)
-    with told_errors():
+    with exit_on_input_error():
         view = read_study(StudyPaths(options.studies_dir / options.name))
         folder = options.out or view.paths.root / "export"
         folder.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from study.config import Arguments as StudyArguments
 from study.costs.budget import Limit, Usage, limits, money, reached
 from study.costs.cost_model import DEVICES, Fusion, Shape, Tower, trial_memory, trial_work
 from study.costs.shapes import shape_of
-from trainables.command import told_errors
+from trainables.command import exit_on_input_error
 from trainables.config import Model, Point, TrialConfig
 
 if TYPE_CHECKING:
@@ -350,7 +350,7 @@ def _tower(tower: object) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    with told_errors():
+    with exit_on_input_error():
         config = parse(arguments, Arguments)
         found = plan(config)
         if config.as_json:

@@ -12,7 +12,7 @@ from pathlib import Path
 from study.config import Arguments, StudyConfig, parse
 from study.ledger.frozen import fingerprint, freeze
 from study.records import StudyPaths
-from trainables.command import InputError, told_errors
+from trainables.command import InputError, exit_on_input_error
 from trainables.config import AttackConfig, Protocol, TrialConfig
 
 FREE_BYTES = 500_000_000
@@ -21,7 +21,7 @@ FREE_BYTES = 500_000_000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    with told_errors():
+    with exit_on_input_error():
         from study.ledger.lease import driver_lock
 
         config = parse(arguments)
@@ -61,16 +61,16 @@ def run(config: Arguments) -> int:
     from study.execution.session import Session
     from study.ledger.lease import Lease
     from study.ledger.ledger import Ledger
-    from study.ledger.store import open_storage, told_storage
+    from study.ledger.store import open_storage, storage_as_input_errors
     from trainables.data import load_dataset
 
     template = trial_template(config)
     dataset = load_dataset(template.data, template.cache_dir)
-    with told_storage(config):
+    with storage_as_input_errors(config):
         engine = open_storage(config.paths, config.storage).engine
     with Lease(engine, config.name, lost=leave_at_once) as lease:
         mark = freeze(config, fingerprint(config, dataset.digest, code_digest(config.protocol)), config.accept_changes)
-        with told_storage(config):
+        with storage_as_input_errors(config):
             ledger = Ledger(config, config.paths, mark)
         session = Session(config, ledger, template, lease)
         todo = session.left_to_do()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from study.costs.budget import Limit, device_kind, ended_by, limits, money, remaining_seconds, usage
 from study.records import StudyPaths, read_events
 from study.view import StudyView, read_study, study_parser
-from trainables.command import InputError, told_errors
+from trainables.command import InputError, exit_on_input_error
 from trainables.config import Model
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.add_argument("--events", type=int, default=8, help="how many of the last events (default: %(default)s)")
     options = parser.parse_args(arguments)
-    with told_errors():
+    with exit_on_input_error():
         if options.events < 0:
             raise InputError(f"--events: {options.events} is negative; 0 shows none")
         view = read_study(StudyPaths(options.studies_dir / options.name))

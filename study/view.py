@@ -57,7 +57,7 @@ def read_study(paths: StudyPaths) -> StudyView:
     """
     from study.ledger.lease import sessions
     from study.ledger.ledger import read_records
-    from study.ledger.store import open_storage, told_storage
+    from study.ledger.store import open_storage, storage_as_input_errors
 
     if not paths.config.exists():
         known = ", ".join(sorted(path.parent.name for path in paths.root.parent.glob("*/study.yaml"))) or "none"
@@ -66,7 +66,7 @@ def read_study(paths: StudyPaths) -> StudyView:
     records: list[TrialRecord] = []
     rows: list[SessionRow] = []
     if config.storage is not None or paths.database.exists():
-        with told_storage(config):
+        with storage_as_input_errors(config):
             storage = open_storage(paths, config.storage, make=False)
             records, rows = read_records(config.name, storage), sessions(storage.engine, config.name)
     read = (read_manifest(paths.manifest(record.key)) for record in records)

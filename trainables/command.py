@@ -23,7 +23,7 @@ class InputError(ValueError):
 
 
 @contextmanager
-def told_errors() -> Iterator[None]:
+def exit_on_input_error() -> Iterator[None]:
     """Turn unusable input into one message and exit code 2, without a traceback."""
     from trainables.data import DataError
 

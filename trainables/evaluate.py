@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from trainables.command import told_errors
+from trainables.command import exit_on_input_error
 from trainables.config import CLEAN, DataConfig, Epsilon, ModelConfig, Protocol, TrialConfig, content_hash
 from trainables.flags import Flags, from_command_line
 from trainables.results import EvaluationManifest, TrialResult
@@ -298,7 +298,7 @@ def _log(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    with told_errors():
+    with exit_on_input_error():
         run(parse(arguments))
     return 0
 

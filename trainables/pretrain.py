@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from trainables.command import read_config, told_errors
+from trainables.command import exit_on_input_error, read_config
 
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     from trainables.prepare import prepare
 
-    with told_errors():
+    with exit_on_input_error():
         prepare(read_config(arguments, "python -m trainables.pretrain"), log=print)
     return 0
 

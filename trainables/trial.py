@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trainables.command import read_config, told_errors
+from trainables.command import exit_on_input_error, read_config
 from trainables.config import Model, TrialConfig
 from trainables.results import TrialResult
 
@@ -84,9 +84,9 @@ def worker(config: dict[str, Any]) -> None:
 
     place = ray.util.get_current_placement_group()
     if place is not None and ray.train.get_context().get_world_rank() == 0:
-        _leave_word(trial, "place", place.id.hex())
+        _write_marker(trial, "place", place.id.hex())
     checkpoint = ray.train.get_checkpoint()
-    watchdog = Watchdog(patience.silent_seconds, lambda code: _leave_stuck(trial, code))
+    watchdog = Watchdog(patience.silent_seconds, lambda code: _exit_stuck(trial, code))
     try:
         with watchdog, tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
@@ -96,15 +96,15 @@ def worker(config: dict[str, Any]) -> None:
         raise
 
 
-def _leave_stuck(trial: TrialConfig, code: int) -> None:
-    """End this process, and leave word why: Ray only sees that it is gone."""
+def _exit_stuck(trial: TrialConfig, code: int) -> None:
+    """End this process, with a marker that says why: Ray only sees that it is gone."""
     try:
-        _leave_word(trial, "stuck", "")
+        _write_marker(trial, "stuck", "")
     finally:
         os._exit(code)
 
 
-def _leave_word(trial: TrialConfig, name: str, text: str) -> None:
+def _write_marker(trial: TrialConfig, name: str, text: str) -> None:
     """For whoever runs the trial next, beside its checkpoints."""
     from pyarrow.fs import FileSystem
 
@@ -113,7 +113,7 @@ def _leave_word(trial: TrialConfig, name: str, text: str) -> None:
         word.write(text.encode())
 
 
-def _take_word(trial: TrialConfig, name: str) -> str | None:
+def _take_marker(trial: TrialConfig, name: str) -> str | None:
     """What was left under the name, once; None if nothing was."""
     from pyarrow.fs import FileSystem
 
@@ -137,7 +137,7 @@ def _free_place(trial: TrialConfig) -> None:
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    place = _take_word(trial, "place")
+    place = _take_marker(trial, "place")
     if place is not None and place in placement_group_table():
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
 
@@ -193,7 +193,7 @@ def run_trial(config: TrialConfig, patience: Patience, callbacks: Sequence[Any])
             checkpoint = trainer.fit().checkpoint
         except WorkerGroupError as error:
             outcome = _own_fault(error.worker_failures)
-            stuck = _take_word(config, "stuck") is not None
+            stuck = _take_marker(config, "stuck") is not None
             if outcome is None and attempt < patience.retries:
                 continue
             why = f"silent for more than {patience.silent_seconds:g} s" if stuck else _last_line(error)
@@ -260,7 +260,7 @@ def tune_trial(config: dict[str, Any]) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    with told_errors():
+    with exit_on_input_error():
         config = read_config(arguments, "python -m trainables.trial")
         os.environ.update(ENVIRONMENT)
         import ray

@@ -48,7 +48,7 @@ class AlikeFailures:
         if self._seen[found] >= self._allowed and self.bug is None:
             self.bug, self._trace = found, manifest.trace or ""
 
-    def told(self, study: str) -> str:
+    def report(self, study: str) -> str:
         """The bug, for the user: the trace once, and what to do."""
         return (
             f"{self._trace.rstrip()}\n"

@@ -2,10 +2,10 @@
 
 A trial needs half a dozen processes, and each would spend seconds of processor time importing torch, transformers and
 Ray again. On the driver's own machine a server process imports them once. While Ray is started, a small script stands
-for Python (`WarmStart.as_python`), so Ray starts its processes through it: for a worker, the script asks the server for
-a fork and waits for its end; for anything else, and where the server cannot be reached, it becomes Python, so the worst
-case is what Ray does anyway. Ray's own first step of a worker, which imports Ray only to read a runtime environment, is
-done by the script.
+for Python (`ForkServer.as_python`), so Ray starts its processes through it: for a worker, the script asks the server
+for a fork and waits for its end; for anything else, and where the server cannot be reached, it becomes Python, so the
+worst case is what Ray does anyway. Ray's own first step of a worker, which imports Ray only to read a runtime
+environment, is done by the script.
 
 The server initialises no CUDA and starts no threads, so forks may use GPUs. It ends with the driver, however that ends.
 
@@ -44,7 +44,7 @@ LARGEST = 1 << 20
 """Bytes of one request: arguments and environment as JSON."""
 
 
-class WarmStart:
+class ForkServer:
     """The server as a context: started on entry, gone on exit.
 
     Args:
@@ -52,7 +52,7 @@ class WarmStart:
     """
 
     def __init__(self, folder: str) -> None:
-        self.path = os.path.join(folder, "warm.sock")
+        self.path = os.path.join(folder, "fork.sock")
         self._script = os.path.join(folder, "python")
         command = shlex.join([sys.executable, "-I", "-S", os.path.abspath(__file__), "start", self.path])
         with open(self._script, "w") as script:
@@ -70,7 +70,7 @@ class WarmStart:
         finally:
             sys.executable = python
 
-    def __enter__(self) -> WarmStart:
+    def __enter__(self) -> ForkServer:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(self.path)  # here, so that requests can wait for the server
             os.chmod(self.path, 0o600)
@@ -100,12 +100,12 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
     listener = socket.socket(fileno=descriptor)
     _end_with_input()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended workers are reaped by the system
-    warm = False
+    imported = False
     while True:
         connection, _ = listener.accept()
         with connection:
             request, descriptors = _receive(connection)
-            if request is not None and not warm:
+            if request is not None and not imported:
                 os.environ.update({**request["environment"], "OPENBLAS_NUM_THREADS": "1"})  # a fork keeps no threads
                 sys.path[0] = os.getcwd()
                 with _ids_from_the_system():
@@ -113,7 +113,7 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
                         importlib.import_module(module)
                 if not _forks_draw_differently():
                     sys.exit("forks would draw equal ids")  # the waiting clients become workers themselves
-                warm = True
+                imported = True
             if request is not None and os.fork() == 0:
                 listener.close()
                 connection.sendall(b"+")

@@ -20,7 +20,7 @@ from study.config import StudyConfig
 from study.costs.budget import Limit, device_kind, ended_by, limits, planned_trials, reached, usage
 from study.execution.display import Display, front_table
 from study.execution.failures import AlikeFailures
-from study.execution.fork_server import WarmStart
+from study.execution.fork_server import ForkServer
 from study.front.estimates import FrontEntry, front
 from study.front.hypervolume import hypervolume_history
 from study.ledger.lease import Lease
@@ -86,9 +86,9 @@ class Session:
 
     def left_to_do(self) -> int:
         """Trials that would still be run: interrupted ones, and others while the budget has room."""
-        plan = self._ledger.plan()
+        remaining = self._ledger.remaining()
         waiting = sum(record.state == "waiting" for record in self._ledger.records())
-        return len(plan.go_on) + (0 if reached(self._limits()) else plan.fresh + waiting)
+        return len(remaining.resume) + (0 if reached(self._limits()) else remaining.fresh + waiting)
 
     def explore(self, trials: int) -> None:
         """Run so many trials, or until a signal. Ray is started and stopped."""
@@ -145,7 +145,7 @@ class Session:
             return DONE if entries else FAILED
         left = planned_trials(self._config.budget, records) - len(manifests)
         if self._alike.bug is not None:
-            say(self._alike.told(self._config.name))
+            say(self._alike.report(self._config.name))
             return FAILED
         say(f"study {self._config.name} is not done, {left} trials are left: run the same command again to go on")
         return INTERRUPTED if self._stopped_by == signal.SIGINT else RESUMABLE
@@ -156,8 +156,8 @@ class Session:
 
         address = self._config.cluster.address
         if address is None:
-            warm = stack.enter_context(WarmStart(stack.enter_context(tempfile.TemporaryDirectory())))
-            stack.enter_context(warm.as_python())
+            server = stack.enter_context(ForkServer(stack.enter_context(tempfile.TemporaryDirectory())))
+            stack.enter_context(server.as_python())
             options: dict[str, Any] = {"address": "local", "include_dashboard": False}
         else:
             if address != "auto" and not speaks_grpc(address, self._config.cluster.connect_timeout_seconds):

@@ -42,7 +42,7 @@ class LedgerSearcher(Searcher):
         super().__init__()
         self._ledger, self._make_trial, self._clock = ledger, make_trial, clock
         self._patience, self._may_start, self._on_change = patience, may_start, on_change
-        self._interrupted = ledger.plan().go_on
+        self._interrupted = ledger.remaining().resume
         self._taken: dict[str, tuple[TrialRecord, TrialConfig]] = {}
         self._seen_step: dict[str, int] = {}
         self._resumed: dict[str, int] = {}

@@ -1,8 +1,8 @@
 """The ledger: the only writer of the Optuna study, and through it of manifests and logs.
 
-What exists decides what happens next: `plan` is a pure function from (what the database says, which manifests exist) to
-actions, so resuming is not a mode. An ended trial is first written as a manifest, then told to Optuna; a stop between
-the two is mended by telling it again from the manifest.
+What exists decides what happens next: `remaining` is a pure function from (what the database says, which manifests
+exist) to actions, so resuming is not a mode. An ended trial is first written as a manifest, then told to Optuna; a stop
+between the two is mended by telling it again from the manifest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from search_spaces.space import params_of, suggest
 from study.config import COSTS, StudyConfig
 from study.front.dominance import measured
 from study.front.estimates import near_front
-from study.ledger.prior_studies import foreign_trials
+from study.ledger.prior_studies import prior_trials
 from study.ledger.store import MirroredStorage, open_storage
 from study.records import (
     INFEASIBLE,
@@ -45,21 +45,21 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Remaining:
     """What to do with the trials that exist.
 
     Attributes:
         tell: numbers of running trials whose manifest is there: they only have to be told.
-        go_on: numbers of running trials without one: they were interrupted.
+        resume: numbers of running trials without one: they were interrupted.
         fresh: how many searched trials are still to be asked for.
     """
 
     tell: list[int]
-    go_on: list[int]
+    resume: list[int]
     fresh: int
 
 
-def plan(records: Sequence[TrialRecord], with_manifest: Collection[str], budget: int) -> Plan:
+def remaining(records: Sequence[TrialRecord], with_manifest: Collection[str], budget: int) -> Remaining:
     """Decide from what exists.
 
     Args:
@@ -69,9 +69,9 @@ def plan(records: Sequence[TrialRecord], with_manifest: Collection[str], budget:
     """
     running = [record for record in records if record.state == "running"]
     searched = sum(record.searched for record in records)
-    return Plan(
+    return Remaining(
         tell=[record.number for record in running if record.key in with_manifest],
-        go_on=[record.number for record in running if record.key not in with_manifest],
+        resume=[record.number for record in running if record.key not in with_manifest],
         fresh=max(0, budget - searched),
     )
 
@@ -111,7 +111,7 @@ class Ledger:
         self._study = optuna.load_study(study_name=config.name, storage=self._storage)
         existing = [_record(trial, config.name) for trial in self._storage.whole()]
         self._study.sampler = sampler or make_sampler(config, len(existing))
-        self._storage.foreign = foreign_trials(config) if paths else []
+        self._storage.prior = prior_trials(config) if paths else []
         known = {record.recipe for record in existing}
         for recipe in config.recipes:
             if recipe not in known:
@@ -130,7 +130,7 @@ class Ledger:
         self._manifests: dict[str, Manifest] = {}
         self._verdicts: dict[str, str] = {}
         self._read_what_happened()
-        for number in self.plan().tell:
+        for number in self.remaining().tell:
             self._tell(self._manifests[self._all[number].key])
         self._plan_replicates()
 
@@ -166,9 +166,9 @@ class Ledger:
         """All ended trials, in the order they ended."""
         return list(self._manifests.values())
 
-    def plan(self) -> Plan:
+    def remaining(self) -> Remaining:
         """What is left to do."""
-        return plan(self._all, self._manifests.keys(), self._config.budget.trials)
+        return remaining(self._all, self._manifests.keys(), self._config.budget.trials)
 
     def take_next(self) -> TrialRecord | None:
         """The next trial, running from now on: recipes first, then what the sampler proposes; None at the end."""

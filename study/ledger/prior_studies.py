@@ -17,7 +17,7 @@ FREE = {"seed", "recipes", "recipe_temperature"}
 """Fields of the fingerprint that do not change what a searched trial measures, up to noise."""
 
 
-def foreign_trials(config: StudyConfig) -> list[FrozenTrial]:
+def prior_trials(config: StudyConfig) -> list[FrozenTrial]:
     """The complete and stopped trials of the studies in `warm_start`, with negative numbers.
 
     Raises:

@@ -73,7 +73,7 @@ class MirroredStorage(InMemoryStorage):
         super().__init__()
         self._database = database
         self._name = name
-        self.foreign: list[FrozenTrial] = []
+        self.prior: list[FrozenTrial] = []
         """Trials of other studies, with negative numbers: samplers see them, nobody else does."""
         self._open: list[int] = []
         self._ended: deque[int] = deque(maxlen=HISTORY)
@@ -93,11 +93,11 @@ class MirroredStorage(InMemoryStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """What samplers see: foreign trials, those that wait or run, and the last `HISTORY` that ended."""
+        """What samplers see: prior trials, those that wait or run, and the last `HISTORY` that ended."""
         everything = self.whole()
         trials = [everything[number] for number in sorted([*self._open, *self._ended])]
         trials = [trial for trial in trials if states is None or trial.state in states]
-        trials = [trial for trial in self.foreign if states is None or trial.state in states] + trials
+        trials = [trial for trial in self.prior if states is None or trial.state in states] + trials
         return copy.deepcopy(trials) if deepcopy else trials
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
@@ -151,7 +151,7 @@ class MirroredStorage(InMemoryStorage):
 
 
 @contextmanager
-def told_storage(config: StudyConfig) -> Iterator[None]:
+def storage_as_input_errors(config: StudyConfig) -> Iterator[None]:
     """Turn a database that cannot be used into one message."""
     try:
         yield

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainables.config import TrialConfig
 from trainables.training.finetune import Diverged
-from trainables.trial import TRACE, Outcome, _leave_stuck, _own_fault, _take_word
+from trainables.trial import TRACE, Outcome, _exit_stuck, _own_fault, _take_marker
 
 REPORTS = 40
 
@@ -89,9 +89,9 @@ def test_lost_workers_are_nobodys_fault() -> None:
 def test_a_stuck_worker_leaves_word(tmp_path: Path) -> None:
     trial = TrialConfig(key="k", storage_path=str(tmp_path))
     (tmp_path / "k").mkdir()
-    assert _take_word(trial, "stuck") is None
+    assert _take_marker(trial, "stuck") is None
     if (child := os.fork()) == 0:
-        _leave_stuck(trial, 7)
+        _exit_stuck(trial, 7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert _take_word(trial, "stuck") == ""
-    assert _take_word(trial, "stuck") is None, "told once"
+    assert _take_marker(trial, "stuck") == ""
+    assert _take_marker(trial, "stuck") is None, "told once"

@@ -33,7 +33,7 @@ def test_a_bug_is_what_fails_alike_so_many_times() -> None:
         assert alike.bug is None
     alike.add(failed(7))
     assert alike.bug == "KeyError at b.py:7"
-    told = alike.told("mine")
+    told = alike.report("mine")
     assert told.count("Traceback") == 1
     assert "3 trials failed alike, KeyError at b.py:7" in told
     assert "--accept-changes" in told

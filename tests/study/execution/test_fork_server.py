@@ -16,13 +16,13 @@ SCRIPT = """
     import os, sys
     os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
     import ray
-    from study.execution.fork_server import WarmStart
+    from study.execution.fork_server import ForkServer
 
-    class Absent(WarmStart):
+    class Absent(ForkServer):
         def __enter__(self): return self
         def __exit__(self, *_): pass
 
-    with {server}(sys.argv[1]) as warm, warm.as_python():
+    with {server}(sys.argv[1]) as server, server.as_python():
         ray.init(address="local", include_dashboard=False, log_to_driver=False)
 
         @ray.remote(num_cpus=0, runtime_env={{"env_vars": {{"GIVEN": "${{HOME}}/x"}}}})
@@ -45,7 +45,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize(("server", "loaded"), [("WarmStart", "True"), ("Absent", "False")])
+@pytest.mark.parametrize(("server", "loaded"), [("ForkServer", "True"), ("Absent", "False")])
 def test_forks_are_warm_and_draw_different_ids(server: str, loaded: str, tmp_path: Path) -> None:
     script = textwrap.dedent(SCRIPT.format(server=server))
     done = subprocess.run(
@@ -55,7 +55,7 @@ def test_forks_are_warm_and_draw_different_ids(server: str, loaded: str, tmp_pat
     assert task[0] == loaded
     assert [line[0] for line in lines] == [loaded] * 3
     assert len({line[1] for line in lines}) == 3, "equal ids would make trials swap their workers"
-    deadline = time.monotonic() + (0 if server == "WarmStart" else 20)  # Ray does not wait for its own workers to end
+    deadline = time.monotonic() + (0 if server == "ForkServer" else 20)  # Ray does not wait for its own workers to end
     while any(Path(f"/proc/{process}").exists() for _, _, process in lines):
         assert time.monotonic() < deadline, "a worker outlives its cluster"
         time.sleep(0.1)

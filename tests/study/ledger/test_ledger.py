@@ -13,7 +13,7 @@ from study.execution.tune_searcher import LedgerSearcher
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
 from study.ledger import ledger as ledger_module
-from study.ledger.ledger import Ledger, Plan, plan
+from study.ledger.ledger import Ledger, Remaining, remaining
 from study.records import Event, State, TrialRecord, read_events, read_manifest
 from trainables.config import TrialConfig
 from trainables.results import Metric, TrialResult
@@ -29,17 +29,21 @@ def record(number: int, state: State, recipe: str | None = None) -> TrialRecord:
 @pytest.mark.parametrize(
     ("records", "manifests", "expected"),
     [
-        ([], set(), Plan([], [], 3)),
-        ([record(0, "waiting", "mat")], set(), Plan([], [], 3)),
-        ([record(0, "running")], set(), Plan([], [0], 2)),
-        ([record(0, "running"), record(1, "running")], {"s-t00001-s0"}, Plan([1], [0], 1)),
-        ([record(i, state) for i, state in enumerate(["complete", "failed", "infeasible"])], set(), Plan([], [], 0)),
-        ([record(i, "complete") for i in range(5)], set(), Plan([], [], 0)),
-        ([record(0, "complete", "mat"), record(1, "complete")], {"s-t00000-s0"}, Plan([], [], 2)),
+        ([], set(), Remaining([], [], 3)),
+        ([record(0, "waiting", "mat")], set(), Remaining([], [], 3)),
+        ([record(0, "running")], set(), Remaining([], [0], 2)),
+        ([record(0, "running"), record(1, "running")], {"s-t00001-s0"}, Remaining([1], [0], 1)),
+        (
+            [record(i, state) for i, state in enumerate(["complete", "failed", "infeasible"])],
+            set(),
+            Remaining([], [], 0),
+        ),
+        ([record(i, "complete") for i in range(5)], set(), Remaining([], [], 0)),
+        ([record(0, "complete", "mat"), record(1, "complete")], {"s-t00000-s0"}, Remaining([], [], 2)),
     ],
 )
-def test_plan(records: list[TrialRecord], manifests: set[str], expected: Plan) -> None:
-    assert plan(records, manifests, budget=3) == expected
+def test_remaining(records: list[TrialRecord], manifests: set[str], expected: Remaining) -> None:
+    assert remaining(records, manifests, budget=3) == expected
 
 
 def study(folder: Path, trials: int = 2) -> StudyConfig:
@@ -98,7 +102,7 @@ def test_interrupted_trial_is_the_same_trial_again(tmp_path: Path) -> None:
         first.finish(first.take(), complete(), TrialConfig())
     before = first.take()
     again = opened(config)
-    assert again.plan() == Plan([], [2], 1)
+    assert again.remaining() == Remaining([], [2], 1)
     assert again.take(2) == before
     assert again.take().params != before.params
 
@@ -165,8 +169,8 @@ def test_larger_budget_extends(tmp_path: Path) -> None:
     ledger = opened(study(tmp_path, trials=1))
     for _ in range(3):
         ledger.finish(ledger.take(), complete(), TrialConfig())
-    assert ledger.plan().fresh == 0
-    assert opened(study(tmp_path, trials=4)).plan().fresh == 3
+    assert ledger.remaining().fresh == 0
+    assert opened(study(tmp_path, trials=4)).remaining().fresh == 3
 
 
 def searched(ledger: Ledger) -> TrialRecord:
@@ -224,7 +228,7 @@ def test_a_resumed_study_compares_with_all_rungs_and_keeps_its_verdicts(tmp_path
         verdicts[record.number] = reason
     ledger.finish(ended, complete(), TrialConfig())
     again = opened(config)
-    assert again.plan().go_on == [going.number, stopped.number]
+    assert again.remaining().resume == [going.number, stopped.number]
     assert [again.verdict(record) for record in (going, stopped)] == [None, verdicts[stopped.number]]
     assert verdicts[stopped.number] == "stopped at step 14: 2 of 2 trials were better there"
     for session in (ledger, again):  # the sampler sees what those that run measured
@@ -330,7 +334,7 @@ def test_replicates_come_last_with_fresh_seeds_and_are_never_stopped(tmp_path: P
     for record in again:
         manifest = ledger.finish(record, complete(0.8, 0.4), TrialConfig())
         assert manifest.replicate == record.replicate
-    assert ledger.plan() == Plan([], [], 0)
+    assert ledger.remaining() == Remaining([], [], 0)
     assert ledger.take_next() is None
     assert not ledger.more_to_come()
     assert {entry.key: entry.replicates for entry in front(ledger.manifests(), config.objectives)} == {

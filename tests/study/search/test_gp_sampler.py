@@ -86,9 +86,9 @@ def test_what_trials_tell() -> None:
         trial(8, 1.0, [0.5, np.inf]),
         trial(9, 0.8, None, attributes={"rungs": rung}, state=TrialState.RUNNING),
     ]
-    foreign = trial(10, 0.9, [0.5, 0.5])
-    foreign.params = {"contrastive_weight": 7.0}
-    found = read_trials([*trials, foreign], BOX, TWO)
+    elsewhere = trial(10, 0.9, [0.5, 0.5])
+    elsewhere.params = {"contrastive_weight": 7.0}
+    found = read_trials([*trials, elsewhere], BOX, TWO)
     assert found.points[:, 0].tolist() == [0, 0.5, 1, 0.2, 0.8]
     np.testing.assert_allclose(found.costs[:3], [[0.1, 0.9], [0.3, 0.7], [0.5, 0.8]])
     assert found.usable.tolist() == [True, True, False, False, False]

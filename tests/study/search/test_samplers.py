@@ -199,7 +199,7 @@ def test_given_points_come_once_after_the_recipes_and_count_as_searched(tmp_path
     for _ in range(2):
         ledger = opened(settings)
     assert [record.state for record in ledger.records()] == ["waiting"] * 3
-    assert ledger.plan().fresh == 12
+    assert ledger.remaining().fresh == 12
     recipe, first, second = (ledger.take() for _ in range(3))
     assert (recipe.recipe, first.recipe, second.recipe) == ("mat", None, None)
     assert [first.params[name] for name in points[0]] == [0.5, 2 / 255, 2]
@@ -215,7 +215,7 @@ def test_a_warm_start_teaches_the_sampler_and_enters_nothing_else(tmp_path: Path
     second = config(tmp_path, name="second", seed=3, warm_start=("s",), early_stopping=EarlyStopping(enabled=False))
     ledger = opened(second, {**mark, "seed": 3})
     assert ledger.records() == ledger.manifests() == []
-    assert ledger.plan().fresh == 14
+    assert ledger.remaining().fresh == 14
     seen = ledger._study.get_trials()
     assert [trial.number for trial in seen] == list(range(-14, 0))
     assert {trial.state.name for trial in seen} == {"COMPLETE", "PRUNED"}
