@@ -96,7 +96,7 @@ def fill(config: StudyConfig, count: int) -> None:
             )
             path = config.paths.manifest(key)
             path.parent.mkdir(parents=True)
-            path.write_text(manifest.model_dump_json())
+            path.write_text(manifest.model_dump_json(), encoding="utf-8")
 
 
 Times = list[tuple[float, float]]

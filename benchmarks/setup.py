@@ -61,7 +61,11 @@ class Plain(Clip):
 
 def read_captions(path: Path) -> list[str]:
     """All captions of a list of {"image", "caption": [...]}, cleaned."""
-    return [" ".join(split_words(text)) for entry in json.loads(path.read_text()) for text in entry["caption"]]
+    return [
+        " ".join(split_words(text))
+        for entry in json.loads(path.read_text(encoding="utf-8"))
+        for text in entry["caption"]
+    ]
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,7 @@ def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, li
     for place, entry in enumerate(entries, 1):
         path = paths.certificate(entry.key)
         if path.exists():
-            certificate = Certificate.model_validate_json(path.read_text())
+            certificate = Certificate.model_validate_json(path.read_text(encoding="utf-8"))
             if certificate.terms != terms:
                 raise InputError(
                     f"{path} was made on other terms ({certificate.terms}); give the same, or move {path.parent} away"

@@ -165,7 +165,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`, or leave it as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
+    with part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -174,7 +174,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def write_if_changed(path: Path, text: str) -> None:
     """Replace `path` by `text` atomically, and leave its time alone where nothing changed."""
-    if not path.exists() or path.read_text() != text:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
 
 
@@ -189,7 +189,7 @@ def write_manifest(path: Path, manifest: Manifest) -> Manifest:
 
 def read_manifest(path: Path) -> Manifest | None:
     """The manifest, or None where there is none."""
-    return Manifest.model_validate_json(path.read_text()) if path.exists() else None
+    return Manifest.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def append_event(path: Path, event: Event) -> None:
@@ -204,7 +204,7 @@ def read_events(path: Path) -> Iterator[Event]:
     """The trial's log; a line torn by a crash is left out."""
     if not path.exists():
         return
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield Event.model_validate(json.loads(line))
         except ValueError:

@@ -43,7 +43,7 @@ def prepare_folder(paths: StudyPaths) -> None:
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
         probe = paths.root / ".writable"
-        probe.write_text("")
+        probe.write_text("", encoding="utf-8")
         probe.unlink()
     except OSError as error:
         raise InputError(

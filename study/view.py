@@ -81,7 +81,7 @@ def _driver_runs(paths: StudyPaths, rows: Sequence[SessionRow]) -> bool:
         return True
     if not paths.lock.exists():
         return False
-    with paths.lock.open() as lock:
+    with paths.lock.open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -98,3 +98,22 @@ def test_no_command_imports_another_commands_entry_point() -> None:
 def path_of(module: str) -> Path:
     path = Path(*module.split("."))
     return path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    named = {
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for package in (*PACKAGES, "benchmarks")
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and opens_text(node) and not any(key.arg == "encoding" for key in node.keywords)
+    }
+    assert not named
+
+
+def opens_text(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
+    binary = any(isinstance(given, ast.Constant) and "b" in str(given.value) for given in call.args)
+    text = name == "open" and owner not in ("Image", "tarfile") and not binary
+    return text or name in ("read_text", "write_text")

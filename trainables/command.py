@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ def exit_on_input_error() -> Iterator[None]:
     """Turn unusable input into one message and exit code 2, without a traceback."""
     from trainables.data import DataError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows an escape and the study goes on
     try:
         yield
     except (InputError, DataError) as error:
@@ -41,7 +45,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: no such file, no YAML, or no mapping.
     """
     try:
-        value = yaml.safe_load(path.read_text())
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -92,8 +92,8 @@ def load_subject(name: str) -> Subject:
     if folder is None:
         model = load_model(name)
         return Subject(name, model, model.own_temperature, None)
-    trial = TrialConfig.model_validate_json((folder / "trial.json").read_text())
-    result = TrialResult.model_validate_json((folder / "result.json").read_text())
+    trial = TrialConfig.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
+    result = TrialResult.model_validate_json((folder / "result.json").read_text(encoding="utf-8"))
     return Subject(name, load_model(str(folder / "model")), result.temperature, trial)
 
 
@@ -110,7 +110,7 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     folder = trial_folder(early.parse_known_args(given)[0].model)
     values: dict[str, Any] = {}
     if folder is not None:
-        trial = TrialConfig.model_validate_json((folder / "trial.json").read_text())
+        trial = TrialConfig.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
         values = {
             "data": trial.data.model_dump(),
             "masked_lm": trial.model.masked_lm,
@@ -234,12 +234,12 @@ def run(arguments: Arguments) -> EvaluationManifest:
     )
     out = arguments.out or Path("evaluations") / f"{Path(arguments.model).name}-{Path(arguments.protocol).stem}"
     out.mkdir(parents=True, exist_ok=True)
-    (out / "manifest.json").write_text(manifest.model_dump_json(indent=1))
-    with (out / "table.csv").open("w", newline="") as file:
+    (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+    with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(table(manifest))
     shown = strongest(manifest)
     pairs = examples(found, shown, gallery, caches[shown].read, arguments.examples) if shown in caches else []
-    (out / "examples.html").write_text(evaluation_page(manifest, shown, pairs))
+    (out / "examples.html").write_text(evaluation_page(manifest, shown, pairs), encoding="utf-8")
     _print(manifest, out)
     return manifest
 

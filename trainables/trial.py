@@ -28,6 +28,7 @@ ENVIRONMENT = {
     # `uv run` as the driver must not make every worker resolve the environment again.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUTF8": "1",  # what a library opens without an encoding is read alike, whatever the locale
 }
 """Set in the driver before Ray starts, and in every process of a trial."""
 
@@ -203,7 +204,7 @@ def run_trial(config: TrialConfig, patience: Patience, callbacks: Sequence[Any])
                 continue
             return Outcome(state="failed", reason=_last_line(error))
         with checkpoint.as_directory() as folder:
-            text = (Path(folder) / "result.json").read_text()
+            text = (Path(folder) / "result.json").read_text(encoding="utf-8")
         return Outcome(state="complete", result=TrialResult.model_validate_json(text))
     raise AssertionError("unreachable")
 

@@ -119,7 +119,7 @@ def _configuration(name: str) -> dict[str, Any]:
             f"trial.model: the shape of {name!r} is not known here; give a folder with config.json, or one of "
             f"{', '.join(KNOWN)}"
         )
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 

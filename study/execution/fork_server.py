@@ -55,7 +55,7 @@ class ForkServer:
         self.path = os.path.join(folder, "fork.sock")
         self._script = os.path.join(folder, "python")
         command = shlex.join([sys.executable, "-I", "-S", os.path.abspath(__file__), "start", self.path])
-        with open(self._script, "w") as script:
+        with open(self._script, "w", encoding="utf-8") as script:
             script.write(f'#!/bin/sh\nexec {command} "$@"\n')
         os.chmod(self._script, 0o700)
 

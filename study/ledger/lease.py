@@ -221,7 +221,7 @@ def driver_lock(config: StudyConfig) -> Iterator[None]:
     Raises:
         InputError: another driver has it.
     """
-    with config.paths.lock.open("a") as lock:
+    with config.paths.lock.open("a", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

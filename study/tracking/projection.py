@@ -275,7 +275,7 @@ class Projection:
         path = self.paths.root / "tracking-id"
         if not path.exists():
             write_atomically(path, uuid.uuid4().hex)
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
 
     def _sync(self, records: Sequence[TrialRecord], final: Final | None) -> None:
         store = self._connect()
@@ -303,7 +303,7 @@ class Projection:
 
     def _read_certified(self) -> None:
         path = self.paths.certified_front
-        decided = json.loads(path.read_text()) if path.exists() else {"front": [], "left": []}
+        decided = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"front": [], "left": []}
         self._certified = {item["key"]: name == "front" for name in ("front", "left") for item in decided[name]}
 
     def _trial(self, record: TrialRecord, final: Final | None) -> RunState | None:

@@ -140,3 +140,16 @@ def test_help_comes_at_once(command: str) -> None:
         seconds.append(sum(ended[2:4]) - sum(began[2:4]))
     assert "--studies-dir" in done.stdout
     assert min(seconds) < 1
+
+
+def test_a_study_is_told_under_an_ascii_locale(config: StudyConfig) -> None:
+    ledger = opened(config)
+    run_next(ledger, config, Outcome(state="failed", reason="café 犬"))
+    going = ledger.take()
+    append_event(config.paths.events(going.key), Event(time=time.time(), event="start", message="naïve"))
+    ascii_locale = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    told = subprocess.run(
+        [sys.executable, "-m", "study.status", *arguments(config)], env=ascii_locale, capture_output=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert b"na\\xefve" in told.stdout

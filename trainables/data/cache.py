@@ -116,7 +116,7 @@ def load_pixels(files: Sequence[ImageFile], pixels: int, resize: Resize, path: P
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the exclusive lock of `path` (a file beside it), which ends with the process at the latest."""
-    with path.with_name(f"{path.name}.lock").open("w") as file:
+    with path.with_name(f"{path.name}.lock").open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

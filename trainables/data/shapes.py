@@ -246,4 +246,4 @@ def _region(shape: str, size: str, row: int, column: int) -> dict[str, object]:
 
 
 def _dump(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(value), encoding="utf-8")

@@ -78,7 +78,7 @@ class AdversarialCache:
         self._pixels.flush()
         counts = np.bincount(self._gallery.caption_image, minlength=len(self._gallery.pixels))[labels]
         captions = iter(attacked.captions)
-        with self._lines.open("a") as file:
+        with self._lines.open("a", encoding="utf-8") as file:
             for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
                 own = [next(captions) for _ in range(count)]
                 if label not in self._captions:
@@ -127,9 +127,9 @@ def _read_lines(path: Path) -> dict[int, list[str]]:
     """What was written whole; a line torn by a stop is left out, and cut off so that the next one stands alone."""
     if not path.exists():
         return {}
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        path.write_text(whole)
+        path.write_text(whole, encoding="utf-8")
     entries = [json.loads(line) for line in whole.splitlines()]
     return {entry["image"]: entry["captions"] for entry in entries}

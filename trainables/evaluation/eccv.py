@@ -122,7 +122,7 @@ def answer_places(queries: Tensor, gallery: Tensor, relevant: sparse.csr_array, 
 
 
 def _read(folder: Path, name: str, direction: str) -> dict[int, list[int]]:
-    found = json.loads((folder / FILES[direction].format(name)).read_text())
+    found = json.loads((folder / FILES[direction].format(name)).read_text(encoding="utf-8"))
     return {int(query): answers for query, answers in found.items()}
 
 

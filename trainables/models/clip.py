@@ -67,7 +67,7 @@ def _separated(state: State) -> State:
 
 def _official_config(state: State, path: Path, image_pixels: int | None) -> dict[str, Any]:
     beside = path.with_name("open_clip_config.json")
-    told = json.loads(beside.read_text())["model_cfg"] if beside.exists() else {}
+    told = json.loads(beside.read_text(encoding="utf-8"))["model_cfg"] if beside.exists() else {}
     quick = told.get("quick_gelu", "input_resolution" in state or "quickgelu" in path.name.lower())
     positions, patch = state["visual.positional_embedding"], state["visual.conv1.weight"].shape[-1]
     length, text_width = state["positional_embedding"].shape

@@ -333,14 +333,14 @@ def finetune(
             folder.mkdir(parents=True, exist_ok=True)
             position = {"step": step + 1, "device_seconds": device_seconds, "peak_memory_gb": peak}
             saved = {**state, **position, "report": message}
-            (folder / "state.json").write_text(json.dumps(saved))
+            (folder / "state.json").write_text(json.dumps(saved), encoding="utf-8")
             if result is None:
                 # Learning rate and random numbers are functions of the step and need no state.
                 save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
                 torch.save(optimiser_state, folder / OPTIMISER)
             else:
-                (folder / "result.json").write_text(result.model_dump_json())
-                (folder / "trial.json").write_text(config.model_dump_json())
+                (folder / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
+                (folder / "trial.json").write_text(config.model_dump_json(), encoding="utf-8")
                 trainee.model.save(folder / "model")
         report(message, folder)
 
@@ -348,7 +348,7 @@ def finetune(
 def _restore(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Any], bool]:
     """Position, and whether the trial is complete; weights and optimiser are only read if it is not."""
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if (folder / "result.json").exists():
             return state, True
         weights = load_file(folder / WEIGHTS)
