@@ -18,7 +18,11 @@ import trainables.evaluate
 from search_spaces.recipes import RECIPES, recipe_point
 from study.config import PRESETS, parse
 from study.records import StudyPaths
-from trainables.attacks.registry import build_attack
+from trainables.attacks.registry import build_attacks
+from trainables.command import read_config
+from trainables.config import TrialConfig
+from trainables.evaluation.robustness import evaluate
+from trainables.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,20 +82,52 @@ def test_two_commands_and_what_ci_runs() -> None:
     assert "uv run pytest" in (ROOT / ".ci" / "run").read_text()
 
 
-def block(language: str, part: str) -> str:
-    return next(text for text in re.findall(rf"```{language}\n(.*?)```", README, flags=re.S) if part in text)
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
 
 
-def test_the_attack_of_the_how_to_works(tmp_path: Path) -> None:
-    (tmp_path / "my_attack.py").write_text(block("python", "# my_attack.py"))
-    text = block("yaml", "Blackout").replace("my_attack.py", str(tmp_path / "my_attack.py"))
-    (tmp_path / "my_study.yaml").write_text(text)
-    protocol = parse(["--config", str(tmp_path / "my_study.yaml")]).protocol
-    attacks = {attack.name: build_attack(attack, protocol) for attack in protocol.attacks}
-    assert list(attacks) == ["image", "both", "sga-published", "apgd", "fog-3", "typing", "mine"]
+YAMLS = blocks("yaml")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder a reader works in, with the Python files of this page."""
+    for text in blocks("python"):
+        (tmp_path / text.splitlines()[0].removeprefix("# ")).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", YAMLS, ids=[str(index) for index in range(len(YAMLS))])
+def test_every_file_can_be_used(text: str, files: Path, tiny_trial: TrialConfig) -> None:
+    """Each loads, and what it measures is measured, on a small model and with the threat model checked."""
+    name = text.splitlines()[0].removeprefix("# ")
+    (files / name).write_text(text)
+    if name == "config.yaml":
+        protocol = read_config([name], "python -m trainables.trial").protocol
+    else:
+        protocol = parse(["--config", name]).protocol
+    small = {"gallery_images": 12, "image_steps": 2, "bootstrap_samples": 100}
+    config = tiny_trial.model_copy(update={"protocol": protocol.model_copy(update=small)})
+    prepared = prepare(config)
+    found = evaluate(
+        prepared.base,
+        prepared.gallery,
+        config.protocol,
+        max_tokens=config.model.max_tokens,
+        device=torch.device("cpu"),
+    )
+    assert set(found.ranks) == set(config.protocol.targets)
+
+
+def test_the_attack_of_the_how_to_does_what_it_says(files: Path) -> None:
+    (text,) = (text for text in YAMLS if "Blackout" in text)
+    (files / "my_study.yaml").write_text(text)
+    protocol = parse(["--config", "my_study.yaml"]).protocol
+    attack = build_attacks(protocol)["mine"]
+    assert attack.epsilon == 1, "not the protocol's"
     pixels = torch.ones(1, 3, 4, 4)
-    batch = SimpleNamespace(pixels=pixels, captions=lambda: ["a cat"])
-    attacked = attacks["mine"].run(cast(Any, None), cast(Any, batch))
+    attacked = attack.run(cast(Any, None), cast(Any, SimpleNamespace(pixels=pixels, captions=lambda: ["a cat"])))
     assert attacked.pixels[0, 0].sum(1).tolist() == [0, 0, 4, 4]
     assert attacked.captions == ["a cat"]
 

@@ -123,6 +123,9 @@ class Batch:
 class Attack(ABC):
     """An attack. Subclasses are frozen dataclasses; their fields are what a config may set.
 
+    Fields `epsilon`, `words`, `steps` and `candidates` without a default are filled from the protocol. With one they
+    are the attack's own, whatever the protocol allows others.
+
     Contract, checked on everything that is scored: pixels move by at most `epsilon` and stay in [0, 1]; at most `words`
     words of a caption change, any number if it is None, or, if `characters` is above 0, its Levenshtein distance is at
     most that. What is not in `changes` comes back as it was. A sample's result depends on the sample, its own captions

@@ -51,6 +51,8 @@ def build_attacks(protocol: Protocol) -> dict[str, Attack]:
 def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
     """The attack with the protocol's budget, changed where the config's options say so.
 
+    What a class from a file gives a default keeps it: whoever writes `epsilon: float = 1.0` means that radius.
+
     Raises:
         InputError: no such attack, or options it does not have.
     """
@@ -77,6 +79,7 @@ def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
         )
     assert dataclasses.is_dataclass(kind_of)  # the base class is none, but every attack is: `_from_file` sees to it
     names = {field.name for field in dataclasses.fields(kind_of)}
+    kept = _valued(kind_of) if config.file else set()
     budget = {
         "epsilon": protocol.epsilon,
         "words": protocol.words,
@@ -88,12 +91,17 @@ def build_attack(config: AttackConfig, protocol: Protocol) -> Attack:
         raise InputError(f"{where}: no option {', '.join(unknown)}; options are {', '.join(sorted(names))}")
     if "quirks" in options:
         options["quirks"] = _quirks(options["quirks"], kind_of, where)
-    values = {**{name: value for name, value in budget.items() if name in names}, **options}
+    values = {**{name: value for name, value in budget.items() if name in names - kept}, **options}
     try:
         return TypeAdapter(kind_of).validate_python(values)
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})" for e in error.errors())
         raise InputError(f"{where}: {told}") from None
+
+
+def _valued(kind: type[Attack]) -> set[str]:
+    """What the class or those it is derived from give a value; a bare annotation inherits that of `Attack`."""
+    return {name for part in kind.__mro__[: kind.__mro__.index(Attack)] for name in vars(part)}
 
 
 def _quirks(given: object, kind_of: type[Attack], where: str) -> Quirks:

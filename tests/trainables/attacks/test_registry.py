@@ -31,8 +31,8 @@ class Darker(Attack):
     """Every pixel darker; the first word reversed."""
 
     changes = frozenset({"image", "text"})
-    epsilon: float = 0.0
-    words: int = 0
+    epsilon: float
+    words: int
     share: float = 1.0
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
@@ -101,6 +101,21 @@ def test_budget_comes_from_the_protocol_unless_options_say_otherwise(name: str) 
     if "image" in attack.changes:
         stronger = AttackConfig(name=name, attack=name, options={"epsilon": "8/255"})
         assert build_attack(stronger, protocol).epsilon == 8 / 255
+
+
+def test_what_a_strangers_class_gives_a_value_keeps_it(stranger: Path) -> None:
+    text = STRANGER.replace("epsilon: float", "epsilon: float = 1.0").replace("words: int", "words: int = 3")
+    own = stranger.with_name("own.py")
+    own.write_text(text)
+    protocol = Protocol(epsilon=3 / 255, words=2)
+
+    def budget(file: Path, **options: Any) -> tuple[float, int | None]:
+        attack = build_attack(AttackConfig(name="mine", attack=f"{file}:Darker", options=options), protocol)
+        return attack.epsilon, attack.words
+
+    assert budget(stranger) == (3 / 255, 2)
+    assert budget(own) == (1.0, 3)
+    assert budget(own, epsilon="8/255") == (8 / 255, 3)
 
 
 def test_quirks_by_name() -> None:
