@@ -21,12 +21,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainables.data.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Part of the data hash: raise it when the same file would decode to other pixels."""
 
 MISSING = -1
 
 Resize = Literal["stretch", "crop"]
+
+ELONGATED = 100
+"""Of images longer than so many times their width, the ends are cut off first: scaled, they would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def load_pixels(files: Sequence[ImageFile], pixels: int, resize: Resize, path: P
     Args:
         files: From `locate`.
         pixels: Height and width of the result.
-        resize: `crop` scales the short side and cuts out the centre, `stretch` scales both sides.
+        resize: See `resized`.
         path: The cache file; its name must depend on everything that shapes the content.
 
     Raises:
@@ -122,18 +125,32 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def decode(source: Path | BytesIO, pixels: int, resize: Resize) -> np.ndarray:
-    """One image as uint8 (3, pixels, pixels): upright, RGB, transparency on white, bicubic.
+    """One image as uint8 (3, pixels, pixels): upright, RGB, transparency on white, then `resized`.
 
     Raises:
         Exception: Whatever Pillow finds wrong with the file; its plugins raise nearly anything.
     """
     with Image.open(source) as image:
         upright = _rgb(ImageOps.exif_transpose(image))
-    if resize == "crop":
-        square = ImageOps.fit(upright, (pixels, pixels), Image.Resampling.BICUBIC)
-    else:
-        square = upright.resize((pixels, pixels), Image.Resampling.BICUBIC)
-    return np.asarray(square).transpose(2, 0, 1)
+    return np.asarray(resized(upright, pixels, resize)).transpose(2, 0, 1)
+
+
+def resized(image: Image.Image, pixels: int, resize: Resize) -> Image.Image:
+    """A square of an RGB image, by Pillow's bicubic filter, to the pixel as published.
+
+    `stretch` scales both sides (ALBEF, BLIP, SigLIP). `crop` scales the short side and cuts out the centre (CLIP): the
+    long side is rounded down to whole pixels, and the middle to even ones, as torchvision's `Resize` and `CenterCrop`.
+    """
+    if resize == "stretch":
+        return image.resize((pixels, pixels), Image.Resampling.BICUBIC)
+    short = min(image.size)
+    longest = ELONGATED * short
+    if max(image.size) > longest:
+        image = ImageOps.fit(image, (min(image.width, longest), min(image.height, longest)))
+    width, height = (int(pixels * side / short) for side in image.size)
+    left, top = round((width - pixels) / 2), round((height - pixels) / 2)
+    scaled = image if short == pixels else image.resize((width, height), Image.Resampling.BICUBIC)
+    return scaled.crop((left, top, left + pixels, top + pixels))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
