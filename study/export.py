@@ -48,7 +48,7 @@ def trial_row(record: TrialRecord, manifest: Manifest | None, on_front: bool) ->
 def event_rows(key: str, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """A trial's log in long form: one row a value, `train/...` for the history and `rung/...` for small evaluations.
 
-    An event without values is one row without a name.
+    The final evaluation goes by the metrics' own names. An event without values is one row without a name.
     """
     for event in events:
         shared = {"key": key, "time": event.time, "event": event.event, "step": event.step}
@@ -59,8 +59,9 @@ def event_rows(key: str, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
             for name, value in entry.items():
                 if name not in ("step", "time"):
                     yield {**at, "name": f"train/{name}", "value": value, "message": event.message}
+        prefix = "rung/" if event.event == "rung" else ""
         for name, value in event.metrics.items():
-            yield {**shared, "name": f"rung/{name}", "value": value, "message": event.message}
+            yield {**shared, "name": prefix + name, "value": value, "message": event.message}
 
 
 def tables(view: StudyView) -> dict[str, pd.DataFrame]:

@@ -122,11 +122,12 @@ class Event(Model):
     """One line of a trial's log.
 
     `start` and `resume` carry the optimiser step training begins at; `rung` an epoch's small evaluation and the
-    training history since the last one; `end` the state.
+    training history since the last one; `final` the whole evaluation, on other images and under a stronger attack than
+    those of rungs, with the rest of the history; `end` the state.
     """
 
     time: float
-    event: Literal["start", "resume", "rung", "end"]
+    event: Literal["start", "resume", "rung", "final", "end"]
     step: int = 0
     metrics: dict[str, float] = {}
     history: list[dict[str, float]] = []

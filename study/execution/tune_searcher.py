@@ -10,6 +10,7 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from search_spaces.notation import in_words, telling
 from study.config import COSTS
 from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
@@ -63,7 +64,7 @@ class LedgerSearcher(Searcher):
             self._end(record, self._ledger.stop(record, reason, trial))
             return self.suggest(trial_id)
         self._taken[trial_id] = record, trial
-        self._write(record, Event(time=self._clock(), event="start", message=_describe(trial)))
+        self._write(record, Event(time=self._clock(), event="start", message=_describe(record, trial)))
         return {"trial": trial.model_dump(mode="json"), "patience": self._patience.model_dump()}
 
     def rung(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -82,7 +83,8 @@ class LedgerSearcher(Searcher):
         metrics |= {cost: float(result[field]) for cost, field in COSTS.items() if field in result}
         reason = None if result["last"] else self._ledger.rung(record, step, int(result["epoch"]), metrics)
         history = json.loads(result["history"])
-        event = Event(time=self._clock(), event="rung", step=step, metrics=metrics, history=history)
+        kind = "final" if result["last"] else "rung"
+        event = Event(time=self._clock(), event=kind, step=step, metrics=metrics, history=history)
         self._write(record, event.model_copy(update={"message": reason or ""}))
         if reason is not None:
             self._stopped[trial_id] = reason
@@ -143,5 +145,5 @@ class HalvingScheduler(FIFOScheduler):
         return {}
 
 
-def _describe(trial: TrialConfig) -> str:
-    return " ".join(f"{name}={value}" for name, value in trial.point.model_dump(mode="json").items())
+def _describe(record: TrialRecord, trial: TrialConfig) -> str:
+    return in_words(telling(record.params, trial.point.model_dump(mode="json")))

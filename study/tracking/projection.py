@@ -55,6 +55,9 @@ _log = logging.getLogger(__name__)
 def event_points(events: Iterable[Event]) -> list[MetricPoint]:
     """The metric points of a trial's log: training history as `train/...`, small evaluations as `rung/...`.
 
+    The final evaluation is none of them: `manifest_points` has it, under names of its own, because what few images
+    under a weak attack say does not compare with it.
+
     A resumed attempt repeats the steps after its checkpoint. The first value of a step stays: MLflow can add
     points but not take them back, and with equal randomness the repeated ones tell nothing new.
     """
@@ -68,10 +71,11 @@ def event_points(events: Iterable[Event]) -> list[MetricPoint]:
         for row in event.history:
             step = int(row.get("step", event.step))
             for name, value in row.items():
-                if name != "step":
-                    add(f"train/{name}", value, event.time, step)
-        for name, value in event.metrics.items():
-            add(f"rung/{name}", value, event.time, event.step)
+                if name not in ("step", "time"):
+                    add(f"train/{name}", value, row.get("time", event.time), step)
+        if event.event == "rung":
+            for name, value in event.metrics.items():
+                add(f"rung/{name}", value, event.time, event.step)
     return list(points.values())
 
 

@@ -63,10 +63,13 @@ class FakeStudy:
         self.event(number, "start")
 
     def rung(self, number: int, step: int) -> None:
-        history = [{"step": step - 1, "loss": 1 / step}, {"step": step, "loss": 0.9 / step}]
+        rows = ((step - 1, 1 / step), (step, 0.9 / step))
+        history = [{"step": at, "time": self.time + at / 100, "loss": loss} for at, loss in rows]
         self.event(number, "rung", step=step, metrics={"both/mr_r5": step / 100}, history=history)
 
     def end(self, number: int, robust: float, clean: float, state: State = "complete") -> None:
+        if state == "complete":
+            self.event(number, "final", step=10, metrics={"both/mr_r5": robust, "clean/mr_r5": clean})
         self.event(number, "end", step=10, message=state)
         record = self.records[number]
         metrics = {

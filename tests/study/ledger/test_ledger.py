@@ -238,6 +238,23 @@ def test_a_resumed_study_compares_with_all_rungs_and_keeps_its_verdicts(tmp_path
     assert again.rung(late, 14, 1, rung(0.3, 0.01)) == "stopped at step 14: 3 of 3 trials were better there"
 
 
+def test_the_whole_evaluation_is_logged_and_is_no_rung(tmp_path: Path) -> None:
+    config = study(tmp_path).model_copy(update={"recipes": ()})
+    searcher = LedgerSearcher(
+        opened(config), lambda record: TrialConfig(key=record.key), Patience(), lambda: True, lambda *_: None
+    )
+    searcher.suggest("only")
+    report = {"epoch": 1, "resumed_from_step": -1, "history": "[]", **rung(0.5, 0.1)}
+    for step, last in ((7, False), (14, True)):
+        searcher.rung("only", {**report, "step": step, "last": last})
+    events = list(read_events(config.paths.events("s-t00000-s0")))
+    assert [(event.event, event.step) for event in events] == [("start", 0), ("rung", 7), ("final", 14)]
+    assert events[0].message.startswith("w=1 tau=0.05 learn=no eps=0/255"), "what is searched, and no constants"
+    assert "companion" not in events[0].message
+    again = opened(config)  # killed before the trial was accounted for
+    assert again._rungs.of("s-t00000-s0").keys() == {7}
+
+
 def test_a_trial_that_breaks_a_constraint_is_infeasible_with_its_values(tmp_path: Path) -> None:
     bound = Constraint(metric="clean/mr_r1", at_least=0.6)
     config = study(tmp_path).model_copy(update={"constraints": (bound,)})

@@ -41,7 +41,7 @@ def test_a_run_tells_all_of_its_trial(study: FakeStudy) -> None:
     assert first["metrics"]["both/mr_r5.low"][0][2] == pytest.approx(0.2)
     assert first["metrics"]["cost/device_seconds"][0][2] == 7
     assert first["artifacts"] == ["manifest.json"]
-    assert first["time"] == (1_000_001_000, 1_000_006_000)
+    assert first["time"] == (1_000_001_000, 1_000_007_000)
     statuses = {key[-8:]: run["status"] for key, run in runs.items()}
     assert (statuses["00002-s0"], statuses["00003-s0"]) == ("KILLED", "FAILED")
     assert runs["study-t00002-s0"]["tags"]["reason"] == "diverged"
@@ -56,6 +56,20 @@ def test_no_step_is_told_twice_when_an_attempt_repeats_it(study: FakeStudy) -> N
     points = dump(default_uri(study.paths))["study-t00001-s0"]["metrics"]
     assert [point[0] for point in points["rung/both/mr_r5"]] == [5, 10]
     assert [point[0] for point in points["train/loss"]] == [4, 5, 9, 10]
+
+
+def test_rungs_and_the_final_evaluation_never_share_a_metric(study: FakeStudy) -> None:
+    live(study, projection(study))
+    metrics = dump(default_uri(study.paths))["study-t00000-s0"]["metrics"]
+    assert [(step, value) for step, _, value in metrics["rung/both/mr_r5"]] == [(5, 0.05), (10, 0.1)]
+    assert [(step, value) for step, _, value in metrics["both/mr_r5"]] == [(0, 0.3)]
+    assert "rung/clean/mr_r5" not in metrics, "this was measured at the end only"
+
+
+def test_the_time_of_a_training_step_is_a_time_and_no_metric() -> None:
+    rows = [{"step": 4, "time": 1234.5, "loss": 2.0}, {"step": 5, "loss": 1.0}]
+    events = [Event(time=2000, event="rung", step=5, history=rows)]
+    assert event_points(events) == [("train/loss", 2.0, 1_234_500, 4), ("train/loss", 1.0, 2_000_000, 5)]
 
 
 def test_the_first_value_of_a_step_stays() -> None:
