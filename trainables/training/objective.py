@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainables.command import InputError
 from trainables.config import Point
-from trainables.models import FusionModel, RetrievalModel, parameters_of
+from trainables.models import FusionModel, Part, RetrievalModel, parameters_of
 from trainables.training.losses import (
     anchor_loss,
     consistency_loss,
@@ -56,6 +56,14 @@ def companion_of(point: Point, model: RetrievalModel) -> Companion:
     return point.companion
 
 
+def parts_in_loss(point: Point, companion: Companion) -> set[Part]:
+    """What the loss depends on. Which words and pixels an attack changes has no gradient."""
+    if point.contrastive_weight == 0 and companion == "anchor":
+        return {"image"}
+    fused = point.contrastive_weight < 1 and companion == "matching"
+    return {"image", "text", "fusion"} if fused else {"image", "text"}
+
+
 class Trainee(nn.Module):
     """What is trained, so that one DDP wrapper sees the model and the temperature.
 
@@ -63,7 +71,8 @@ class Trainee(nn.Module):
     the state, takes no gradient and stays in eval mode.
 
     Raises:
-        InputError: the point asks for a part or a companion that the model does not have.
+        InputError: the point asks for a part or a companion that the model does not have, or trains only what its loss
+            does not look at.
     """
 
     def __init__(self, model: RetrievalModel, point: Point) -> None:
@@ -71,6 +80,11 @@ class Trainee(nn.Module):
         self.model = model
         self.point = point
         self.companion = companion_of(point, model)
+        if point.trainable not in ("all", *parts_in_loss(point, self.companion)):
+            raise InputError(
+                f"trainable: {point.trainable}, but at contrastive_weight {point.contrastive_weight:g} with companion "
+                f"{self.companion} the loss does not depend on that part, so nothing would be trained"
+            )
         self.log_temperature = nn.Parameter(
             torch.tensor([math.log(point.temperature)]),  # FSDP takes no scalars
             requires_grad=point.temperature_learned,

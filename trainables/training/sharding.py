@@ -73,7 +73,8 @@ def merge(trainee: Trainee) -> None:
 def full_state(trainee: Trainee, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Weights and optimiser state by parameter names, on the CPU, the same for any number of workers.
 
-    All workers call this together; it is empty on all but the first.
+    A parameter that never had a gradient, such as those of the text side where only images are compared, has no
+    optimiser state. All workers call this together; it is empty on all but the first.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     return get_model_state_dict(trainee, options=options), get_optimizer_state_dict(trainee, optimiser, options=options)
@@ -83,6 +84,9 @@ def load_full_state(
     trainee: Trainee, optimiser: torch.optim.Optimizer, weights: dict[str, Any], state: dict[str, Any]
 ) -> None:
     """Take what `full_state` gave, on every worker."""
-    options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(trainee, weights, options=options)
-    set_optimizer_state_dict(trainee, optimiser, state, options=options)
+    set_model_state_dict(trainee, weights, options=StateDictOptions(full_state_dict=True))
+    lenient = StateDictOptions(full_state_dict=True, strict=False)  # it gives zeros to parameters without state
+    set_optimizer_state_dict(trainee, optimiser, state, options=lenient)
+    for name, parameter in trainee.named_parameters():
+        if name not in state["state"]:
+            optimiser.state.pop(parameter, None)

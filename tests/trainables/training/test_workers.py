@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
+from tests.trainables.training.test_resume import same
 from trainables.config import Point, TrialConfig, WorkersConfig
 from trainables.evaluation.robustness import evaluate
 from trainables.prepare import prepare
@@ -97,12 +98,35 @@ def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -
     if world > 1:
         config = unattacked(trials["sharded"])
         finetune(config, prepare(config), torch.device("cpu"), None, Path(folder), lambda metrics, checkpoint: None)
+        for name, config in interrupted(trials).items():
+            places = Path(folder) / name / "whole", Path(folder) / name / "rest"
+            for place, checkpoint in zip(places, (None, places[0] / "step-2"), strict=True):
+                finetune(config, prepare(config), torch.device("cpu"), checkpoint, place, lambda metrics, folder: None)
         dist.destroy_process_group()
 
 
 def unattacked(config: TrialConfig) -> TrialConfig:
     """The signs of an attack turn the last bit of a sum into whole steps."""
     return config.model_copy(update={"point": Point(temperature_learned=True, distillation=0.8)})
+
+
+IDLE = {"sharded, no text": True, "sharded, no fusion": True, "copied, no text": False}
+"""By name, whether weights are sharded: points where some trained parameters never have a gradient."""
+
+
+def interrupted(trials: dict[str, TrialConfig]) -> dict[str, TrialConfig]:
+    """Trials of three epochs of two steps."""
+    text = Point(contrastive_weight=0.0, temperature_learned=True, epsilon=4 / 255, attack_steps=1)
+    found = {}
+    for name, sharded in IDLE.items():
+        trial = trials["albef" if "fusion" in name else "sharded"]
+        changes = {
+            "point": Point(temperature_learned=True, distillation=0.4) if "fusion" in name else text,
+            "training": trial.training.model_copy(update={"epochs": 3, "epoch_images": 16}),
+            "workers": WorkersConfig(count=2, sharded=sharded),
+        }
+        found[name] = trial.model_copy(update=changes)
+    return found
 
 
 Steps = list[dict[str, dict[str, torch.Tensor]]]
@@ -143,6 +167,26 @@ def test_two_workers_equal_one(name: str, alone_and_together: tuple[Steps, Steps
             else:
                 torch.testing.assert_close(shared[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
     assert max(value.abs().max() for key, value in alone.items() if "model" in key) > 1e-3
+
+
+@pytest.mark.usefixtures("alone_and_together")
+@pytest.mark.parametrize("name", IDLE)
+def test_two_workers_go_on_from_a_checkpoint(name: str, folder: Path) -> None:
+    for step in ("step-4", "step-6"):
+        same(folder / name / "whole" / step, folder / name / "rest" / step)
+
+
+@pytest.mark.usefixtures("alone_and_together")
+def test_another_number_of_workers_goes_on(tiny_trial: TrialConfig, folder: Path, tmp_path: Path) -> None:
+    config = interrupted(configs(tiny_trial))["sharded, no text"]
+    alone = config.model_copy(update={"workers": WorkersConfig()})
+    place = folder / "sharded, no text" / "whole"
+    finetune(alone, prepare(alone), torch.device("cpu"), place / "step-2", tmp_path, lambda metrics, checkpoint: None)
+    one, two = (torch.load(at / "step-4" / "optimiser.pt", weights_only=True)["state"] for at in (tmp_path, place))
+    assert one.keys() == two.keys()
+    assert {float(state["step"]) for state in one.values()} == {4}
+    for name, state in one.items():
+        torch.testing.assert_close(state["exp_avg"], two[name]["exp_avg"], rtol=0.1, atol=1e-4)
 
 
 @pytest.mark.usefixtures("alone_and_together")

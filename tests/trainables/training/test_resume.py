@@ -1,0 +1,155 @@
+"""Every point of the space goes on from every checkpoint it writes, to the bit."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.trainables.models.test_families import FAMILIES, LENGTH
+from trainables.command import InputError
+from trainables.config import Point, TrialConfig
+from trainables.prepare import Prepared, prepare
+from trainables.training.finetune import finetune
+from trainables.training.objective import Trainee
+
+DRAWN, DRAWN_LONG = 3, 80
+"""Points of a family."""
+
+KNOBS: dict[str, list[Any]] = {
+    "contrastive_weight": [0.0, 0.37, 1.0],
+    "temperature_learned": [False, True],
+    "epsilon": [0.0, 4 / 255],
+    "attack_steps": [1, 2],
+    "words": [0, 1],
+    "companion": ["auto", "anchor", "matching", "consistency"],
+    "pairs": ["adversarial", "crossed"],
+    "distillation": [0.0, 0.4],
+    "ramp_end": [0.0, 0.5],
+    "captions_per_image": [1, 2],
+    "text_augmentation": ["none", "eda"],
+    "image_augmentation": ["none", "crop"],
+    "trainable": ["all", "all", "image", "text", "fusion"],
+    "attack_objective": ["cross", "deviation"],
+}
+"""What a knob is drawn from: its ends, and something between."""
+
+
+@pytest.fixture(scope="module")
+def started(tiny_trial: TrialConfig) -> tuple[TrialConfig, Prepared]:
+    """A trial of three epochs of two steps, and what it starts from."""
+    training = {"epochs": 3, "epoch_images": 16}
+    protocol = {"gallery_images": 8, "rung_gallery_images": 4, "attacks": tiny_trial.protocol.attacks[2:]}
+    config = tiny_trial.model_copy(
+        update={
+            "training": tiny_trial.training.model_copy(update=training),
+            "model": tiny_trial.model.model_copy(update={"max_tokens": LENGTH}),
+            "protocol": tiny_trial.protocol.model_copy(update=protocol),
+        }
+    )
+    return config, prepare(config)
+
+
+def of_family(family: str, prepared: Prepared) -> Prepared:
+    torch.manual_seed(0)
+    return dataclasses.replace(prepared, base=FAMILIES[family](prepared.base.tokenizer).eval())
+
+
+IDLE: list[dict[str, Any]] = [{"contrastive_weight": 0.0, "temperature_learned": True}, {"contrastive_weight": 1.0}]
+"""Where whole parts of a model have no gradient: the first points of every family."""
+
+
+def drawn(rng: np.random.Generator, prepared: Prepared, fixed: dict[str, Any]) -> Point:
+    """A point that the family can train."""
+    while True:
+        fields = {name: ends[rng.integers(len(ends))] for name, ends in KNOBS.items()} | fixed
+        fields["attack_steps"] *= fields["epsilon"] > 0
+        point = Point.model_validate({**fields, "temperature": 0.1})
+        try:
+            Trainee(copy.deepcopy(prepared.base), point)
+        except InputError:
+            continue
+        return point
+
+
+def run(config: TrialConfig, prepared: Prepared, folder: Path, checkpoint: Path | None = None) -> list[Path]:
+    """The checkpoints of a run; what changes in what it starts from is a copy."""
+    written: list[Path] = []
+
+    def report(metrics: dict[str, Any], reported: Path | None) -> None:
+        assert reported is not None
+        written.append(reported)
+
+    base = copy.deepcopy(prepared.base)
+    finetune(config, dataclasses.replace(prepared, base=base), torch.device("cpu"), checkpoint, folder, report)
+    return written
+
+
+def same(one: Path, two: Path) -> None:
+    """Two checkpoints are equal to the bit, but for what tells the time."""
+    names = {str(path.relative_to(one)) for path in one.rglob("*.safetensors")}
+    assert names == {str(path.relative_to(two)) for path in two.rglob("*.safetensors")} != set()
+    for name in names:
+        equal(load_file(one / name), load_file(two / name), name)
+    states = [
+        torch.load(folder / "optimiser.pt", weights_only=True)["state"]
+        for folder in (one, two)
+        if (folder / "optimiser.pt").exists()
+    ]
+    assert len(states) in (0, 2)
+    if states:
+        assert states[0].keys() == states[1].keys()
+        for name, state in states[0].items():
+            equal(state, states[1][name], name)
+    reports = [json.loads((folder / "state.json").read_text())["report"] for folder in (one, two)]
+    losses = [[entry["loss"] for entry in json.loads(report["history"])] for report in reports]
+    assert losses[0] == losses[1]
+    measured = [{name: value for name, value in report.items() if "/" in name} for report in reports]
+    assert measured[0] == measured[1]
+
+
+def equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor], where: str) -> None:
+    assert one.keys() == two.keys()
+    different = [name for name, tensor in one.items() if not torch.equal(tensor, two[name])]
+    assert not different, f"{where}: {different}"
+
+
+def goes_on(config: TrialConfig, prepared: Prepared, folder: Path) -> None:
+    """From each of its checkpoints, the run ends as if it had not been interrupted."""
+    whole = run(config, prepared, folder / "whole")
+    for place, checkpoint in enumerate(whole[:-1], 1):
+        rest = run(config, prepared, folder / str(place), checkpoint)
+        assert [path.name for path in rest] == [path.name for path in whole[place:]]
+        for one, two in zip(whole[place:], rest, strict=True):
+            same(one, two)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drawn_points_go_on_from_every_checkpoint(
+    family: str, started: tuple[TrialConfig, Prepared], tmp_path: Path, long_chaos: bool
+) -> None:
+    config, prepared = started[0], of_family(family, started[1])
+    rng = np.random.default_rng(sorted(FAMILIES).index(family))
+    for number in range(DRAWN_LONG if long_chaos else DRAWN):
+        corner = {**IDLE[number], "trainable": "all"} if number < len(IDLE) else {}
+        point = drawn(rng, prepared, corner)
+        try:
+            goes_on(config.model_copy(update={"point": point}), prepared, tmp_path / str(number))
+        except Exception as error:
+            raise AssertionError(f"{family}: {point}: {error}") from error
+
+
+def test_a_point_that_trains_only_what_its_loss_leaves_out_is_refused(started: tuple[TrialConfig, Prepared]) -> None:
+    for family, weight, part in [("clip", 0.0, "text"), ("albef", 1.0, "fusion"), ("blip", 1.0, "fusion")]:
+        with pytest.raises(InputError, match=f"trainable: {part}, but at contrastive_weight {weight:g}"):
+            Trainee(of_family(family, started[1]).base, Point(contrastive_weight=weight, trainable=part))
+    Trainee(of_family("albef", started[1]).base, Point(contrastive_weight=0.0, trainable="text"))
