@@ -92,6 +92,16 @@ class StudyPaths:
         return self.root / "trials" / key / "events.jsonl"
 
 
+def sqlite_url(path: Path) -> str:
+    """The database in a file, for SQLAlchemy.
+
+    Example:
+        >>> sqlite_url(Path("/what?/50%25/study.db"))
+        'sqlite:////what%3F/50%2525/study.db'
+    """
+    return f"sqlite:///{path.resolve()}".replace("%", "%25").replace("?", "%3F")
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """A trial as the ledger knows it.

@@ -66,8 +66,7 @@ def run(config: Arguments) -> int:
 
     template = trial_template(config)
     dataset = load_dataset(template.data, template.cache_dir)
-    with storage_as_input_errors(config):
-        engine = open_storage(config.paths, config.storage).engine
+    engine = open_storage(config.paths, config.storage).engine
     with Lease(engine, config.name, lost=leave_at_once) as lease:
         mark = freeze(config, fingerprint(config, dataset.digest, code_digest(config.protocol)), config.accept_changes)
         with storage_as_input_errors(config):

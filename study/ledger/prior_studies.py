@@ -21,7 +21,7 @@ def prior_trials(config: StudyConfig) -> list[FrozenTrial]:
     """The complete and stopped trials of the studies in `warm_start`, with negative numbers.
 
     Raises:
-        InputError: a study is not there, or its trials cannot be compared with this one's.
+        InputError: a study or its database is not there, or its trials cannot be compared with this one's.
     """
     found: list[FrozenTrial] = []
     for name in config.warm_start:
@@ -34,7 +34,14 @@ def prior_trials(config: StudyConfig) -> list[FrozenTrial]:
                 f"warm_start: the trials of study {name!r} cannot be compared with this one's:\n  "
                 + "\n  ".join(changes)
             )
-        study = optuna.load_study(study_name=name, storage=open_storage(paths, load_frozen(paths).storage))
+        earlier = load_frozen(paths)
+        if earlier.storage is None and not paths.database.exists():
+            raise InputError(f"warm_start: study {name!r} has lost its database {paths.database}")
+        storage = open_storage(paths, earlier.storage, make=False)
+        try:
+            study = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            raise InputError(f"warm_start: the database of study {name!r} has no study of that name") from None
         for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)):
             if trial.params:
                 trial.system_attrs = {key: value for key, value in trial.system_attrs.items() if "constraint" in key}

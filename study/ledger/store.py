@@ -8,6 +8,7 @@ it starts, and in a few when it ends, its state last.
 from __future__ import annotations
 
 import copy
+import shlex
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from study.config import StudyConfig
 from study.ledger.lease import make_sessions_table
-from study.records import StudyPaths
+from study.records import StudyPaths, sqlite_url
 from trainables.command import InputError, redacted
 
 HISTORY = 500
@@ -36,16 +37,22 @@ def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optun
         paths: of the study.
         url: of another database.
         make: its tables, where they do not exist.
+
+    Raises:
+        InputError: it cannot be reached or used, or was made by an Optuna with another schema.
     """
-    if url is None:
-        if make and not paths.database.exists():
-            _make_database(paths.database.resolve())
-        return optuna.storages.RDBStorage(
-            f"sqlite:///{paths.database.resolve()}",
-            engine_kwargs={"connect_args": {"timeout": 60}},
-            skip_table_creation=not make,
-        )
-    return optuna.storages.RDBStorage(url, skip_table_creation=not make)
+    try:
+        if url is None:
+            if make and not paths.database.exists():
+                _make_database(paths.database.resolve())
+            return optuna.storages.RDBStorage(
+                sqlite_url(paths.database),
+                engine_kwargs={"connect_args": {"timeout": 60}},
+                skip_table_creation=not make,
+            )
+        return optuna.storages.RDBStorage(url, skip_table_creation=not make)
+    except Exception as error:  # drivers, URLs and migrations raise what they like
+        raise _unusable(paths, url, error) from None
 
 
 def _make_database(path: Path) -> None:
@@ -54,7 +61,7 @@ def _make_database(path: Path) -> None:
     """
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
-    engine = optuna.storages.RDBStorage(f"sqlite:///{part}").engine
+    engine = optuna.storages.RDBStorage(sqlite_url(part)).engine
     make_sessions_table(engine)
     engine.dispose()
     part.replace(path)
@@ -152,10 +159,15 @@ class MirroredStorage(InMemoryStorage):
 
 @contextmanager
 def storage_as_input_errors(config: StudyConfig) -> Iterator[None]:
-    """Turn a database that cannot be used into one message."""
+    """Turn a database that fails into one message, and leave alone what is wrong with anything else."""
     try:
         yield
-    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError, ValueError, ImportError) as error:
-        where = redacted(config.storage) if config.storage else config.paths.database
-        reason = redacted(str(error.__cause__ or error)).splitlines()[0]
-        raise InputError(f"storage: the study's database {where} cannot be used: {reason}") from None
+    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        raise _unusable(config.paths, config.storage, error) from None
+
+
+def _unusable(paths: StudyPaths, url: str | None, error: Exception) -> InputError:
+    where = redacted(url or str(paths.database))
+    reason = (redacted(str(error.__cause__ or error)).splitlines() or [type(error).__name__])[0]
+    reason = reason.replace("$STORAGE_URL", shlex.quote(redacted(url or sqlite_url(paths.database))))
+    return InputError(f"storage: the study's database {where} cannot be used: {reason}")

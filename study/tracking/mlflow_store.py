@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
+from study.records import sqlite_url
 from trainables.command import redacted
 
 Stamp = tuple[int, int]
@@ -114,7 +116,7 @@ def open_experiment(
     """
     _check_database(uri)
     if movable:
-        _create_database(Path(uri.removeprefix("sqlite:///")))
+        _create_database(Path(unquote(uri.removeprefix("sqlite:///"))))
     client = import_mlflow().MlflowClient(tracking_uri=uri)
     location = None if uri.startswith(("http://", "https://")) else artifacts.resolve().as_uri()
     found = client.get_experiment_by_name(name)
@@ -141,7 +143,7 @@ def _create_database(path: Path) -> None:
         return
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
-    import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{part}").search_experiments(max_results=1)
+    import_mlflow().MlflowClient(tracking_uri=sqlite_url(part)).search_experiments(max_results=1)
     part.replace(path)
 
 

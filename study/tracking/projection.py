@@ -26,6 +26,7 @@ from study.records import (
     TrialRecord,
     read_events,
     read_manifest,
+    sqlite_url,
     write_atomically,
 )
 from study.tracking.mlflow_store import (
@@ -181,7 +182,7 @@ def study_run(
 
 def default_uri(paths: StudyPaths) -> str:
     """The SQLite store in the study's folder."""
-    return f"sqlite:///{paths.mlflow_database.resolve()}"
+    return sqlite_url(paths.mlflow_database)
 
 
 def ui_command(uri: str | None, paths: StudyPaths) -> str:

@@ -12,11 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import yaml
 from PIL import Image
 from pydantic import ValidationError
 
 from study.config import StudyConfig, parse
+from study.ledger.store import open_storage
+from study.records import StudyPaths
 from study.run import main
 from trainables.command import InputError
 from trainables.config import Point
@@ -78,6 +81,28 @@ def foreign_port(folder: Path) -> list[str]:
     return ["--cluster.address", f"127.0.0.1:{listener.getsockname()[1]}"]
 
 
+def older_optuna(folder: Path) -> list[str]:
+    (folder / "studies" / "quickstart").mkdir(parents=True)
+    engine = open_storage(StudyPaths(folder / "studies" / "quickstart"), None).engine
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
+    engine.dispose()
+    return []
+
+
+def database_of_mlflow(folder: Path) -> list[str]:
+    url = f"sqlite:///{folder / 'mlflow.db'}"
+    with sa.create_engine(url).begin() as connection:
+        connection.execute(sa.text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(sa.text("INSERT INTO alembic_version VALUES ('1b5f0d9ad7c1')"))
+    return ["--storage", url]
+
+
+def made(folder: Path, name: str) -> list[str]:
+    (folder / "studies" / "quickstart" / name).mkdir(parents=True)
+    return []
+
+
 HELD: list[IO[str] | socket.socket] = []
 FLOAT_KNOB = {"kind": "float", "low": 0, "high": 2}
 
@@ -130,6 +155,13 @@ BAD: dict[str, tuple[Prepare, str]] = {
         "storage: the study's database",
     ),
     "unknown storage": (lambda f: ["--storage", "carrier-pigeon://me:secret@home/db"], "storage: the study's database"),
+    "database of an older Optuna": (older_optuna, "optuna storage upgrade --storage sqlite:///"),
+    "database of another program": (database_of_mlflow, "storage: the study's database"),
+    "folder in place of the database": (lambda f: made(f, "study.db"), "study.db cannot be used: unable to open"),
+    "warm start from nowhere": (
+        lambda f: with_file(f, {"warm_start": ["nowhere"]}),
+        "error: warm_start: there is no study 'nowhere'",
+    ),
     "tracking unreachable": (lambda f: ["--tracking.uri", "http://127.0.0.1:9"], "tracking.uri"),
     "port of something else": (foreign_port, "cluster.address"),
 }
