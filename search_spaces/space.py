@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainables.config import Model, Point, parse_epsilon
+from trainables.config import Model, Point
+from trainables.fields import parse_epsilon
 
 if TYPE_CHECKING:
     import optuna

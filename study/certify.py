@@ -10,19 +10,21 @@ from __future__ import annotations
 import base64
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field, ValidationError
 
 from study.config import COSTS, Objective
 from study.front.dominance import front_mask, measured, oriented
 from study.front.estimates import FrontEntry, front
 from study.records import Manifest, StudyPaths, write_atomically
 from study.view import StudyView, read_study, study_parser
-from trainables.command import InputError, exit_on_input_error
+from trainables.command import InputError, all_mistakes, exit_on_input_error
 from trainables.config import CLEAN, Model
+from trainables.fields import SEEDS, PlaceOrName, Seed
 from trainables.results import Audit, Metric
 
 if TYPE_CHECKING:
@@ -40,9 +42,9 @@ Log = Callable[[str], None]
 class Terms(Model):
     """What was asked of a certification; equal for all members of a front."""
 
-    protocol: str
-    seed: int
-    gallery_images: int | None
+    protocol: PlaceOrName
+    seed: Seed
+    gallery_images: int | None = Field(ge=2)
 
 
 class Certificate(Model):
@@ -273,6 +275,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(StudyPaths(options.studies_dir / options.name), vars(options))
 
 
+def terms_of(options: Mapping[str, Any], searched_with: int) -> Terms:
+    """What the flags ask for; the seed is another one than what the study was searched with, unless they say it.
+
+    Raises:
+        InputError: with all mistakes at once.
+    """
+    asked = {name: options[name] for name in Terms.model_fields}
+    if asked["seed"] is None:
+        asked["seed"] = (searched_with + FRESH) % SEEDS
+    try:
+        terms = Terms.model_validate(asked)
+    except ValidationError as error:
+        raise all_mistakes(error, Terms, "the certification") from None
+    file = Path(terms.protocol)
+    return terms.model_copy(update={"protocol": str(file.resolve())}) if file.is_file() else terms
+
+
 def _run(paths: StudyPaths, options: dict[str, Any]) -> int:
     from rich.console import Console
 
@@ -284,13 +303,7 @@ def _run(paths: StudyPaths, options: dict[str, Any]) -> int:
     view = read_study(paths)
     if view.running:
         raise InputError(f"study {view.config.name!r} is running; its front can be certified when it has ended")
-    seed = options["seed"] if options["seed"] is not None else view.config.protocol.seed + FRESH
-    protocol = options["protocol"]
-    terms = Terms(
-        protocol=str(Path(protocol).resolve()) if Path(protocol).is_file() else protocol,
-        seed=seed,
-        gallery_images=options["gallery_images"],
-    )
+    terms = terms_of(options, view.config.protocol.seed)
     with driver_lock(view.config):
         decided, certificates = certify(view, terms, lambda line: print(line, file=sys.stderr))
         Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(

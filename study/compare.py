@@ -22,7 +22,8 @@ from study.front.hypervolume import attainment, hypervolume_history, hypervolume
 from study.ledger.frozen import differences
 from study.records import StudyPaths, write_if_changed
 from study.view import StudyView, read_study
-from trainables.command import InputError, exit_on_input_error, read_yaml
+from trainables.command import InputError, argument, exit_on_input_error, place, read_yaml
+from trainables.fields import check_name
 
 LEVELS = {"best": 0.0, "median": 0.5, "worst": 1.0}
 """Shares of the seeds that attain a surface; the best is what one of them does."""
@@ -149,10 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dashboards.comparison_page import comparison_page
 
     parser = argparse.ArgumentParser(prog="python -m study.compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument("names", nargs="+", metavar="NAME", help="two studies or more")
-    parser.add_argument("--studies-dir", type=Path, default=Path("studies"), help="default: %(default)s")
+    parser.add_argument("names", nargs="+", type=argument(check_name), metavar="NAME", help="two studies or more")
+    parser.add_argument("--studies-dir", type=place, default=Path("studies"), help="default: %(default)s")
     parser.add_argument("--metrics", nargs="+", default=(), help="1 to 4 (default: the objectives of the first study)")
-    parser.add_argument("--page", type=Path, help="default: comparison.html in the folder of the studies")
+    parser.add_argument("--page", type=place, help="default: comparison.html in the folder of the studies")
     options = parser.parse_args(arguments)
     with exit_on_input_error():
         names = list(dict.fromkeys(options.names))

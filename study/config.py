@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     ValidationInfo,
@@ -24,7 +23,7 @@ from search_spaces.joint import JOINT, SPACES
 from search_spaces.recipes import Recipe
 from search_spaces.space import Knob, check_space
 from study.records import StudyPaths
-from trainables.command import InputError, read_yaml
+from trainables.command import InputError, place, read_yaml
 from trainables.config import (
     DIRECTIONS,
     DataConfig,
@@ -33,8 +32,8 @@ from trainables.config import (
     Protocol,
     TrainingConfig,
     WorkersConfig,
-    parse_epsilon,
 )
+from trainables.fields import Name, Place, Seed, Separated, Url, parse_epsilon
 from trainables.flags import Flags, from_command_line
 
 PRESETS = Path(__file__).parent / "presets"
@@ -150,7 +149,7 @@ class TrialTemplate(Model):
 class TrackingConfig(Model):
     """Where MLflow keeps the projection."""
 
-    uri: str | None = Field(None, description="MLflow tracking URI; empty: a SQLite file in the study's folder")
+    uri: Url | None = Field(None, description="MLflow tracking URI; empty: a SQLite file in the study's folder")
 
 
 class ClusterConfig(Model):
@@ -159,12 +158,6 @@ class ClusterConfig(Model):
     address: str | None = Field(None, description="Ray cluster (host:port, or auto); empty: this machine")
     concurrency: int | None = Field(None, ge=1, description="trials at once; empty: as many as fit")
     connect_timeout_seconds: float = Field(10, gt=0, description="how long to wait for the cluster's head")
-
-
-def _name(value: str) -> str:
-    if not value or not value[0].isalnum() or not all(c.isalnum() or c in "._-" for c in value):
-        raise ValueError("use letters, digits, dot, dash and underscore, starting with a letter or digit")
-    return value
 
 
 def _named_space(value: object) -> object:
@@ -176,12 +169,12 @@ def _named_space(value: object) -> object:
 class StudyConfig(Model):
     """A named, resumable exploration."""
 
-    name: Annotated[str, AfterValidator(_name)] = Field("quickstart", description="of the study and its folder")
-    studies_dir: Path = Field(Path("studies"), description="root of all studies")
+    name: Name = Field("quickstart", description="of the study and its folder")
+    studies_dir: Place = Field(Path("studies"), description="root of all studies")
     space: Annotated[dict[str, Knob], BeforeValidator(_named_space)] = Field(
         JOINT, description="knobs by name, in the order they are drawn; in a file also joint or fusion"
     )
-    recipes: tuple[Recipe, ...] = Field(
+    recipes: Annotated[tuple[Recipe, ...], Separated] = Field(
         ("finetune", "tecoa_itr", "fare", "mat"), description="published defences that run first"
     )
     recipe_temperature: float = Field(0.05, gt=0, le=1, description="of the recipes: that of the base model")
@@ -201,15 +194,15 @@ class StudyConfig(Model):
     replicates: int = Field(
         0, ge=0, le=20, description="further runs, with fresh seeds, of every trial that may be on the front in the end"
     )
-    warm_start: tuple[str, ...] = Field(
+    warm_start: Annotated[tuple[Name, ...], Separated] = Field(
         (), description="earlier studies of the same folder and fingerprint whose trials the sampler learns from"
     )
-    seed: int = Field(0, ge=0, description="of the sampler and of every trial")
+    seed: Seed = Field(0, description="of the sampler and of every trial")
     data: DataConfig = DataConfig()
     trial: TrialTemplate = TrialTemplate()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
-    storage: str | None = Field(None, description="Optuna storage URL; empty: SQLite in the study's folder")
+    storage: Url | None = Field(None, description="Optuna storage URL; empty: SQLite in the study's folder")
 
     @field_validator("space")
     @classmethod
@@ -276,7 +269,7 @@ class Arguments(StudyConfig, Flags):
     model_config = SettingsConfigDict(cli_prog_name="python -m study.run")
 
     preset: str = Field("quickstart", description="a ready study, see study/presets")
-    config: Path | None = Field(None, description="YAML file with any of these fields")
+    config: Place | None = Field(None, description="YAML file with any of these fields")
     accept_changes: bool = Field(False, description="go on with a study whose fingerprint differs, and record it")
 
 
@@ -301,7 +294,7 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
     given = list(sys.argv[1:] if arguments is None else arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default=os.environ.get("PARETOVL_PRESET", "quickstart"))
-    early.add_argument("--config", type=Path, default=os.environ.get("PARETOVL_CONFIG"))
+    early.add_argument("--config", type=place, default=os.environ.get("PARETOVL_CONFIG"))
     files, _ = early.parse_known_args(given)
     preset = PRESETS / f"{files.preset}.yaml"
     if not preset.is_file():
@@ -309,7 +302,7 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
         raise InputError(f"preset {files.preset!r}: there is none of that name; presets are {known}")
     values = {"name": files.preset, **read_yaml(preset)}
     if files.config is not None:
-        values = _merged(values, read_yaml(Path(files.config)))
+        values = _merged(values, read_yaml(files.config))
     return from_command_line(schema, given, values, "the study's configuration")
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events
 from study.view import StudyView, read_study, study_parser
-from trainables.command import exit_on_input_error
+from trainables.command import exit_on_input_error, place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = study_parser("python -m study.export", __doc__)
     parser.add_argument("--format", choices=FORMATS, default="csv", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, help="folder for the tables (default: export in the study's folder)")
+    parser.add_argument("--out", type=place, help="folder for the tables (default: export in the study's folder)")
     options = parser.parse_args(arguments)
     with exit_on_input_error():
         view = read_study(StudyPaths(options.studies_dir / options.name))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
 from study.records import Manifest, StudyPaths, TrialRecord, read_manifest
-from trainables.command import InputError
+from trainables.command import InputError, argument, place
+from trainables.fields import check_name
 
 if TYPE_CHECKING:
     from study.ledger.lease import SessionRow
@@ -44,8 +45,10 @@ class StudyView:
 def study_parser(program: str, description: str | None) -> argparse.ArgumentParser:
     """Flags of every command about an existing study."""
     parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
-    parser.add_argument("--name", default="quickstart", help="the study (default: %(default)s)")
-    parser.add_argument("--studies-dir", type=Path, default=Path("studies"), help="default: %(default)s")
+    parser.add_argument(
+        "--name", type=argument(check_name), default="quickstart", help="the study (default: %(default)s)"
+    )
+    parser.add_argument("--studies-dir", type=place, default=Path("studies"), help="default: %(default)s")
     return parser
 
 

@@ -8,15 +8,20 @@ import inspect
 import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
+from trainables import yaml_core
 from trainables.config import TrialConfig
+from trainables.fields import expanded
+
+Checked = TypeVar("Checked")
 
 
 class InputError(ValueError):
@@ -42,19 +47,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping.
 
     Raises:
-        InputError: no such file, no YAML, or no mapping.
+        InputError: no such file, no YAML, no mapping, or keys that stand in it more than once.
     """
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml_core.load(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml_core.RepeatedKeys as error:
+        lines = "\n  ".join(str(error).splitlines())
+        raise InputError(f"{path}: the same field is given more than once:\n  {lines}") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a {type(value).__name__}, not fields with values")
     return value
+
+
+def argument(check: Callable[[str], Checked]) -> Callable[[str], Checked]:
+    """The type of a command's argument: what `check` says is wrong is the message."""
+
+    def checked(text: str) -> Checked:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+place = argument(lambda text: Path(str(expanded(text))))
+"""Type of an argument that is a path, with `~` and `$NAME` as a shell reads them."""
 
 
 def redacted(text: str) -> str:
@@ -86,21 +110,26 @@ def all_mistakes(error: ValidationError, schema: type[BaseModel], source: str) -
 
 
 def _meant(field: str, schema: type[BaseModel]) -> str:
-    """Where a field of about this name is, nearest first."""
+    """Where a field of about this name is: those beside it first, then the same name elsewhere, then like ones."""
     inside, _, name = field.rpartition(".")
-    paths = [path.rpartition(".") for path in _paths(schema)]
-    names = {last for _, _, last in paths}
-    near = [name] if name in names else difflib.get_close_matches(name, names, n=3, cutoff=0.75)
-    found = [("".join(path), path[0] != inside) for last in near for path in paths if path[2] == last]
-    best = [path for path, _ in sorted(found, key=lambda item: item[1])][:3]
+    paths = [path.rpartition(".") for path, _ in fields_of(schema)]
+    beside = [last for parent, _, last in paths if parent == inside]
+    elsewhere = [last for _, _, last in paths]
+    near = difflib.get_close_matches(name, beside, n=3, cutoff=0.75)
+    if near:
+        best = [f"{inside}.{last}".lstrip(".") for last in near]
+    else:
+        near = [name] if name in elsewhere else difflib.get_close_matches(name, set(elsewhere), n=3, cutoff=0.75)
+        best = ["".join(path) for last in near for path in paths if path[2] == last][:3]
     return f"; did you mean {' or '.join(best)}?" if best else ""
 
 
-def _paths(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def fields_of(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every field by its path, with those of the parts: `budget`, `budget.trials`, ..."""
     for name, field in schema.model_fields.items():
-        yield prefix + name
+        yield prefix + name, field
         if inspect.isclass(field.annotation) and issubclass(field.annotation, BaseModel):
-            yield from _paths(field.annotation, f"{prefix}{name}.")
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
 
 
 def read_config(arguments: Sequence[str], program: str) -> TrialConfig:
@@ -110,7 +139,7 @@ def read_config(arguments: Sequence[str], program: str) -> TrialConfig:
         InputError: with all its mistakes.
     """
     parser = argparse.ArgumentParser(prog=program)
-    parser.add_argument("config", type=Path, help="YAML file with the fields of TrialConfig; an empty file is a trial")
+    parser.add_argument("config", type=place, help="YAML file with the fields of TrialConfig; an empty file is a trial")
     path = parser.parse_args(arguments).config
     try:
         return TrialConfig.model_validate(read_yaml(path))

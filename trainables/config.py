@@ -11,34 +11,19 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+from trainables.fields import Epsilon, Key, Name, Place, PlaceOrName, Seed, Separated, Url
 
 CLEAN, FLOAT, MATCHING = "clean", ".float", ".itm"
 """The target that is not attacked, and what a target's name ends with if its images are not rounded to 8 bits, or if
 its ranks are those after image-text matching."""
 
+TAKEN = (CLEAN, "cost", "rung", "train")
+"""What other metrics begin with."""
+
 DIRECTIONS = ("tr", "ir", "mr")
 """Text retrieval (image to caption), image retrieval (caption to image), and the mean of the two."""
-
-
-def parse_epsilon(value: object) -> object:
-    """Let radii be written as the papers do, `2/255`; everything else is left to pydantic.
-
-    Example:
-        >>> parse_epsilon("4/8")
-        0.5
-    """
-    if isinstance(value, str) and value.count("/") == 1:
-        over, under = value.split("/")
-        try:
-            return float(over) / float(under)
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{value!r} is no number; write a radius in [0, 1] as 0.0078 or 2/255") from None
-    return value
-
-
-Epsilon = Annotated[float, BeforeValidator(parse_epsilon), Field(ge=0, le=1)]
-"""An L-infinity radius in [0, 1] pixels, before any normalisation."""
 
 
 class Model(BaseModel):
@@ -112,23 +97,23 @@ class ShapesConfig(Model):
 
     train_images: int = Field(1500, ge=8, le=1_000_000)
     test_images: int = Field(200, ge=8, le=100_000)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class DataConfig(Model):
     """Image-caption pairs in COCO format, or the embedded shapes where `root` is empty."""
 
-    root: Path | None = Field(None, description="folder of a COCO-format set; empty: procedural shapes")
+    root: Place | None = Field(None, description="folder of a COCO-format set; empty: procedural shapes")
     images: str = Field("images", description="image folder below root")
     captions: str = Field("captions.json", description="captions file below root (COCO format or Karpathy JSON)")
     split: str = Field("split.json", description="split file below root: {split: [image id, ...]}")
     shards: str | None = Field(
         None, description="WebDataset tars below root to train on, such as train-*.tar; the rest is for evaluation"
     )
-    generated_captions: Path | None = Field(
+    generated_captions: Place | None = Field(
         None, description="a captioner's captions (COCO results: [{image_id, caption}]), added to training images'"
     )
-    train_splits: tuple[str, ...] = ("train", "restval")
+    train_splits: Annotated[tuple[str, ...], Separated] = ("train", "restval")
     eval_split: str = "test"
     eval_min_captions: int = Field(5, ge=1, description="evaluate only images with at least this many captions")
     image_pixels: int = Field(64, ge=16, le=1024, description="images are resized once to this square")
@@ -148,13 +133,13 @@ class DataConfig(Model):
 class PretrainConfig(Model):
     """How a base model is made from scratch, once, when no pretrained one is named."""
 
-    root: Path | None = Field(None, description="COCO-format set to pre-train on; empty: the study's training split")
+    root: Place | None = Field(None, description="COCO-format set to pre-train on; empty: the study's training split")
     epochs: int = Field(24, ge=1, le=10_000)
     batch_size: int = Field(64, ge=2)
     learning_rate: float = Field(1e-3, gt=0, lt=1)
     temperature: float = Field(0.07, gt=0, le=1, description="start of the learned temperature")
     mlm_epochs: int = Field(8, ge=1, description="epochs of the tiny masked language model for text attacks")
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TinyConfig(Model):
@@ -175,10 +160,12 @@ class ModelConfig(Model):
     """Which vision-language model is fine-tuned."""
 
     family: Family | None = Field(None, description="empty: dual if image_tower is given, clip otherwise")
-    base: str | None = Field(None, description="model to start from: hub id, directory or file; empty: a tiny one")
-    image_tower: str | None = Field(None, description="image encoder (hub id or directory) of a dual encoder")
-    text_tower: str | None = Field(None, description="its text encoder; empty: mean of learned word embeddings")
-    masked_lm: str | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
+    base: PlaceOrName | None = Field(
+        None, description="what to start from: hub id, directory or file; empty: a tiny one"
+    )
+    image_tower: PlaceOrName | None = Field(None, description="image encoder (hub id or directory) of a dual encoder")
+    text_tower: PlaceOrName | None = Field(None, description="its text encoder; empty: mean of learned word embeddings")
+    masked_lm: PlaceOrName | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
     max_tokens: int = Field(32, ge=4, le=512, description="captions are cut to this many tokens")
     tiny: TinyConfig = TinyConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -232,8 +219,8 @@ class AttackConfig(Model):
         'apgd'
     """
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", description="what its metrics begin with, such as sga/mr_r1")
-    attack: str = Field(description="image, text, both, co, sga, ..., torchattacks:NAME or FILE.py:CLASS")
+    name: Name = Field(description="what its metrics begin with, such as sga/mr_r1")
+    attack: PlaceOrName = Field(description="image, text, both, co, sga, ..., torchattacks:NAME or FILE.py:CLASS")
     options: dict[str, JsonValue] = Field(
         {}, description="fields of the attack; its budget is the protocol's otherwise"
     )
@@ -253,9 +240,9 @@ class AttackConfig(Model):
 
     @field_validator("name")
     @classmethod
-    def _not_clean(cls, name: str) -> str:
-        if name == CLEAN:
-            raise ValueError("the name clean belongs to what is not attacked")
+    def _free_to_use(cls, name: str) -> str:
+        if name in TAKEN or name.endswith((FLOAT, MATCHING)):
+            raise ValueError(f"{', '.join(TAKEN)} and names that end with {FLOAT} or {MATCHING} have a meaning already")
         return name
 
 
@@ -265,7 +252,7 @@ SEARCHED_ATTACKS = tuple(AttackConfig(name=name, attack=name) for name in ("imag
 class Protocol(Model):
     """The evaluation: fixed within a study, hashed, never searched. It reads no trial's temperature."""
 
-    attacks: tuple[AttackConfig, ...] = Field(
+    attacks: Annotated[tuple[AttackConfig, ...], Separated] = Field(
         SEARCHED_ATTACKS, description="measured beside clean retrieval: images, captions and both (Sep-Attack)"
     )
     epsilon: Epsilon = 2 / 255
@@ -282,7 +269,7 @@ class Protocol(Model):
         description="after a share s of the training, the small evaluation has rung_growth x s of the images and the "
         "steps of the final one, if that is more than the least; 0: all small evaluations are alike",
     )
-    recall_at: tuple[int, ...] = (1, 5, 10)
+    recall_at: Annotated[tuple[int, ...], Separated] = (1, 5, 10)
     bootstrap_samples: int = Field(1000, ge=100, le=100_000)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     batch_images: int = Field(50, ge=1, description="images attacked at once; changes no result")
@@ -291,7 +278,7 @@ class Protocol(Model):
         None, ge=1, description="fusion families: put so many first candidates in order by image-text matching, too"
     )
     audit: bool = Field(False, description="look for gradient masking, too, in the final evaluation")
-    seed: int = 0
+    seed: Seed = 0
 
     @field_validator("attacks")
     @classmethod
@@ -351,16 +338,16 @@ class Protocol(Model):
 class TrialConfig(Model):
     """Everything one trial depends on. Equal configs give equal results."""
 
-    key: str = Field("trial", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="stable name, also the run name")
+    key: Key = Field("trial", description="stable name, also the run name")
     point: Point = Point()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     protocol: Protocol = Protocol()
     workers: WorkersConfig = WorkersConfig()
-    seed: int = 0
-    cache_dir: Path = Field(Path("studies/.cache"), description="prepared data and base models, shared by trials")
-    storage_path: str = Field("studies/.runs", description="where Ray Train keeps checkpoints (path or URL)")
+    seed: Seed = 0
+    cache_dir: Place = Field(Path("studies/.cache"), description="prepared data and base models, shared by trials")
+    storage_path: Url = Field("studies/.runs", description="where Ray Train keeps checkpoints (path or URL)")
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrialConfig:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from trainables.command import exit_on_input_error
-from trainables.config import CLEAN, DataConfig, Epsilon, ModelConfig, Protocol, TrialConfig, content_hash
+from trainables.command import exit_on_input_error, place
+from trainables.config import CLEAN, DataConfig, ModelConfig, Protocol, TrialConfig, content_hash
+from trainables.fields import Epsilon, Place, PlaceOrName, Seed
 from trainables.flags import Flags, from_command_line
 from trainables.results import EvaluationManifest, TrialResult
 
@@ -40,21 +41,23 @@ class Arguments(Flags):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m trainables.evaluate")
 
-    model: str = Field(description="folder of a trial (studies/NAME/runs/KEY), folder of a model, or hub id")
-    protocol: str = Field("search", description="search, strong, natural, grid, or a YAML file of a protocol")
+    model: PlaceOrName = Field(description="folder of a trial (studies/NAME/runs/KEY), folder of a model, or hub id")
+    protocol: PlaceOrName = Field("search", description="search, strong, natural, grid, or a YAML file of a protocol")
     data: DataConfig = DataConfig()
-    masked_lm: str | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
+    masked_lm: PlaceOrName | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
     max_tokens: int = Field(77, ge=4, le=512, description="captions are cut to this many tokens")
-    transfer_from: str | None = Field(None, description="attack this model, and replay what came out on --model")
+    transfer_from: PlaceOrName | None = Field(
+        None, description="attack this model, and replay what comes out on --model"
+    )
     epsilon: Epsilon | None = Field(None, description="L-inf radius, in [0, 1] or as 2/255; empty: the protocol's")
     words: int | None = Field(None, ge=0, le=10, description="words changed per caption; empty: the protocol's")
     gallery_images: int | None = Field(None, ge=2, description="evaluation images; empty: the protocol's")
-    seed: int | None = Field(None, description="of the attacks; empty: the protocol's")
+    seed: Seed | None = Field(None, description="of the attacks; empty: the protocol's")
     fold_images: int | None = Field(None, ge=2, description="also within blocks of so many images: 1000 is COCO 1K")
-    ground_truth: Path | None = Field(None, description="folder of ECCV Caption's and CxC's ids, for COCO's test split")
+    ground_truth: Place | None = Field(None, description="folder of ECCV Caption's and CxC's ids, for COCO's test")
     examples: int = Field(8, ge=0, le=100, description="images shown on the page")
-    cache_dir: Path = Field(Path("studies/.cache"), description="prepared data and adversarial examples")
-    out: Path | None = Field(None, description="folder for the results; empty: evaluations/MODEL-PROTOCOL")
+    cache_dir: Place = Field(Path("studies/.cache"), description="prepared data and adversarial examples")
+    out: Place | None = Field(None, description="folder for the results; empty: evaluations/MODEL-PROTOCOL")
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,9 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--model", default=os.environ.get("PARETOVL_MODEL", ""))
-    folder = trial_folder(early.parse_known_args(given)[0].model)
+    early.add_argument("--model", type=place, default=os.environ.get("PARETOVL_MODEL"))
+    model = early.parse_known_args(given)[0].model
+    folder = None if model is None else trial_folder(str(model))
     values: dict[str, Any] = {}
     if folder is not None:
         trial = TrialConfig.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))

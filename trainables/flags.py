@@ -5,21 +5,45 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
-from trainables.command import InputError, all_mistakes
+from trainables.command import InputError, all_mistakes, fields_of
+
+PREFIX = "PARETOVL_"
+NOT_OURS = "PARETOVL_TEST_"
+"""Variables of the tests."""
+
+
+class Variables(EnvSettingsSource):
+    """Of the environment. What is no JSON is for the field to read: a list may be written with commas."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        """JSON, or the text itself."""
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            return value
 
 
 class Flags(BaseSettings):
     """Base of what a command takes. Later wins: values of the constructor, variables, flags."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PARETOVL_",
+        env_prefix=PREFIX,
         env_nested_delimiter="__",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -38,7 +62,7 @@ class Flags(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Variables over what the constructor is given; the command line comes on top by itself."""
-        return env_settings, init_settings
+        return Variables(settings_cls), init_settings
 
 
 Parsed = TypeVar("Parsed", bound=Flags)
@@ -57,6 +81,7 @@ def from_command_line(schema: type[Parsed], given: Sequence[str], values: Mappin
         InputError: with all mistakes at once.
         SystemExit: after --help.
     """
+    refuse_unknown_variables(schema, os.environ)
     usage = io.StringIO()
     try:
         with contextlib.redirect_stderr(usage):
@@ -68,7 +93,47 @@ def from_command_line(schema: type[Parsed], given: Sequence[str], values: Mappin
     except ValidationError as error:
         raise all_mistakes(error, schema, what) from None
     except SettingsError as error:
-        raise InputError(str(error)) from None
+        field = re.findall(r'"(.+?)"', str(error))[:1]
+        raise InputError(
+            f"{', '.join(field) or 'command line'}: cannot be read ({error.__cause__ or error}); a list or mapping is "
+            'written as JSON here, such as \'[{"epsilon": "2/255"}]\', or as YAML in a --config file'
+        ) from None
+
+
+def refuse_unknown_variables(schema: type[BaseModel], environment: Mapping[str, str]) -> None:
+    """What begins like ours sets a field, or it is a mistake that nobody would see.
+
+    A variable that is like no field is told and left out: it may be another command's.
+
+    Raises:
+        InputError: there are variables that nearly name a field, with that field.
+    """
+    fields = {PREFIX + path.replace(".", "__").upper(): field for path, field in fields_of(schema)}
+    bare = {_bare(name): name for name in fields}
+    lines = []
+    for name in sorted(environment):
+        known = name.upper()
+        if not known.startswith(PREFIX) or known.startswith(NOT_OURS):
+            continue
+        parents = (known.rsplit("__", depth)[0] for depth in range(1, 1 + known.count("__")))
+        if known in fields or any(_has_parts(fields[parent]) for parent in parents if parent in fields):
+            continue  # what is wrong within a part, its own schema says
+        near = difflib.get_close_matches(_bare(known), bare, n=1, cutoff=0.85)
+        if near:
+            lines.append(f"  {name}: sets no field; did you mean {bare[near[0]]}?")
+        else:
+            print(f"note: the variable {name} sets no field of this command and is left out", file=sys.stderr)
+    if lines:
+        raise InputError("\n".join(["environment variables, two underscores between a part and its field:", *lines]))
+
+
+def _bare(variable: str) -> str:
+    return variable.removeprefix(PREFIX).replace("_", "")
+
+
+def _has_parts(field: FieldInfo) -> bool:
+    kind = field.annotation
+    return get_origin(kind) is dict or (isinstance(kind, type) and issubclass(kind, BaseModel))
 
 
 def _flag_mistake(told: str) -> InputError:
@@ -76,6 +141,8 @@ def _flag_mistake(told: str) -> InputError:
     usage, _, reason = told.rstrip().rpartition(" error: ")
     known = set(re.findall(r"--[\w.-]+", usage))
     lines = [f"command line: {reason}"]
+    if reason.startswith("unrecognized arguments") and not re.search(r"(?<!\S)-", reason):
+        lines.append("  is that a list? Its items are written with commas and no blanks between: --recipes mat,fare")
     for flag in re.findall(r"(?<!\S)--[\w.-]+", reason):
         close = difflib.get_close_matches(flag.replace("_", "-"), known, n=3)
         if close and flag not in known:

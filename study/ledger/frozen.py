@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from study.config import StudyConfig
 from study.records import StudyPaths, write_atomically
 from trainables.command import InputError, all_mistakes, read_yaml, redacted
 from trainables.config import content_hash
+from trainables.yaml_core import dump
 
 
 def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> s
         "accepted": accepted,
     }
     content["config"]["storage"] = None if config.storage is None else redacted(config.storage)
-    write_atomically(paths.config, yaml.safe_dump(content, sort_keys=False))
+    write_atomically(paths.config, dump(content))
     return digest
 
 

@@ -39,6 +39,7 @@ from study.records import (
 from study.search.rungs import RungTable, is_rung, violation
 from study.search.samplers import make_sampler
 from trainables.config import Point, TrialConfig
+from trainables.fields import SEEDS
 from trainables.trial import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -181,7 +182,7 @@ class Ledger:
 
     def seed(self, record: TrialRecord) -> int:
         """Of the trial's randomness: the study's, and another one for each replicate."""
-        return self._config.seed + 1_000_003 * record.replicate
+        return (self._config.seed + 1_000_003 * record.replicate) % SEEDS
 
     def _plan_replicates(self) -> None:
         """Once all is done, enqueue further runs of the trials that may be on the front."""

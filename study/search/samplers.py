@@ -44,7 +44,8 @@ def make_sampler(config: StudyConfig, trials: int) -> optuna.samplers.BaseSample
         trials: how many there are already. It is part of the seed of samplers that draw a whole point at once, so that
             a resumed study does not draw again what it drew first.
     """
-    seed, budget = config.seed * 1_000_003 + trials, config.budget.trials
+    seed = int(content_hash({"seed": config.seed, "trials": trials})[:8], 16)  # Optuna takes 32 bits
+    budget = config.budget.trials
     population = max(8, min(50, budget // 5))  # Optuna's 50 would be random search for most budgets
     match config.sampler:
         case "qmc":  # every session goes on in the one sequence of the study's seed

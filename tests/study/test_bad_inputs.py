@@ -113,7 +113,7 @@ BAD: dict[str, tuple[Prepare, str]] = {
     ),
     "field of another part": (
         lambda f: with_file(f, {"trial": {"training": {"batchsize": 3}, "gpus_per_worker": 1}}),
-        "did you mean trial.training.batch_size or trial.model.pretrain.batch_size?\n"
+        "did you mean trial.training.batch_size?\n"
         "  trial.gpus_per_worker: no such field; did you mean trial.workers.gpus_per_worker?",
     ),
     "unknown flag": (lambda f: ["--budget.trial", "4"], "did you mean --budget.trials"),
@@ -125,7 +125,7 @@ BAD: dict[str, tuple[Prepare, str]] = {
     "no mapping": (lambda f: with_file(f, "- 1"), "not fields with values"),
     "missing file": (lambda f: ["--config", str(f / "none.yaml")], "none.yaml: cannot be read"),
     "unknown preset": (lambda f: ["--preset", "slowstart"], "presets are"),
-    "study name": (lambda f: ["--name", "../elsewhere"], "use letters, digits"),
+    "study name": (lambda f: ["--name", "../elsewhere"], "use letters a-z, digits"),
     "knob out of range": (lambda f: with_file(f, {"space": {"contrastive_weight": FLOAT_KNOB}}), "out of range"),
     "unknown knob": (lambda f: with_file(f, {"space": {"tempo": FLOAT_KNOB}}), "space.tempo: no such knob"),
     "unknown metric": (lambda f: with_file(f, {"objectives": [{"metric": "clean/r1"}]}), "no metric clean/r1"),

@@ -22,7 +22,8 @@ from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
 from trainables.attacks.text import BertAttack, CharacterAttack
 from trainables.command import InputError
-from trainables.config import AttackConfig, Protocol, parse_epsilon
+from trainables.config import AttackConfig, Protocol
+from trainables.fields import parse_epsilon
 
 BUILT_IN: dict[str, type[Attack]] = {
     "image": Pgd,
