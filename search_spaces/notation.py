@@ -63,6 +63,16 @@ def written(name: str, value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def number(value: float) -> str:
+    """A measurement: three decimals where there is no more than 1, four digits of what is larger.
+
+    Example:
+        >>> number(0.83), number(1.0), number(1234.5)
+        ('0.830', '1.000', '1234')
+    """
+    return f"{value:.3f}" if abs(value) <= 1 else f"{value:.4g}"
+
+
 def ordered(names: Iterable[str]) -> list[str]:
     """Knobs as they are shown, each once."""
     place = {name: index for index, name in enumerate(SYMBOLS)}

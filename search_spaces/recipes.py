@@ -78,6 +78,12 @@ RECIPES: dict[Recipe, Published] = {
 assert set(RECIPES) == set(get_args(Recipe))
 
 
+def title(recipe: str | None) -> str:
+    """A recipe as the papers write it; names of others as they are, and nothing for no recipe."""
+    titles: dict[str | None, str] = {name: published.title for name, published in RECIPES.items()}
+    return titles.get(recipe, recipe or "")
+
+
 def recipe_point(recipe: Recipe, epsilon: float, temperature: float) -> Point:
     """A published defence against the study's threat model.
 

@@ -293,8 +293,7 @@ def terms_of(options: Mapping[str, Any], searched_with: int) -> Terms:
 
 
 def _run(paths: StudyPaths, options: dict[str, Any]) -> int:
-    from rich.console import Console
-
+    from study.execution.display import terminal
     from study.ledger.lease import driver_lock
     from study.status import status_of
     from study.tracking.mlflow_store import TrackingError
@@ -306,9 +305,7 @@ def _run(paths: StudyPaths, options: dict[str, Any]) -> int:
     terms = terms_of(options, view.config.protocol.seed)
     with driver_lock(view.config):
         decided, certificates = certify(view, terms, lambda line: print(line, file=sys.stderr))
-        Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(
-            table(decided, certificates, view.config.objectives)
-        )
+        terminal().print(table(decided, certificates, view.config.objectives))
         print(
             f"{len(decided.front)} of {len(decided.front) + len(decided.left)} are certified: {paths.certified_front}"
         )

@@ -126,11 +126,12 @@ def _alike(marks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _print(found: Comparison) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    from study.execution.display import terminal
+
+    console = terminal()
     table = Table(box=None, pad_edge=False)
     for name in ("study", "complete", "on its front", "on the joint front", "hypervolume", "device-hours"):
         table.add_column(name, justify="left" if name == "study" else "right")
@@ -138,10 +139,10 @@ def _print(found: Comparison) -> None:
         _, _, seconds, share = side.history[-1]
         complete = sum(manifest.state == "complete" for manifest in side.manifests)
         counts = (str(count) for count in (complete, len(side.entries), found.on_joint(side)))
-        table.add_row(Text(side.name), *counts, f"{share:.3f}", f"{seconds / 3600:.2f}")
+        table.add_row(Text(side.name), *counts, f"{share:.3g}", f"{seconds / 3600:.2f}")
     console.print(table)
     for names, surfaces in found.surfaces.items():
-        attained = ", ".join(f"{level} {hypervolume_share(costs):.3f}" for level, costs in surfaces.items())
+        attained = ", ".join(f"{level} {hypervolume_share(costs):.3g}" for level, costs in surfaces.items())
         console.print(Text(f"seeds of one study ({names}): hypervolume attained: {attained}"))
 
 

@@ -356,9 +356,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.as_json:
             print(found.model_dump_json(indent=1))
             return 0
-        from rich.console import Console
+        from study.execution.display import terminal
 
-        Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(page(found, shape_of(config)))
+        terminal().print(page(found, shape_of(config)))
     return 0
 
 

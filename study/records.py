@@ -102,6 +102,11 @@ def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path.resolve()}".replace("%", "%25").replace("?", "%3F")
 
 
+def short_key(key: str) -> str:
+    """A trial's key where the study is known: `t00042` of `quickstart-t00042-s0`; a replicate keeps its end."""
+    return "-".join(key.rsplit("-", 2)[1:]).removesuffix("-s0")
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """A trial as the ledger knows it.

@@ -131,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print(status: Status, view: StudyView) -> None:
-    from rich.console import Console
+    from study.execution.display import terminal
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    console = terminal()
     console.print(page(status, view))
 
 
@@ -149,7 +149,7 @@ def page(status: Status, view: StudyView) -> Group:
     states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items())) or "none yet"
     lines = [f"study {status.name} is {status.state}: {states}, {status.trials} planned"]
     lines += [f"ended by {status.ended_by}"] if status.ended_by else []
-    lines += [f"hypervolume {status.hypervolume:.3f}, {len(status.front)} on the front"]
+    lines += [f"hypervolume {status.hypervolume:.3g}, {len(status.front)} on the front"]
     held = f"{status.device_seconds / 3600:.2f} device-hours ({status.device})"
     paid = f", {status.money:.2f} {status.currency}" if status.money is not None else ""
     lines += [f"{duration(status.wall_seconds)} in {status.sessions} sessions, {held}{paid}"]

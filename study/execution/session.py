@@ -74,7 +74,13 @@ class Session:
             raise InputError(f"tracking.uri: {error}") from None
         self._tracking = BackgroundProjection(projection)
         records = ledger.records()
-        self._display = Display(f"study {config.name}", config.objectives, planned_trials(config.budget, records))
+        self._display = Display(
+            f"study {config.name}",
+            config.objectives,
+            tuple(config.space),
+            lambda record: ledger.point(record).model_dump(mode="json"),
+            lambda: planned_trials(config.budget, ledger.records()),
+        )
         manifests = ledger.manifests()
         for manifest in manifests:
             self._display.seen(records[manifest.number], manifest)

@@ -72,7 +72,7 @@ def test_status_for_people(config: StudyConfig, capsys: pytest.CaptureFixture[st
     assert status.main(arguments(config)) == 0
     shown = capsys.readouterr().out
     assert "study s is interrupted: 2 complete, 1 failed, 1 running, 6 planned" in shown
-    assert "0.900 [0.890, 0.910]" in shown
+    assert ".900 [.890,.910]" in shown
     assert "6.00 USD" in shown
 
 
