@@ -20,8 +20,9 @@ from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from trainables.attacks.contract import Batch, Victim
 from trainables.attacks.quirks import Quirks
-from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes, split_words
+from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
+from trainables.captions import bare_text
 from trainables.config import DataConfig, PretrainConfig, TinyConfig
 from trainables.data import Split, load_dataset
 from trainables.models.clip import Clip
@@ -61,11 +62,7 @@ class Plain(Clip):
 
 def read_captions(path: Path) -> list[str]:
     """All captions of a list of {"image", "caption": [...]}, cleaned."""
-    return [
-        " ".join(split_words(text))
-        for entry in json.loads(path.read_text(encoding="utf-8"))
-        for text in entry["caption"]
-    ]
+    return [bare_text(text) for entry in json.loads(path.read_text(encoding="utf-8")) for text in entry["caption"]]
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def read_images(root: Path, images: int, size: int) -> list[Split]:
         for first in range(0, images, size):
             own = slice(first, min(first + size, images))
             rows = np.flatnonzero((own.start <= data.caption_image) & (data.caption_image < own.stop))
-            captions = [" ".join(split_words(data.captions[row])) for row in rows]
+            captions = [bare_text(data.captions[row]) for row in rows]
             owner = data.caption_image[rows] - first
             parts.append(
                 Split(data.image_ids[own], captions, data.caption_ids[rows], owner, np.array(data.pixels[own]))
@@ -120,6 +117,7 @@ def make_batch(models: Models, pairs: Split, table: Substitutes) -> tuple[Victim
         owner=owner,
         substitutes=table,
         quirky_substitutes=lambda quirks: table,
+        caption_text=bare_text,
         encode=CaptionEncoder(models.clip, MAX_TOKENS, device),
     )
     return Victim(models.clip, MAX_TOKENS, features, owner, len(pairs.pixels)), batch

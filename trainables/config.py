@@ -152,6 +152,9 @@ class TinyConfig(Model):
     embedding: int = Field(64, ge=8, le=4096)
 
 
+CaptionForm = Literal["family", "attack-literature"]
+"""See `captions`."""
+
 Family = Literal["clip", "dual", "albef", "blip"]
 """CLIP; any image tower with any text tower; the fusion transformers ALBEF and BLIP."""
 
@@ -167,6 +170,10 @@ class ModelConfig(Model):
     text_tower: PlaceOrName | None = Field(None, description="its text encoder; empty: mean of learned word embeddings")
     masked_lm: PlaceOrName | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
     max_tokens: int = Field(32, ge=4, le=512, description="captions are cut to this many tokens")
+    caption_text: CaptionForm = Field(
+        "family",
+        description="what the model reads of a caption: as its family publishes it, or as Co-Attack and SGA do",
+    )
     tiny: TinyConfig = TinyConfig()
     pretrain: PretrainConfig = PretrainConfig()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,23 @@ import numpy as np
 import transformers
 
 from trainables.attacks.quirks import Quirks
+from trainables.attacks.registry import build_attacks
 from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
+from trainables.captions import CaptionText, bare_text, caption_text, refuse_unspaced
 from trainables.command import InputError
 from trainables.config import TrialConfig, content_hash
 from trainables.data import Dataset, load_dataset
 from trainables.data.cache import locked
 from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
-from trainables.models.loading import load
+from trainables.models.loading import family_of, load
 from trainables.training.pretraining import Log, make_base, make_masked_lm, make_tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-VERSION = 5
+VERSION = 6
 """Of how tokenizers, masked language models and base models are made: part of their identity."""
 
 
@@ -41,7 +43,7 @@ class Prepared:
         train: substitutes for the training captions.
         gallery: what is evaluated on.
         base: the model before fine-tuning, on the CPU.
-        caption_groups: (training captions,) int64, equal for equal texts.
+        caption_groups: (training captions,) int64, equal for equal words.
         hashes: of data, base and protocol.
     """
 
@@ -69,13 +71,38 @@ class Workshop:
         other = {"root": root, "max_train_images": None, "generated_captions": None, "shards": None}
         return load_dataset(self.config.data.model_copy(update=other), self.cache)
 
+    @cached_property
+    def family(self) -> str:
+        """Of the base model."""
+        model = self.config.model
+        if model.base is not None:
+            return family_of(model.base)
+        return model.family or ("clip" if model.image_tower is None else "dual")
+
+    @property
+    def caption_text(self) -> CaptionText:
+        """What the model reads of a caption."""
+        return caption_text(self.family, self.config.model.caption_text)
+
+    @property
+    def _text(self) -> list[str]:
+        return [self.family, self.config.model.caption_text]
+
+    @property
+    def _changes_words(self) -> bool:
+        point, attacks = self.config.point, build_attacks(self.config.protocol).values()
+        in_training = point.words > 0 or point.text_augmentation == "eda"
+        return in_training or any("text" in attack.changes and attack.words != 0 for attack in attacks)
+
+    def _texts(self, captions: Sequence[str]) -> list[str]:
+        return list(map(self.caption_text, captions))
+
     def tokenizer(self) -> Path:
         """Folder of the tokenizer trained on the captions."""
-        captions = self.pretraining.train.captions
         return self._once(
             "tokenizer",
-            {"version": VERSION, "data": self.pretraining.digest},
-            lambda part: make_tokenizer(part, captions),
+            {"version": VERSION, "data": self.pretraining.digest, "text": self._text},
+            lambda part: make_tokenizer(part, self._texts(self.pretraining.train.captions)),
         )
 
     def substitutes(self) -> tuple[Substitutes, Substitutes]:
@@ -83,19 +110,23 @@ class Workshop:
         return self._substitutes("train"), self._substitutes("test")
 
     def _substitutes(self, name: str, quirks: Quirks = frozenset()) -> Substitutes:
+        captions = getattr(self.dataset, name).captions
+        if self._changes_words:
+            refuse_unspaced(captions)
         identity = {
+            "version": VERSION,
             "data": self.dataset.digest,
             "split": name,
+            "text": self._text,
             "masked_lm": self.config.model.masked_lm or self._own_masked_lm,
             "quirks": sorted(quirks),
         }
         path = self.cache / f"substitutes-{content_hash(identity)}.npz"
         with locked(path):
             if not path.exists():
-                captions = getattr(self.dataset, name).captions
                 masked_lm, tokenizer = self.masked_lm()
                 self.log(f"substitutes for {len(captions)} captions")
-                masked_lm_substitutes(captions, masked_lm, tokenizer, quirks).save(path)
+                masked_lm_substitutes(self._texts(captions), masked_lm, tokenizer, quirks).save(path)
         return Substitutes.load(path)
 
     def gallery(self) -> Gallery:
@@ -104,9 +135,10 @@ class Workshop:
         return Gallery(
             self.dataset.test.pixels,
             self.dataset.test.caption_image,
-            _groups(test),
+            _groups(self.dataset.test.captions),
             test,
             cache(lambda quirks: self._substitutes("test", quirks)),
+            self.caption_text,
         )
 
     def base(self) -> tuple[RetrievalModel, str]:
@@ -124,9 +156,8 @@ class Workshop:
             "model": model.model_dump(mode="json", exclude={"masked_lm": True, "pretrain": {"root", "mlm_epochs"}}),
         }
         tokenizer = self.tokenizer()
-        folder = self._once(
-            "base", identity, lambda part: make_base(part, self.pretraining.train, self.config, tokenizer, self.log)
-        )
+        pairs = replace(self.pretraining.train, captions=self._texts(self.pretraining.train.captions))
+        folder = self._once("base", identity, lambda part: make_base(part, pairs, self.config, tokenizer, self.log))
         return load_model(str(folder)), content_hash(identity)
 
     @property
@@ -135,6 +166,7 @@ class Workshop:
         return {
             "version": VERSION,
             "data": self.pretraining.digest,
+            "text": self._text,
             "epochs": pretrain.mlm_epochs,
             "seed": pretrain.seed,
         }
@@ -150,9 +182,9 @@ class Workshop:
 
     def _masked_lm_folder(self) -> Path:
         tokenizer, pretrain = self.tokenizer(), self.config.model.pretrain
-        captions = self.pretraining.train.captions
+        texts = self._texts(self.pretraining.train.captions)
         return self._once(
-            "masked-lm", self._own_masked_lm, lambda part: make_masked_lm(part, captions, tokenizer, pretrain, self.log)
+            "masked-lm", self._own_masked_lm, lambda part: make_masked_lm(part, texts, tokenizer, pretrain, self.log)
         )
 
     def _once(self, name: str, identity: dict[str, Any], make: Callable[[Path], None]) -> Path:
@@ -185,13 +217,14 @@ def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
         train,
         workshop.gallery().first(config.protocol.gallery_images),
         base,
-        _groups(train),
+        _groups(dataset.train.captions),
         {"data": dataset.digest, "base": base_hash, "protocol": content_hash(config.protocol)},
     )
 
 
-def _groups(substitutes: Substitutes) -> np.ndarray:
-    return np.unique(substitutes.texts(), return_inverse=True)[1]
+def _groups(captions: Sequence[str]) -> np.ndarray:
+    """Captions of the same words are the same, however they are punctuated."""
+    return np.unique([bare_text(caption) for caption in captions], return_inverse=True)[1]
 
 
 def load_model(name: str, image_pixels: int | None = None) -> RetrievalModel:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from trainables.attacks.noise import sample_keys
 from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, Quirks
 from trainables.attacks.substitutes import Substitutes
+from trainables.captions import CaptionText
 from trainables.models import RetrievalModel
 
 
@@ -62,6 +63,7 @@ class Batch:
         owner: int64 (captions,), each caption's image in this batch.
         substitutes: captions of the gallery and what may replace their words.
         quirky_substitutes: makes the same under `SUBSTITUTE_QUIRKS`; only called if needed.
+        caption_text: what makes a caption the text that the model reads.
         encode: captions to L2-normalised features, each encoded once however many attacks ask.
         seed: of the protocol.
     """
@@ -72,13 +74,14 @@ class Batch:
     owner: Tensor
     substitutes: Substitutes
     quirky_substitutes: Callable[[Quirks], Substitutes]
+    caption_text: CaptionText
     encode: Callable[[Sequence[str]], Tensor]
     seed: int = 0
     _results: dict[Attack, Attacked] = field(default_factory=dict)
     _features: dict[str, Tensor] = field(default_factory=dict)
 
     def captions(self) -> list[str]:
-        """The clean captions."""
+        """The clean captions, as the model reads them."""
         return [" ".join(self.substitutes.words_of(row)) for row in self.caption_rows]
 
     def last_captions(self) -> Tensor:

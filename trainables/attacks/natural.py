@@ -14,6 +14,7 @@ from pydantic import Field, FilePath
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.substitutes import STOP_WORDS
+from trainables.captions import core, put
 from trainables.config import AttackConfig
 from trainables.data import caption_noise, corruptions
 
@@ -50,6 +51,8 @@ class Corruption(Attack):
 class CaptionNoise(Attack):
     """Captions spoiled by rule, see `trainables.data.caption_noise`. Words may change without bound.
 
+    The model reads what its family makes of the spoilt caption: ALBEF drops marks that `punctuation` has put in.
+
     Attributes:
         kind: of noise, such as `keyboard`.
         share: of the characters or words that change; one at least.
@@ -74,12 +77,14 @@ class CaptionNoise(Attack):
                 if self.synonyms is None
                 else [_synonyms_of(word, self.synonyms) for word in words]
             )
-            captions.append(caption_noise.spoil(words, self.kind, self.share, synonyms, np.random.default_rng(key)))
+            spoilt = caption_noise.spoil(words, self.kind, self.share, synonyms, np.random.default_rng(key))
+            captions.append(batch.caption_text(spoilt))
         return Attacked(batch.pixels, captions)
 
 
 def _synonyms_of(word: str, file: Path) -> list[str]:
-    return [] if word in STOP_WORDS else _read_synonyms(file).get(word, [])
+    bare = word[core(word)]
+    return [] if bare in STOP_WORDS else [put(synonym, word) for synonym in _read_synonyms(file).get(bare, [])]
 
 
 _read_synonyms = lru_cache(maxsize=1)(caption_noise.read_synonyms)

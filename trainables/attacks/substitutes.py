@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice, product
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainables.attacks.quirks import FIRST_WORDS, Quirks
+from trainables.captions import core, put
 
 SUBSTITUTES = 10
 """Predictions kept per word; attacks may use fewer."""
@@ -40,21 +41,12 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 """Function words are never replaced, and never put in (as in BERT-Attack, Li et al. 2020)."""
 
 
-def split_words(caption: str) -> list[str]:
-    """Lower-case words; punctuation dropped, hyphens and slashes split.
-
-    Example:
-        >>> split_words("A man, half-asleep!")
-        ['a', 'man', 'half', 'asleep']
-    """
-    return re.sub(r"[^\w\s']", "", re.sub(r"[-/]", " ", caption.lower())).split()
-
-
 @dataclass(frozen=True)
 class Substitutes:
     """For each caption its words, and for each word what a masked language model would put there, best first.
 
-    Depends on captions and language model only, so all trials of a study share it.
+    Words and what may replace them are as the caption's text has them (`captions`), punctuation included. Depends on
+    captions, the family's text and the language model only, so all trials of a study share it.
 
     Attributes:
         vocabulary: (entries,) every word used.
@@ -127,7 +119,7 @@ class Substitutes:
 
 @torch.no_grad()
 def masked_lm_substitutes(
-    captions: Sequence[str],
+    texts: Sequence[str],
     masked_lm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     quirks: Quirks = frozenset(),
@@ -135,10 +127,11 @@ def masked_lm_substitutes(
     """BERT-Attack's candidates (Li et al. 2020): one forward pass a caption, nothing masked.
 
     A word's candidates are the `SUBSTITUTES` best predictions at its own first token; kept are whole alphabetic words
-    that are neither the word itself nor a stop word. Stop words get none.
+    that are neither the word itself nor a stop word. Stop words get none. As in the literature, the model reads the
+    words without their punctuation; they have it again where one is replaced.
 
     Args:
-        captions: of the corpus.
+        texts: of the corpus's captions, see `captions`.
         masked_lm: in eval mode.
         tokenizer: its own.
         quirks: of which `SUBSTITUTE_QUIRKS` matter.
@@ -151,7 +144,8 @@ def masked_lm_substitutes(
     unfit = ~torch.tensor(fit, device=device)
     refill, early = "no_refill" not in quirks, "cls_offset" in quirks
     wanted = min(SUBSTITUTES + 1, sum(fit)) if refill else SUBSTITUTES  # one more, as the word itself is dropped
-    words = [split_words(caption) for caption in captions]
+    written = [text.split() for text in texts]
+    words = [[word[core(word)] for word in caption] for caption in written]
     seen = [caption[:FIRST_WORDS] for caption in words] if "first_30_words" in quirks else words
     options: list[list[list[str]]] = [[[] for _ in caption] for caption in words]
     pieces: dict[int, list[tuple[int, int, list[list[int]]]]] = {}
@@ -200,7 +194,16 @@ def masked_lm_substitutes(
                 joined = [_joined([vocabulary[token] for token in tokens]) for tokens in combinations]
                 kept = [text if usable(text) and text != words[row][word] else "" for text in joined]
                 options[row][word] = [""] * SUBSTITUTES + kept
-    return Substitutes.build(words, options)
+    return Substitutes.build(
+        written,
+        [
+            [
+                [put(option, word) if option else "" for option in found]
+                for word, found in zip(caption, ways, strict=True)
+            ]
+            for caption, ways in zip(written, options, strict=True)
+        ],
+    )
 
 
 def _logits_at(
@@ -224,7 +227,8 @@ def _is_new_word(token: str) -> bool:
 
 
 def _is_alphabetic_word(token: str) -> bool:
-    return token.isalpha() and token not in STOP_WORDS
+    letters = all(letter.isalpha() or category(letter).startswith("M") for letter in token)
+    return letters and token[:1].isalpha() and token not in STOP_WORDS
 
 
 def _joined(pieces: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ def spoil(
     """Spoil one caption.
 
     Args:
-        words: of the caption, in lower case, without punctuation.
+        words: of the caption, in lower case.
         kind: of noise. Of `formal` and `casual` nothing is random, and `share` does not matter.
         share: of the characters or words that change, above 0 to 1; one at least. Easy Data Augmentation (EDA, Wei and
             Zou 2019) calls it alpha.
@@ -103,7 +103,7 @@ def read_synonyms(path: Path) -> dict[str, list[str]]:
 
 def _reword(caption: str, rewordings: dict[str, str]) -> str:
     longest_first = sorted(rewordings, key=len, reverse=True)
-    pattern = rf"(?<!\S)(?:{'|'.join(map(re.escape, longest_first))})(?!\S)"
+    pattern = rf"(?<![\w'-])(?:{'|'.join(map(re.escape, longest_first))})(?![\w'-])"
     return re.sub(pattern, lambda found: rewordings[found[0]], caption)
 
 

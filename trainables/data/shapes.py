@@ -19,7 +19,7 @@ from PIL import Image
 
 from trainables.config import ShapesConfig
 
-VERSION = 1
+VERSION = 2
 """Part of the data hash: raise it when the scenes or captions change."""
 
 PIXELS = 64
@@ -164,19 +164,19 @@ def describe(scene: Scene, rng: np.random.Generator) -> list[str]:
     captions = []
     one, other, place = couple()
     ending = f"the {phrase(one)} is {size(one)} and the {phrase(other)} is {size(other)}"
-    captions.append(f"a {phrase(one)} {place} a {phrase(other)}, {ending}")
+    captions.append(f"a {phrase(one)} {place} a {phrase(other)} {ending}")
     one, other, place = couple()
     opening = f"a {phrase(one, sized=True)} and a {phrase(other, sized=True)} on a {scene.texture} background"
-    captions.append(f"{opening}, the {one.colour} one is {place} the {other.colour} one")
+    captions.append(f"{opening} the {one.colour} one is {place} the {other.colour} one")
     one, other, place = couple()
     opening = f"a {scene.shade} {scene.texture} picture of a {phrase(one)} and a {phrase(other)}"
-    captions.append(f"{opening}, {one.shape} {place} {other.shape}")
+    captions.append(f"{opening} {one.shape} {place} {other.shape}")
     one, other, place = couple()
     opening = f"{one.colour} and {other.colour} shapes"
-    captions.append(f"{opening}, the {phrase(one)} {place} the {phrase(other)} on {scene.shade} ground")
+    captions.append(f"{opening} the {phrase(one)} {place} the {phrase(other)} on {scene.shade} ground")
     one, other, _ = couple()
     opening = f"the {one.shape} is {one.colour} and the {other.shape} is {other.colour}"
-    captions.append(f"{opening}, a {phrase(one, sized=True)} with a {phrase(other, sized=True)}")
+    captions.append(f"{opening} a {phrase(one, sized=True)} with a {phrase(other, sized=True)}")
     return captions
 
 

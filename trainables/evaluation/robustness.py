@@ -22,6 +22,7 @@ from trainables.attacks.registry import build_attacks
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.attacks.threat_model import check, eight_bit
+from trainables.captions import CaptionText
 from trainables.command import InputError
 from trainables.config import CLEAN, FLOAT, MATCHING, Protocol
 from trainables.evaluation.reranking import compact, reranked
@@ -36,9 +37,10 @@ class Gallery:
     Attributes:
         pixels: uint8 (images, 3, height, width).
         caption_image: (captions,) index of each caption's image.
-        caption_groups: (captions,) equal for equal texts.
+        caption_groups: (captions,) equal for equal words.
         substitutes: the captions' words and what may replace them, in the same order.
         quirky_substitutes: makes those under `SUBSTITUTE_QUIRKS`.
+        caption_text: what the texts were made by.
     """
 
     pixels: np.ndarray
@@ -46,10 +48,11 @@ class Gallery:
     caption_groups: np.ndarray
     substitutes: Substitutes
     quirky_substitutes: Callable[[Quirks], Substitutes]
+    caption_text: CaptionText
 
     @property
     def texts(self) -> list[str]:
-        """(captions,) lower-case, without punctuation."""
+        """(captions,) as the model reads them."""
         return self.substitutes.texts()
 
     def first(self, images: int) -> Gallery:
@@ -61,6 +64,7 @@ class Gallery:
             self.caption_groups[rows],
             self.substitutes.take(rows),
             cache(lambda quirks: self.quirky_substitutes(quirks).take(rows)),
+            self.caption_text,
         )
 
     def batch(self, victim: Victim, labels: np.ndarray, seed: int) -> Batch:
@@ -74,6 +78,7 @@ class Gallery:
             owner=torch.as_tensor(np.searchsorted(labels, self.caption_image[rows]), device=device),
             substitutes=self.substitutes,
             quirky_substitutes=self.quirky_substitutes,
+            caption_text=self.caption_text,
             encode=CaptionEncoder(victim.model, victim.max_tokens, device),
             seed=seed,
         )

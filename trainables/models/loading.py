@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -12,7 +14,7 @@ from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import Dual
-from trainables.models.official import read_state
+from trainables.models.official import State, read_state
 from trainables.models.siglip import Siglip
 
 FAMILIES: dict[str, type[Albef | Blip | Clip | Siglip]] = {
@@ -42,8 +44,25 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
     Raises:
         InputError: nothing there, a family that is not known, or a checkpoint that does not fit its family.
     """
+    with _told(name):
+        return _from_file(Path(name), image_pixels) if Path(name).is_file() else _family(name).load(name)
+
+
+def family_of(name: str) -> str:
+    """`clip`, `siglip`, `blip`, `albef` or `dual`, without loading the model.
+
+    Raises:
+        InputError: see `load`.
+    """
+    with _told(name):
+        family = _family_in(read_state(Path(name)), Path(name)) if Path(name).is_file() else _family(name)
+    return family.__name__.lower()
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
     try:
-        return _from_file(Path(name), image_pixels) if Path(name).is_file() else _from_directory(name)
+        yield
     except InputError:
         raise
     except (OSError, ValueError) as error:
@@ -55,19 +74,24 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
 
 def _from_file(path: Path, image_pixels: int | None) -> RetrievalModel:
     state = read_state(path)
-    family = next((family for sign, family in SIGNS.items() if sign in state), None)
-    if family is None:
-        raise InputError(f"{path} is no ALBEF, BLIP or CLIP with a ViT: its entries begin with {next(iter(state))}")
+    family = _family_in(state, path)
     try:
         return family.from_official(state, path, image_pixels)
     except KeyError as error:
         raise InputError(f"{path} does not fit {family.__name__}: missing is {error}") from error
 
 
-def _from_directory(name: str) -> RetrievalModel:
+def _family_in(state: State, path: Path) -> type[Albef | Blip | Clip]:
+    for sign, family in SIGNS.items():
+        if sign in state:
+            return family
+    raise InputError(f"{path} is no ALBEF, BLIP or CLIP with a ViT: its entries begin with {next(iter(state))}")
+
+
+def _family(name: str) -> type[Albef | Blip | Clip | Siglip | Dual]:
     if (Path(name) / "image_tower").is_dir():
-        return Dual.load(name)
+        return Dual
     kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
     if kind not in FAMILIES:
         raise InputError(f"{name} is a {kind}; accepted are {', '.join(FAMILIES)}")
-    return FAMILIES[kind].load(name)
+    return FAMILIES[kind]

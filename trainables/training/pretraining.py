@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trainables.attacks.noise import sample_keys
-from trainables.attacks.substitutes import split_words
+from trainables.captions import bare_text, core
 from trainables.config import PretrainConfig, TrialConfig
 from trainables.data import Split
 from trainables.models import FusionModel, RetrievalModel, tokenize
@@ -46,10 +46,12 @@ ENDINGS = ("##s", "##es", "##d", "##ed", "##ing", "##er", "##ers", "##ly", "##y"
 def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
     """Lower-case WordPiece of whole words, the most frequent ones, and `ENDINGS`; any other word is unknown.
 
+    Accents and other marks stay: without its vowel signs a Hindi or Thai word is another one.
+
     Equal captions give equal vocabularies, in any process; trainers that merge pairs break ties as they hash.
     """
     tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(strip_accents=False)])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     counts = Counter(
         word
@@ -67,16 +69,16 @@ def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
     )
 
 
-def make_tokenizer(folder: Path, captions: Sequence[str]) -> None:
-    """Write a tokenizer trained on the captions."""
-    train_tokenizer([" ".join(split_words(caption)) for caption in captions]).save_pretrained(folder)
+def make_tokenizer(folder: Path, texts: Sequence[str]) -> None:
+    """Write a tokenizer trained on the captions' texts, see `captions`."""
+    train_tokenizer(texts).save_pretrained(folder)
 
 
 def make_masked_lm(
-    folder: Path, captions: Sequence[str], tokenizer_folder: Path, config: PretrainConfig, log: Log
+    folder: Path, texts: Sequence[str], tokenizer_folder: Path, config: PretrainConfig, log: Log
 ) -> None:
-    """Write a small BERT trained on the captions (Devlin et al. 2019: 15 %, 80/10/10), and its tokenizer."""
-    texts = [" ".join(split_words(caption)) for caption in captions]
+    """Write a small BERT trained on the captions' words (Devlin et al. 2019: 15 %, 80/10/10), and its tokenizer."""
+    texts = [" ".join(word[core(word)] for word in text.split()) for text in texts]
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(config.seed)
     masked_lm = BertForMaskedLM(
@@ -114,7 +116,15 @@ TINY = {"clip": Clip.tiny, "albef": Albef.tiny, "blip": Blip.tiny}
 
 
 def make_base(folder: Path, pairs: Split, config: TrialConfig, tokenizer_folder: Path, log: Log) -> None:
-    """Write a model trained on clean pairs: a tiny one from scratch, or a dual encoder on its frozen image tower."""
+    """Write a model trained on clean pairs: a tiny one from scratch, or a dual encoder on its frozen image tower.
+
+    Args:
+        folder: for the model.
+        pairs: their captions are texts, see `captions`.
+        config: of the trial.
+        tokenizer_folder: trained on these texts.
+        log: for progress.
+    """
     model_config, pretrain = config.model, config.model.pretrain
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(pretrain.seed)
@@ -151,10 +161,9 @@ def _train_pairs(
     """
     pretrain = config.model.pretrain
     trained.to(device).train()
-    texts = [" ".join(split_words(caption)) for caption in pairs.captions]
-    groups = torch.from_numpy(np.unique(texts, return_inverse=True)[1])
-    tokens, mask = tokenize(model, texts, config.model.max_tokens)
-    captions_of = np.split(np.arange(len(texts)), np.flatnonzero(np.diff(pairs.caption_image)) + 1)
+    groups = torch.from_numpy(np.unique([bare_text(text) for text in pairs.captions], return_inverse=True)[1])
+    tokens, mask = tokenize(model, pairs.captions, config.model.max_tokens)
+    captions_of = np.split(np.arange(len(pairs.captions)), np.flatnonzero(np.diff(pairs.caption_image)) + 1)
     log_temperature = nn.Parameter(torch.tensor(math.log(pretrain.temperature), device=device))
     images = len(pairs.image_ids)
     size = min(pretrain.batch_size, images)

@@ -14,8 +14,9 @@ from benchmarks.published import Published
 from trainables.attacks.contract import Batch, Victim
 from trainables.attacks.noise import normal, step_keys
 from trainables.attacks.quirks import Quirks
-from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes, split_words
+from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
+from trainables.captions import bare_text
 from trainables.config import TinyConfig
 from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
@@ -52,17 +53,17 @@ class World:
 
     def table(self, quirks: Quirks = frozenset()) -> Substitutes:
         if quirks not in self.tables:
-            self.tables[quirks] = masked_lm_substitutes(self.captions, self.masked_lm, self.tokenizer, quirks)
+            self.tables[quirks] = masked_lm_substitutes(self.texts, self.masked_lm, self.tokenizer, quirks)
         return self.tables[quirks]
 
     @property
     def texts(self) -> list[str]:
-        return [" ".join(split_words(caption)) for caption in self.captions]
+        return [bare_text(caption) for caption in self.captions]
 
     @property
     def gallery(self) -> Gallery:
         groups = np.unique(self.texts, return_inverse=True)[1]
-        return Gallery(self.pixels, self.owner, groups, self.table(), self.table)
+        return Gallery(self.pixels, self.owner, groups, self.table(), self.table, bare_text)
 
     @property
     def victim(self) -> Victim:
@@ -79,6 +80,7 @@ class World:
             owner=torch.tensor([chosen.tolist().index(image) for image in self.owner[rows]]),
             substitutes=self.table(),
             quirky_substitutes=self.table,
+            caption_text=bare_text,
             encode=CaptionEncoder(self.model, MAX_TOKENS, torch.device("cpu")),
             seed=seed,
         )
@@ -110,7 +112,7 @@ def copies_noise(keys: Tensor) -> Any:
 def make_world() -> World:
     torch.manual_seed(0)
     # Every other caption's words are whole; a trained vocabulary would differ from process to process.
-    whole = sorted({word for caption in CAPTIONS[::2] for word in split_words(caption)})
+    whole = sorted({word for caption in CAPTIONS[::2] for word in bare_text(caption).split()})
     pieces = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"] + ["##er", "##ing"]
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *whole, *"abcdefghijklmnopqrstuvwxyz0123456789'", *pieces]
     vocabulary = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}

@@ -16,6 +16,7 @@ from trainables.attacks.registry import build_attack
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.attacks.threat_model import check
+from trainables.captions import bare_text
 from trainables.command import InputError
 from trainables.config import AttackConfig, Protocol, TinyConfig
 from trainables.models import parameters_of, tokenize
@@ -53,9 +54,8 @@ def some(victim: Victim, pixels: Tensor, images: slice) -> Batch:
     substitutes = Substitutes.build(WORDS, [[["green", "tiny"] for _ in caption] for caption in WORDS])
     rows = np.flatnonzero((images.start <= OWNER) & (images.stop > OWNER))
     owner, encode = OWNER[rows] - images.start, CaptionEncoder(victim.model, 16, CPU)
-    return Batch(
-        pixels[images], torch.arange(3)[images], rows, owner, substitutes, lambda quirks: substitutes, encode, 7
-    )
+    labels = torch.arange(3)[images]
+    return Batch(pixels[images], labels, rows, owner, substitutes, lambda quirks: substitutes, bare_text, encode, 7)
 
 
 def logits(victim: Victim, pixels: Tensor, captions: list[str], owner: Tensor) -> Tensor:

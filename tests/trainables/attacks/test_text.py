@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, TEXT_QUIRKS, Quirk, Quirks
-from trainables.attacks.substitutes import STOP_WORDS, Substitutes, masked_lm_substitutes, split_words
+from trainables.attacks.substitutes import STOP_WORDS, Substitutes, masked_lm_substitutes
 from trainables.attacks.text import ALPHABET, ROUNDING, BertAttack, CharacterAttack
 
 NONE: Quirks = frozenset()
@@ -47,7 +47,7 @@ def test_logits_beyond_the_tokenizer_are_not_seen(world: World) -> None:
     padded.resize_token_embeddings(len(world.tokenizer) + 3)
     with torch.no_grad():
         padded.get_output_embeddings().bias[-3:] = 100
-    found = masked_lm_substitutes(world.captions, padded, world.tokenizer)
+    found = masked_lm_substitutes(world.texts, padded, world.tokenizer)
     assert [found.options_of(row) for row in range(len(world.captions))] == [
         world.table().options_of(row) for row in range(len(world.captions))
     ]
@@ -165,7 +165,6 @@ def test_words_that_do_not_help_are_left(world: World) -> None:
 
 
 def test_words_and_substitutes(tmp_path: Path) -> None:
-    assert split_words("A man, half-asleep/sad: it's 2!") == ["a", "man", "half", "asleep", "sad", "it's", "2"]
     words, options = [["a", "red", "cat"], [], ["dog"]], [[[], ["blue", "green"], ["cow"]], [], [["bird"]]]
     table = Substitutes.build(words, options)
     assert [table.words_of(i) for i in range(3)] == words
