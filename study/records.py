@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from trainables.command import InputError
 from trainables.config import Model
 from trainables.results import Metric
 
@@ -43,6 +47,11 @@ class StudyPaths:
     def database(self) -> Path:
         """The default Optuna storage."""
         return self.root / "study.db"
+
+    @property
+    def folder_id(self) -> Path:
+        """Tells this study from others of its name in a shared database or MLflow, wherever the folder is moved."""
+        return self.root / "tracking-id"
 
     @property
     def lock(self) -> Path:
@@ -204,8 +213,64 @@ def write_manifest(path: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest, or None where there is none."""
-    return Manifest.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The manifest, or None where there is none.
+
+    Raises:
+        InputError: what is there is none.
+    """
+    if not path.exists():
+        return None
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        field = ".".join(map(str, first["loc"])) if first else ""
+        reason = f"{field}: {first['msg']}" if first and field else "it is empty or cut short"
+        raise InputError(f"{path}: is not the account of a trial: {reason}") from None
+
+
+def read_manifests(paths: StudyPaths, records: Sequence[TrialRecord]) -> list[Manifest]:
+    """The accounts of those trials that have one, in the order they ended.
+
+    Raises:
+        InputError: some cannot be read, or are of other trials; all are told at once.
+    """
+    found, mistakes = [], []
+    for record in records:
+        path = paths.manifest(record.key)
+        try:
+            manifest = read_manifest(path)
+        except InputError as error:
+            mistakes.append(str(error))
+            continue
+        if manifest is None:
+            continue
+        if (manifest.key, manifest.number, manifest.params) != (record.key, record.number, record.params):
+            mistakes.append(f"{path}: is the account of another trial than the database's {record.key} {record.params}")
+        found.append(manifest)
+    if mistakes:
+        raise InputError(
+            "\n".join(mistakes)
+            + "\nput back what was there; or move the file out of the study's folder, and the trial "
+            "runs again, from its checkpoint if it is left"
+        )
+    return sorted(found, key=lambda manifest: manifest.ended)
+
+
+def accounted(records: Sequence[TrialRecord], manifests: Sequence[Manifest]) -> list[TrialRecord]:
+    """The trials as their accounts have it: one that ended and has none is still to be done."""
+    keys = {manifest.key for manifest in manifests}
+    open_ = ("waiting", "running")
+    return [r if r.key in keys or r.state in open_ else replace(r, state="running") for r in records]
+
+
+def folder_id(paths: StudyPaths) -> str:
+    """The id of the study's folder, made once."""
+    if not paths.folder_id.exists():
+        write_atomically(paths.folder_id, uuid.uuid4().hex)
+    return paths.folder_id.read_text(encoding="utf-8").strip()
 
 
 def append_event(path: Path, event: Event) -> None:

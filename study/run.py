@@ -61,13 +61,16 @@ def run(config: Arguments) -> int:
     from study.execution.session import Session
     from study.ledger.lease import Lease
     from study.ledger.ledger import Ledger
+    from study.ledger.ownership import claim
     from study.ledger.store import open_storage, storage_as_input_errors
     from trainables.data import load_dataset
 
     template = trial_template(config)
     dataset = load_dataset(template.data, template.cache_dir)
-    engine = open_storage(config.paths, config.storage).engine
-    with Lease(engine, config.name, lost=leave_at_once) as lease:
+    storage = open_storage(config.paths, config.storage)
+    with Lease(storage.engine, config.name, lost=leave_at_once) as lease:
+        with storage_as_input_errors(config):
+            claim(config, storage, config.accept_changes)
         mark = freeze(config, fingerprint(config, dataset.digest, code_digest(config.protocol)), config.accept_changes)
         with storage_as_input_errors(config):
             ledger = Ledger(config, config.paths, mark)

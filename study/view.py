@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
-from study.records import Manifest, StudyPaths, TrialRecord, read_manifest
+from study.records import Manifest, StudyPaths, TrialRecord, accounted, read_manifests
 from trainables.command import InputError, argument, place
 from trainables.fields import check_name
 
@@ -56,10 +56,11 @@ def read_study(paths: StudyPaths) -> StudyView:
     """Read everything that is recorded.
 
     Raises:
-        InputError: there is no such study, or its database cannot be used.
+        InputError: there is no such study, its database cannot be used or has lost it, or a manifest cannot be read.
     """
     from study.ledger.lease import sessions
     from study.ledger.ledger import read_records
+    from study.ledger.ownership import held_study
     from study.ledger.store import open_storage, storage_as_input_errors
 
     if not paths.config.exists():
@@ -68,13 +69,14 @@ def read_study(paths: StudyPaths) -> StudyView:
     config = load_frozen(paths)
     records: list[TrialRecord] = []
     rows: list[SessionRow] = []
-    if config.storage is not None or paths.database.exists():
+    if config.storage is not None or paths.database.exists() or any(paths.root.glob("trials/*/manifest.json")):
         with storage_as_input_errors(config):
             storage = open_storage(paths, config.storage, make=False)
-            records, rows = read_records(config.name, storage), sessions(storage.engine, config.name)
-    read = (read_manifest(paths.manifest(record.key)) for record in records)
-    manifests = sorted((manifest for manifest in read if manifest), key=lambda manifest: manifest.ended)
-    return StudyView(config, paths, records, manifests, rows, _driver_runs(paths, rows))
+            if held_study(config, paths, storage) is not None:
+                records = read_records(config.name, storage)
+            rows = sessions(storage.engine, config.name)
+    manifests = read_manifests(paths, records)
+    return StudyView(config, paths, accounted(records, manifests), manifests, rows, _driver_runs(paths, rows))
 
 
 def _driver_runs(paths: StudyPaths, rows: Sequence[SessionRow]) -> bool:

@@ -87,7 +87,7 @@ class Session:
             self._tidy(manifest)
         self._front: list[FrontEntry] | None = None
         self._stopped_by: int | None = None
-        self._closing = False
+        self._closing = self._moved = False
         self._alike = AlikeFailures(config.budget.alike_failures)
 
     def left_to_do(self) -> int:
@@ -98,6 +98,7 @@ class Session:
 
     def explore(self, trials: int) -> None:
         """Run so many trials, or until a signal. Ray is started and stopped."""
+        self._write_front()  # what is known from earlier sessions
         os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT, **LOCAL_ENVIRONMENT})
         import ray  # reads its environment while it is imported
 
@@ -114,6 +115,8 @@ class Session:
             template = self._sized(cpus, gpus)
             concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
             say(f"{trials} trials to do, {concurrency} at once")
+            if again := self._ledger.reopened:
+                say(f"the account of these is gone, so they are done again, from their checkpoints: {', '.join(again)}")
             if note := reason(self._config):
                 say(note)
             self._tracking.request(self._ledger.records())
@@ -152,6 +155,9 @@ class Session:
         left = planned_trials(self._config.budget, records) - len(manifests)
         if self._alike.bug is not None:
             say(self._alike.report(self._config.name))
+            return FAILED
+        if self._stopped_by is None and not self._moved:  # the same command would come to the same end, for ever
+            say(f"study {self._config.name} is not done, but nothing could be done for the {left} trials that are left")
             return FAILED
         say(f"study {self._config.name} is not done, {left} trials are left: run the same command again to go on")
         return INTERRUPTED if self._stopped_by == signal.SIGINT else RESUMABLE
@@ -287,6 +293,7 @@ class Session:
 
     def _changed(self, record: TrialRecord, what: Event | Manifest) -> None:
         self._display.changed(record, what)
+        self._moved |= isinstance(what, Manifest) or what.event == "rung"
         if isinstance(what, Manifest):
             self._alike.add(what)
             self._tidy(what)

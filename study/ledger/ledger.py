@@ -22,7 +22,7 @@ from study.config import COSTS, StudyConfig
 from study.front.dominance import measured
 from study.front.estimates import near_front
 from study.ledger.prior_studies import prior_trials
-from study.ledger.store import MirroredStorage, open_storage
+from study.ledger.store import MirroredStorage, open_storage, reopen
 from study.records import (
     INFEASIBLE,
     Ended,
@@ -31,9 +31,10 @@ from study.records import (
     State,
     StudyPaths,
     TrialRecord,
+    accounted,
     append_event,
     read_events,
-    read_manifest,
+    read_manifests,
     write_manifest,
 )
 from study.search.rungs import RungTable, is_rung, violation
@@ -109,8 +110,17 @@ class Ledger:
         database = open_storage(paths, config.storage) if paths else None
         directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
         self._storage = MirroredStorage(database, config.name, directions)
-        self._study = optuna.load_study(study_name=config.name, storage=self._storage)
         existing = [_record(trial, config.name) for trial in self._storage.whole()]
+        manifests = read_manifests(paths, existing) if paths else []
+        self.reopened = [
+            before.key for before, now in zip(existing, accounted(existing, manifests), strict=True) if before != now
+        ]
+        """Trials that had ended, and are to be done again because their account is gone."""
+        if database is not None and self.reopened:
+            reopen(database, config.name, [record.number for record in existing if record.key in self.reopened])
+            self._storage = MirroredStorage(database, config.name, directions)
+            existing = [_record(trial, config.name) for trial in self._storage.whole()]
+        self._study = optuna.load_study(study_name=config.name, storage=self._storage)
         self._study.sampler = sampler or make_sampler(config, len(existing))
         self._storage.prior = prior_trials(config) if paths else []
         known = {record.recipe for record in existing}
@@ -128,7 +138,7 @@ class Ledger:
         self._waiting = sum(record.state == "waiting" for record in self._all)
         self._searched = sum(record.searched for record in self._all)
         self._rungs = RungTable(config.objectives, config.constraints, config.early_stopping)
-        self._manifests: dict[str, Manifest] = {}
+        self._manifests = {manifest.key: manifest for manifest in manifests}
         self._verdicts: dict[str, str] = {}
         self._read_what_happened()
         for number in self.remaining().tell:
@@ -136,13 +146,10 @@ class Ledger:
         self._plan_replicates()
 
     def _read_what_happened(self) -> None:
-        """Manifests, and the rungs of all trials: those of unfinished ones are in their logs only."""
+        """The rungs of all trials: those of unfinished ones are in their logs only."""
         if self._paths is None:
             return
-        found = (read_manifest(self._paths.manifest(record.key)) for record in self._all)
-        manifests = sorted((manifest for manifest in found if manifest), key=lambda manifest: manifest.ended)
-        self._manifests = {manifest.key: manifest for manifest in manifests}
-        for manifest in manifests:
+        for manifest in self._manifests.values():
             for step, metrics in manifest.rungs.items():
                 self._rungs.add(manifest.key, step, metrics)
         logs = [

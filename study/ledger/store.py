@@ -8,6 +8,7 @@ it starts, and in a few when it ends, its state last.
 from __future__ import annotations
 
 import copy
+import json
 import shlex
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
@@ -15,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
-import sqlalchemy.exc
+import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -65,6 +67,46 @@ def _make_database(path: Path) -> None:
     make_sessions_table(engine)
     engine.dispose()
     part.replace(path)
+
+
+KEPT = ("recipe", "given", "replicate", "replicate_of")
+"""User attributes that say what a trial is; the others say what came of it."""
+
+EARLIER = "earlier"
+"""User attribute of a trial that was begun again after it had ended: what came of it each time."""
+
+
+def reopen(database: optuna.storages.RDBStorage, name: str, numbers: Sequence[int]) -> None:
+    """Have ended trials run again under their numbers. Optuna itself never changes what has ended.
+
+    Args:
+        database: with the study.
+        name: of the study.
+        numbers: of its trials.
+    """
+    trials = database.get_all_trials(database.get_study_id_from_name(name))
+    with database.engine.begin() as connection:
+        for trial in (trials[number] for number in numbers):
+            came = {"state": trial.state.name, "values": trial.values, "reason": trial.user_attrs.get("reason")}
+            earlier = json.dumps([*trial.user_attrs.get(EARLIER, []), came])
+            key, values, user, system = (
+                table.trial_id == trial._trial_id
+                for table in (
+                    models.TrialModel,
+                    models.TrialValueModel,
+                    models.TrialUserAttributeModel,
+                    models.TrialSystemAttributeModel,
+                )
+            )
+            again = sa.update(models.TrialModel).where(key).values(state=TrialState.RUNNING, datetime_complete=None)
+            connection.execute(again)
+            connection.execute(sa.delete(models.TrialValueModel).where(values))
+            outcome = models.TrialUserAttributeModel.key.not_in(KEPT)
+            connection.execute(sa.delete(models.TrialUserAttributeModel).where(user, outcome))
+            constraint = models.TrialSystemAttributeModel.key.like("constraints%")
+            connection.execute(sa.delete(models.TrialSystemAttributeModel).where(system, constraint))
+            row = {"trial_id": trial._trial_id, "key": EARLIER, "value_json": earlier}
+            connection.execute(sa.insert(models.TrialUserAttributeModel).values(row))
 
 
 class MirroredStorage(InMemoryStorage):
@@ -162,7 +204,7 @@ def storage_as_input_errors(config: StudyConfig) -> Iterator[None]:
     """Turn a database that fails into one message, and leave alone what is wrong with anything else."""
     try:
         yield
-    except (StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+    except (StorageInternalError, sa.exc.SQLAlchemyError) as error:
         raise _unusable(config.paths, config.storage, error) from None
 
 

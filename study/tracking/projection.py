@@ -11,7 +11,6 @@ import json
 import logging
 import shlex
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +23,10 @@ from study.records import (
     Manifest,
     StudyPaths,
     TrialRecord,
+    folder_id,
     read_events,
     read_manifest,
     sqlite_url,
-    write_atomically,
 )
 from study.tracking.mlflow_store import (
     KIND_TAG,
@@ -267,20 +266,13 @@ class Projection:
             self._store = open_experiment(
                 self.uri,
                 self.experiment,
-                self._study_id(),
+                folder_id(self.paths),
                 self.paths.mlflow_artifacts,
                 movable=self._own_store,
                 replace=self._replace,
             )
             self._replace = False
         return self._store
-
-    def _study_id(self) -> str:
-        """Tells this study from others of its name on the same server, wherever its folder is moved."""
-        path = self.paths.root / "tracking-id"
-        if not path.exists():
-            write_atomically(path, uuid.uuid4().hex)
-        return path.read_text(encoding="utf-8").strip()
 
     def _sync(self, records: Sequence[TrialRecord], final: Final | None) -> None:
         store = self._connect()

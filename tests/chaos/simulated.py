@@ -28,6 +28,7 @@ from dashboards.pareto_page import write_front_files
 from study.config import Budget, StudyConfig
 from study.execution.tune_searcher import LedgerSearcher
 from study.ledger.lease import Lease, driver_lock
+from study.ledger.ownership import claim
 from study.ledger.store import open_storage
 from study.records import Event, Manifest, StudyPaths, TrialRecord, write_atomically
 from study.run import prepare_folder
@@ -56,7 +57,9 @@ def ends(trial: TrialConfig) -> Outcome:
 def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
     """What a session does, one trial at a time."""
     prepare_folder(config.paths)
-    with driver_lock(config), Lease(open_storage(config.paths, None).engine, config.name, lambda: None):
+    storage = open_storage(config.paths, config.storage)
+    with driver_lock(config), Lease(storage.engine, config.name, lambda: None):
+        claim(config, storage, accept_changes=False)
         ledger = opened(config)
         tracking = None
         if with_mlflow:

@@ -1,0 +1,196 @@
+"""Whatever piece of a study is gone or is somebody else's: it goes on, or one message says why not. Never for ever."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+
+from study.config import StudyConfig
+from study.ledger.ownership import OWNER
+from study.ledger.store import open_storage
+from study.records import INFEASIBLE, Event, read_manifest
+from study.view import read_study
+from tests.chaos.simulated import drive, simulated_study
+from tests.study.helpers import complete, opened, run_next, study
+from trainables.command import InputError
+from trainables.config import TrialConfig
+from trainables.trial import Outcome
+
+KEY = "s-t00002-s0"
+Damage = Callable[[StudyConfig], object]
+
+
+def cut(path: Path) -> None:
+    path.write_text(path.read_text()[:40])
+
+
+def in_place(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def exchange(config: StudyConfig) -> None:
+    other = config.paths.manifest("s-t00003-s0").read_text()
+    config.paths.manifest(KEY).write_text(other)
+
+
+def foreign(config: StudyConfig) -> None:
+    """The folder is new, and another program has a study of its name in the database."""
+    shutil.rmtree(config.paths.root)
+    config.paths.root.mkdir()
+    made = optuna.create_study(study_name="s", storage=open_storage(config.paths, None))
+    made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+
+
+GOES_ON: dict[str, Damage] = {
+    "the folder of an ended trial": lambda c: shutil.rmtree(c.paths.manifest(KEY).parent),
+    "a manifest": lambda c: c.paths.manifest(KEY).unlink(),
+    "all manifests": lambda c: shutil.rmtree(c.paths.root / "trials"),
+    "a log": lambda c: c.paths.events(KEY).unlink(),
+    "checkpoints": lambda c: shutil.rmtree(c.paths.runs),
+    "a manifest and its checkpoints": lambda c: (c.paths.manifest(KEY).unlink(), shutil.rmtree(c.paths.runs / KEY)),
+    "the id of the folder": lambda c: c.paths.folder_id.unlink(),
+    "the front": lambda c: c.paths.front.unlink(),
+    "the lock": lambda c: c.paths.lock.unlink(),
+}
+REFUSED: dict[str, tuple[Damage, str]] = {
+    "empty manifest": (lambda c: c.paths.manifest(KEY).write_text(""), "empty or cut short"),
+    "torn manifest": (lambda c: cut(c.paths.manifest(KEY)), "empty or cut short"),
+    "manifest of another version": (
+        lambda c: c.paths.manifest(KEY).write_text(
+            json.dumps({**json.loads(c.paths.manifest(KEY).read_text()), "x": 1})
+        ),
+        "x: Extra inputs",
+    ),
+    "manifest that is no text": (lambda c: c.paths.manifest(KEY).write_bytes(b"\xff\xfe"), "is not the account"),
+    "folder in place of a manifest": (lambda c: in_place(c.paths.manifest(KEY)), "cannot be read: Is a directory"),
+    "manifest of another trial": (exchange, "is the account of another trial"),
+    "database": (lambda c: c.paths.database.unlink(), "has no study 's', but"),
+    "empty database": (lambda c: c.paths.database.write_bytes(b""), "has no study 's', but"),
+    "study in the database": (
+        lambda c: optuna.delete_study(study_name="s", storage=open_storage(c.paths, None)),
+        "has no study 's', but",
+    ),
+    "study.yaml": (lambda c: c.paths.config.unlink(), "study.yaml, which would say with what settings"),
+    "study.yaml and the id": (
+        lambda c: (c.paths.config.unlink(), c.paths.folder_id.unlink()),
+        "study.yaml, which would say with what settings",
+    ),
+    "another program's study": (foreign, "with trials that were not made here"),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    """A study that is done."""
+    config = simulated_study(tmp_path_factory.mktemp("whole"), 4)
+    drive(config, 0, with_mlflow=False)
+    return config
+
+
+@pytest.fixture
+def done(whole: StudyConfig, tmp_path: Path) -> StudyConfig:
+    shutil.copytree(whole.paths.root, tmp_path / "s")
+    return whole.model_copy(update={"studies_dir": tmp_path})
+
+
+def is_done(config: StudyConfig) -> bool:
+    view = read_study(config.paths)
+    return len(view.manifests) == len(view.records) == 6 and "running" not in {record.state for record in view.records}
+
+
+@pytest.mark.parametrize("piece", GOES_ON)
+def test_without_it_the_study_is_done_after_one_more_run(done: StudyConfig, piece: str) -> None:
+    assert is_done(done)
+    before = {manifest.key: manifest.model_copy(update={"ended": 0}) for manifest in read_study(done.paths).manifests}
+    GOES_ON[piece](done)
+    drive(done, 0, with_mlflow=False)
+    assert is_done(done)
+    after = {manifest.key: manifest.model_copy(update={"ended": 0}) for manifest in read_study(done.paths).manifests}
+    if piece != "checkpoints":
+        assert {key: m.metrics for key, m in after.items()} == {key: m.metrics for key, m in before.items()}
+    stored = optuna.load_study(study_name="s", storage=open_storage(done.paths, None)).trials
+    assert len(stored) == 6
+    drive(done, 0, with_mlflow=False)
+    assert is_done(done)
+
+
+@pytest.mark.parametrize("piece", REFUSED)
+def test_without_it_one_message_says_what_to_do(done: StudyConfig, piece: str) -> None:
+    damage, expected = REFUSED[piece]
+    damage(done)
+    database = done.paths.database.read_bytes() if done.paths.database.exists() else b""
+    told = set()
+    for _ in range(2):
+        with pytest.raises(InputError) as refused:
+            drive(done, 0, with_mlflow=False)
+        told.add(str(refused.value))
+    assert len(told) == 1
+    assert expected in told.pop()
+    assert not database or len(done.paths.database.read_bytes()) >= len(database), "nothing is lost"
+
+
+def test_what_came_of_a_trial_before_is_kept_and_nothing_else_of_it(tmp_path: Path, database: str) -> None:
+    config = study(tmp_path, trials=2)
+    ledger = opened(config)
+    run_next(ledger, config, complete(0.9, 0.2))
+    run_next(ledger, config, Outcome(state="infeasible", reason="Diverged: nan"))
+    stopped = ledger.take()
+    ledger.rung(stopped, 14, 1, {"clean/mr_r1": 0.1, "both/mr_r1": 0.1})
+    ledger.log(stopped, Event(time=1, event="rung", step=14, metrics={"clean/mr_r1": 0.1}, message="is behind"))
+    ledger.stop(stopped, "is behind", TrialConfig())
+    for record in ledger.records()[:3]:
+        config.paths.manifest(record.key).unlink()
+    again = opened(config)
+    assert again.reopened == [record.key for record in ledger.records()[:3]]
+    assert again.remaining().resume == [0, 1, 2]
+    assert again.verdict(again.records()[2]) == "is behind", "its log still says so: nothing is trained for it"
+    assert [(r.params, r.recipe) for r in again.records()] == [(r.params, r.recipe) for r in ledger.records()]
+    trials = again._storage.whole()
+    assert trials[0].user_attrs["earlier"] == [{"state": "COMPLETE", "values": [0.9, 0.2], "reason": None}]
+    assert INFEASIBLE not in trials[1].user_attrs
+    assert not any("constraint" in name for name in trials[1].system_attrs)
+    assert trials[2].values is None
+    for number in range(3):
+        again.finish(again.take(number), complete(0.8, 0.3), TrialConfig())
+    ended = opened(config)
+    assert ended.reopened == []
+    assert [record.state for record in ended.records()] == ["complete"] * 3
+    assert read_manifest(config.paths.manifest(stopped.key)) is not None
+
+
+def test_two_folders_do_not_share_a_study_of_a_database(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    first, second = (simulated_study(tmp_path / name, 2, storage=url) for name in ("a", "b"))
+    drive(first, 0, with_mlflow=False)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"which would say with what settings|belongs to another folder"):
+            drive(second, 0, with_mlflow=False)
+    drive(first, 0, with_mlflow=False)
+    shutil.copytree(first.paths.root, second.paths.root, dirs_exist_ok=True)
+    second.paths.folder_id.write_text("another")
+    with pytest.raises(InputError, match="belongs to another folder"):
+        drive(second, 0, with_mlflow=False)
+    with pytest.raises(InputError, match="belongs to another folder"):
+        read_study(second.paths)
+
+
+def test_a_study_of_an_earlier_version_has_no_owner_and_gets_one(done: StudyConfig) -> None:
+    storage = open_storage(done.paths, None)
+    with storage.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM study_user_attributes")
+    drive(done, 0, with_mlflow=False)
+    assert optuna.load_study(study_name="s", storage=storage).user_attrs[OWNER] == done.paths.folder_id.read_text()
+
+
+def test_a_stop_between_making_the_study_and_claiming_it(tmp_path: Path) -> None:
+    config = simulated_study(tmp_path, 2)
+    config.paths.root.mkdir(parents=True)
+    optuna.create_study(study_name="s", storage=open_storage(config.paths, None), directions=["maximize"] * 2)
+    drive(config, 0, with_mlflow=False)
+    assert len(read_study(config.paths).manifests) == 4
