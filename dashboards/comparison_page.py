@@ -11,18 +11,23 @@ import numpy as np
 
 from dashboards.page import (
     INK,
-    cell,
     duration,
     error_bars,
     html_page,
+    interval_cell,
+    knob_cells,
+    knob_legend,
     lay_out,
+    percent_axis,
     plot,
     recipe_name,
-    setting,
     step_line,
+    symbol,
     table_section,
 )
-from study.front.dominance import values_at
+from search_spaces.notation import in_words, number, ordered
+from study.front.dominance import front_mask, oriented, values_at
+from study.records import short_key
 from trainables.results import Metric
 
 if TYPE_CHECKING:
@@ -56,16 +61,19 @@ def _fronts_section(found: Comparison) -> str:
     for index, (x, y) in enumerate(itertools.combinations(found.objectives, 2)):
         figure = go.Figure()
         for place, side in enumerate(found.sides):
-            if len(found.objectives) == 2:
-                points = [(entry.values[x.metric], entry.values[y.metric]) for entry in side.entries]
-                line = step_line(points, x.direction == "maximize", color=_turn(COLOURS, place), width=2)
-                figure.add_scatter(**line, showlegend=False, legendgroup=side.name)
+            points = [(entry.values[x.metric], entry.values[y.metric]) for entry in side.entries]
+            own = np.flatnonzero(front_mask(oriented(points, (x, y))))
+            rising, colour = x.direction == "maximize", _turn(COLOURS, place)
+            line = step_line([points[index] for index in own], rising, color=colour, width=2)
+            figure.add_scatter(**line, showlegend=False, legendgroup=side.name)
             figure.add_scatter(**_markers(side, place, (x, y), joint))
-        lay_out(figure, escape(x.metric), escape(y.metric), height=520 if index == 0 else 400)
+        lay_out(figure, escape(x.metric), escape(y.metric), height=520 if index == 0 else 400, legend=True)
         label = f"Fronts of {len(found.sides)} studies, {y.metric} against {x.metric}"
         html += f"<figure>{plot(figure, f'fronts-{index}', escape(label), library=index == 0)}</figure>\n"
-    caption = "Bars are the confidence intervals of the evaluation. Outlined: on the front of all studies together."
-    return f"<section>\n<h2>Fronts</h2>\n{html}<p>{caption}</p>\n</section>\n"
+    caption = "Bars are 95 % confidence intervals of the evaluation. Outlined: on the front of all studies together."
+    if len(found.objectives) > 2:
+        caption += " Lines are the fronts of the two objectives alone."
+    return f'<section>\n<h2>Fronts</h2>\n{html}<p class="note">{caption}</p>\n</section>\n'
 
 
 def _markers(side: Side, place: int, axes: tuple[Objective, Objective], joint: set[str]) -> dict[str, Any]:
@@ -100,8 +108,9 @@ def _hover(entry: FrontEntry, axes: tuple[Objective, Objective], on_joint: bool)
     lines += [f"recipe: {recipe_name(entry.recipe)}"] if entry.recipe else []
     for axis in (axis.metric for axis in axes):
         low, high = entry.intervals[axis]
-        lines.append(f"{escape(axis)}: {entry.values[axis]:.4g} [{low:.4g}, {high:.4g}]")
-    lines += [f"{escape(name)}: {setting(name, value)}" for name, value in entry.params.items()]
+        interval = "" if low == high else f" [{number(low)}, {number(high)}]"
+        lines.append(f"{escape(axis)}: {number(entry.values[axis])}{interval}")
+    lines += [escape(in_words({name: value})) for name, value in entry.params.items()]
     return "<br>".join(lines)
 
 
@@ -115,7 +124,7 @@ def _surfaces_section(index: int, names: str, found: Comparison) -> str:
         line = step_line([(first, second) for first, second in points], x.direction == "maximize", dash=DASHES[level])
         line["line"] |= {"color": _turn(COLOURS, index), "width": 2}
         figure.add_scatter(**line, name=level)
-    lay_out(figure, escape(x.metric), escape(y.metric), height=420)
+    lay_out(figure, escape(x.metric), escape(y.metric), height=420, legend=True)
     label = f"Attainment surfaces of {names}"
     caption = (
         "A line and all that it dominates is attained by one seed (best), by half of them (median), by all (worst)."
@@ -133,9 +142,9 @@ def _progress_section(sides: Sequence[Side], library: bool) -> str:
     for place, side in enumerate(sides):
         figure.add_scatter(
             x=[seconds / 3600 for _, _, seconds, _ in side.history],
-            y=[share for _, _, _, share in side.history],
+            y=[100 * share for _, _, _, share in side.history],
             hovertext=[
-                f"{count} trials, {duration(seconds)} of device time<br>hypervolume {share:.2%}"
+                f"{count} trials, {duration(seconds)} of device time<br>hypervolume {100 * share:.3g} %"
                 for _, count, seconds, share in side.history
             ],
             hoverinfo="text",
@@ -143,9 +152,8 @@ def _progress_section(sides: Sequence[Side], library: bool) -> str:
             line={"shape": "hv", "color": _turn(COLOURS, place), "width": 2},
             name=escape(side.name),
         )
-    lay_out(figure, "device-hours", "hypervolume, share of the box", height=360)
-    figure.update_yaxes(rangemode="tozero", tickformat=".0%")
-    figure.update_xaxes(rangemode="tozero")
+    lay_out(figure, "device-hours", "hypervolume, % of the box", height=360, legend=True)
+    percent_axis(figure)
     return (
         "<section>\n<h2>Progress</h2>\n<figure>"
         + plot(figure, "progress", "Hypervolume of each study over its device-hours", library)
@@ -154,15 +162,17 @@ def _progress_section(sides: Sequence[Side], library: bool) -> str:
 
 
 def _table_section(found: Comparison) -> str:
-    of = {entry.key: side.name for side in found.sides for entry in side.entries}
-    heads = ["study", "trial", "recipe", *(objective.metric for objective in found.objectives)]
+    of = {manifest.key: (side.name, manifest) for side in found.sides for manifest in side.manifests}
+    knobs = ordered(name for entry in found.joint for name in of[entry.key][1].params)
+    heads = ["study", "trial", "recipe", *(objective.metric for objective in found.objectives), *map(symbol, knobs)]
     rows = []
     for entry in found.joint:
-        cells = [f'<th scope="row">{escape(of[entry.key])}</th>', f"<td>{escape(entry.key)}</td>"]
-        cells.append(f"<td>{recipe_name(entry.recipe)}</td>")
-        cells += [cell(entry.values[o.metric], *entry.intervals[o.metric]) for o in found.objectives]
-        rows.append("".join(cells))
-    return table_section("The front of all studies together", "table", heads, rows)
+        study, manifest = of[entry.key]
+        trial = f'<span title="{escape(entry.key)}">{escape(short_key(entry.key))}</span>'
+        metrics = [interval_cell(_metric(entry, objective.metric)) for objective in found.objectives]
+        settings = knob_cells(knobs, {**manifest.params, **manifest.point})
+        rows.append([escape(study), trial, recipe_name(entry.recipe), *metrics, *settings])
+    return table_section("The front of all studies together", "table", heads, rows, knob_legend(knobs))
 
 
 def _turn(choices: Sequence[str], place: int) -> str:

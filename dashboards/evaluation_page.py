@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from dashboards.page import html_page
+from dashboards.page import html_page, interval_cell, table_section
 
 if TYPE_CHECKING:
     from trainables.evaluation.examples import Answer, Example
-    from trainables.results import Audit, EvaluationManifest, Metric
+    from trainables.results import Audit, EvaluationManifest
 
 SHOWN = ("rsum", "tr_asr_r1", "ir_asr_r1")
 """Measures beside the recalls: their sum, and the share of the queries answered when clean that an attack loses."""
@@ -23,8 +23,8 @@ OWN_STYLE = """
 .found { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); }
 .found ol { margin: 0; padding-left: 1.4rem; font-size: .875rem; }
 .thumbnails { display: flex; gap: .25rem; list-style: none; }
-.thumbnails img { width: 3.25rem; image-rendering: pixelated; border: 3px solid #d9dfe6; }
-.thumbnails .right img { border-color: #009e73; }
+.thumbnails img { width: 3.25rem; image-rendering: pixelated; border: 3px dotted #d9dfe6; }
+.thumbnails .right img { border: 3px solid #009e73; }
 .found .right { color: #00694e; font-weight: 600; }
 h3 { font-size: 1rem; margin: 1rem 0 .25rem; }
 del { background: #fde2d4; } ins { background: #d5f2e5; text-decoration: none; font-weight: 600; }
@@ -60,43 +60,23 @@ def _metrics_section(manifest: EvaluationManifest) -> str:
     measured = dict.fromkeys(name.partition("/")[2] for name in manifest.metrics)
     names = [name for name in measured if name.startswith(("tr_r", "ir_r")) or name in SHOWN]
     targets = list(dict.fromkeys(name.partition("/")[0] for name in manifest.metrics))
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    rows = ""
-    for target in targets:
-        cells = ""
-        for name in names:
-            metric = manifest.metrics.get(f"{target}/{name}")
-            cells += f"<td>{_shown(metric)}</td>"
-        rows += f'<tr><th scope="row">{escape(target)}</th>{cells}</tr>\n'
-    return (
-        '<section>\n<h2>Recall</h2>\n<div class="scroll" tabindex="0" role="region" aria-label="Recall">\n<table>\n'
-        f'<thead><tr><th scope="col">attack</th>{head}</tr></thead>\n<tbody>{rows}</tbody>\n</table>\n</div>\n'
-        "</section>\n"
-    )
-
-
-def _shown(metric: Metric | None) -> str:
-    if metric is None:
-        return ""
-    return f'{metric.value:.3f} <span class="interval">[{metric.low:.3f}, {metric.high:.3f}]</span>'
+    rows = [
+        [escape(target), *(interval_cell(manifest.metrics.get(f"{target}/{name}")) for name in names)]
+        for target in targets
+    ]
+    return table_section("Recall", "recall", ["attack", *names], rows)
 
 
 def _audit_section(audit: Audit) -> str:
-    rows = ""
+    rows = []
     for check in audit.checks:
         evidence = ", ".join(f"{name}: {value:.3f}" for name, value in check.evidence.items())
         passed = "passed" if check.passed else '<span class="failed">failed</span>'
-        rows += (
-            f'<tr><th scope="row">{escape(check.name)}</th><td>{escape(check.loss)}</td><td>{passed}</td>'
-            f"<td>{escape(evidence)}</td></tr>\n"
-        )
+        rows.append([escape(check.name), escape(check.loss), passed, escape(evidence)])
     reliable = "can be relied on" if audit.reliable else "cannot be relied on"
-    return (
-        f"<section>\n<h2>Gradient masking: {audit.verdict}</h2>\n<p>The recalls above {reliable}.</p>\n"
-        '<div class="scroll" tabindex="0" role="region" aria-label="Audit">\n<table>\n<thead><tr>'
-        '<th scope="col">check</th><th scope="col">loss</th><th scope="col"></th><th scope="col">evidence</th>'
-        f"</tr></thead>\n<tbody>{rows}</tbody>\n</table>\n</div>\n</section>\n"
-    )
+    heads = ["check", "loss", "result", "evidence"]
+    note = f"The recalls above {reliable}."
+    return table_section(f"Gradient masking: {audit.verdict}", "audit", heads, rows, note)
 
 
 def _example(example: Example) -> str:

@@ -3,49 +3,55 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from dashboards.page import (
     INK,
-    cell,
     duration,
-    error_bars,
     html_page,
+    interval_cell,
+    knob_cells,
+    knob_legend,
     lay_out,
+    percent_axis,
     plot,
     recipe_name,
-    setting,
-    step_line,
+    symbol,
     table_section,
 )
+from dashboards.scatter import (
+    COLOURS,
+    FRONT_LINE,
+    Axis,
+    Points,
+    knob_axis,
+    knob_figure,
+    number_axis,
+    objective_axis,
+    pair_figure,
+    settings,
+)
+from search_spaces.notation import ordered
 from study.config import Objective
-from study.front.dominance import measured
-from study.front.estimates import FrontEntry, front, write_front
+from study.front.dominance import front_mask, oriented
+from study.front.estimates import Estimate, FrontEntry, estimates, front, write_front
 from study.front.hypervolume import hypervolume_history
-from study.records import Manifest, StudyPaths, write_if_changed
-from trainables.results import Metric
+from study.records import Manifest, StudyPaths, short_key, write_if_changed
 
 History = Sequence[tuple[float, int, float, float]]
 
-FRONT_LINE = "#d55e00"
 HISTORY_LINE = "#0072b2"
 
-LABEL_PLACES = ("top center", "bottom right", "top right", "bottom left")
-"""In turn, because the published recipes often lie close together."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """What one axis shows of a trial."""
-
-    name: str
-    read: Callable[[Manifest], Metric]
-    rising: bool = False
-    """Whether larger values are better."""
-    hint: str = ""
+OWN_STYLE = """
+.key { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; margin: 0 0 .5rem; padding: 0;
+  font-size: .875rem; }
+.key svg { height: 1em; width: 1.5em; vertical-align: -.125em; }
+.ramp { display: inline-block; width: 5rem; height: .75em; border-radius: 2px; margin: 0 .35em; }
+.knobs { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
+.knobs figure { min-width: 0; }
+"""
 
 
 def pareto_page(
@@ -60,17 +66,19 @@ def pareto_page(
     Args:
         manifests: the ended trials; those that are complete are drawn.
         entries: the front (`study.front.estimates.front`).
-        objectives: 1 to 4; every pair gets a scatter plot, the first two the large one.
+        objectives: 1 to 4; every pair gets a plot, the one that conflicts most the large one.
         history: `study.front.hypervolume.hypervolume_history`.
         title: the heading.
     """
-    complete = [manifest for manifest in manifests if manifest.state == "complete"]
-    if complete:
-        body = _front_section(complete, entries, objectives) + _history_section(history)
-        body += _table_section(complete, entries, objectives)
+    found = estimates(manifests, objectives)
+    if found:
+        points = Points(found, frozenset(entry.key for entry in entries))
+        axes = [objective_axis(objective, points) for objective in objectives]
+        body = _front_section(points, axes, objectives) + _table_section(points, entries, objectives)
+        body += _knobs_section(points, axes) + _history_section(history)
     else:
         body = "<section><p>No trial has been completed yet. The front appears with the first one.</p></section>"
-    return html_page(title, _summary(manifests, entries, history), body)
+    return html_page(title, _summary(manifests, entries, history), body, OWN_STYLE)
 
 
 def write_front_files(
@@ -89,134 +97,104 @@ def _summary(manifests: Sequence[Manifest], entries: Sequence[FrontEntry], histo
     counts = [f"{states.count('complete')} complete", f"{len(entries)} on the front"]
     counts += [f"{states.count(state)} {state}" for state in ("stopped", "infeasible", "failed") if state in states]
     if history:
-        counts.append(f"hypervolume {history[-1][3]:.1%} of the box")
+        counts.append(f"hypervolume {100 * history[-1][3]:.3g} % of the box")
         counts.append(f"{duration(history[-1][2])} of device time")
+    images = next((manifest.queries["tr"] for manifest in manifests if "tr" in manifest.queries), None)
+    counts += [f"measured on {images} images"] if images else []
     return "Trials: " + " · ".join(counts)
 
 
-def _axes(objectives: Sequence[Objective]) -> list[Axis]:
-    def axis(objective: Objective) -> Axis:
-        better = "higher" if objective.direction == "maximize" else "lower"
-        return Axis(
-            name=escape(objective.metric),
-            read=lambda manifest: measured(manifest, objective.metric),
-            rising=objective.direction == "maximize",
-            hint=f" ({better} is better)",
-        )
+def lead_pair(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> tuple[int, int]:
+    """The two objectives that conflict most: most of the front is also on the front of these two alone.
 
-    axes = [axis(objective) for objective in objectives]
+    Args:
+        values: of the front of all objectives, (n, m).
+        objectives: m, two or more.
+
+    Returns:
+        Places in `objectives`; the first of several pairs that are alike.
+    """
+
+    def kept(pair: tuple[int, int]) -> int:
+        costs = oriented([[row[place] for place in pair] for row in values], [objectives[place] for place in pair])
+        return int(front_mask(costs).sum())
+
+    return max(itertools.combinations(range(len(objectives)), 2), key=kept)
+
+
+def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Objective]) -> str:
+    pairs: list[tuple[Axis, Axis, Sequence[Objective]]]
     if len(axes) == 1:
-        number = Axis("trial", lambda trial: Metric(value=trial.number, low=trial.number, high=trial.number))
-        axes.insert(0, number)
-    return axes
-
-
-def _front_section(complete: Sequence[Manifest], entries: Sequence[FrontEntry], objectives: Sequence[Objective]) -> str:
-    (x, y), *others = itertools.combinations(_axes(objectives), 2)
-    members = {entry.key for entry in entries}
-    caption = "Bars are the confidence intervals of the evaluation. Colour is the radius of the training attack."
-    if len(objectives) > 2:
-        caption += " Trials on the front of all objectives together are outlined, in every pair of them."
-    labels = f"{len(complete)} trials, {y.name} against {x.name}; the table below lists the front"
-    html = "<section>\n<h2>Front</h2>\n<figure>\n"
-    html += plot(_scatter(complete, members, x, y, joined=len(objectives) == 2), "front", labels, library=True)
-    html += f"<figcaption>{caption}</figcaption>\n</figure>\n"
-    if others:
-        html += '<div class="pairs">\n'
-        for index, (x, y) in enumerate(others):
-            figure = _scatter(complete, members, x, y, joined=False, small=True)
-            html += "<figure>" + plot(figure, f"pair-{index}", f"{y.name} against {x.name}") + "</figure>\n"
-        html += "</div>\n"
-    return html + "</section>\n"
-
-
-def _scatter(
-    complete: Sequence[Manifest], members: set[str], x: Axis, y: Axis, *, joined: bool, small: bool = False
-) -> Any:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    if joined:
-        points = [(x.read(trial).value, y.read(trial).value) for trial in complete if trial.key in members]
-        figure.add_scatter(**step_line(points, x.rising, color=FRONT_LINE, width=2), name="front")
-    searched = [trial for trial in complete if trial.recipe is None]
-    for name, trials, marker in (
-        ("searched", [trial for trial in searched if trial.key not in members], _marker(8, 0.75, "#7b8794")),
-        (
-            "searched, on the front",
-            [trial for trial in searched if trial.key in members],
-            _marker(12, 2, INK),
-        ),
-        (
-            "published recipe",
-            [trial for trial in complete if trial.recipe is not None],
-            _marker(15, 1.5, INK),
-        ),
-    ):
-        if not trials:
-            continue
-        recipes = trials[0].recipe is not None
-        marker |= {"symbol": "star" if recipes else "circle"}
-        marker |= {"color": [255 * float(trial.point.get("epsilon", 0.0)) for trial in trials]}
-        figure.add_scatter(
-            x=[x.read(trial).value for trial in trials],
-            y=[y.read(trial).value for trial in trials],
-            error_x=error_bars([x.read(trial) for trial in trials]),
-            error_y=error_bars([y.read(trial) for trial in trials]),
-            mode="markers+text" if recipes and not small else "markers",
-            text=[recipe_name(trial.recipe) for trial in trials] if recipes else None,
-            textposition=list(itertools.islice(itertools.cycle(LABEL_PLACES), len(trials))),
-            hovertext=[_hover(trial, (x, y), trial.key in members) for trial in trials],
-            hoverinfo="text",
-            marker=marker,
-            name=name,
-        )
-    if small:
-        lay_out(figure, x.name, y.name, height=320)
+        pairs = [(number_axis(points), axes[0], ())]
+        line = ""
     else:
-        lay_out(figure, x.name + x.hint, y.name + y.hint, height=520)
-    strongest = max(255 * float(trial.point.get("epsilon", 0.0)) for trial in complete)
-    figure.update_layout(
-        showlegend=not small,
-        coloraxis={
-            "colorscale": "Viridis",
-            "cmin": 0,
-            "cmax": max(strongest, 1),
-            "showscale": not small,
-            "colorbar": {
-                "title": {"text": "training epsilon × 255", "side": "top"},
-                "orientation": "h",
-                "thickness": 10,
-                "len": 0.5,
-                "x": 0,
-                "xanchor": "left",
-                "y": 1,
-                "yanchor": "bottom",
-            },
-        },
+        values = [[axis.read(one).value for axis in axes] for one in points.estimates if points.on_front(one)]
+        first = lead_pair(values, objectives)
+        order = [first, *(pair for pair in itertools.combinations(range(len(axes)), 2) if pair != first)]
+        pairs = [(axes[x], axes[y], (objectives[x], objectives[y])) for x, y in order]
+        line = "the front" if len(pairs) == 1 else "the front of the two alone"
+    figures = []
+    for index, (x, y, chosen) in enumerate(pairs):
+        figure = pair_figure(points, x, y, chosen, height=360 if index else 480)
+        label = escape(f"{len(points.estimates)} trials, {y.name} against {x.name}; the table below lists the front")
+        name = f"pair-{index}" if index else "front"
+        figures.append(f"<figure>{plot(figure, name, label, library=not index)}</figure>\n")
+    others = f'<div class="pairs">\n{"".join(figures[1:])}</div>\n' if figures[1:] else ""
+    caption = "Bars are 95 % confidence intervals of the evaluation, over images."
+    if others:
+        caption += " The pair of objectives that conflicts most is the large one."
+    beyond = sum(any(not _within(axis, one) for axis in axes) for one in points.estimates)
+    if beyond:
+        caption += f" {beyond} of the trials lie beyond the edges, far from the front: double-click shows all."
+    caption = f'<p class="note">{caption}</p>\n'
+    return f"<section>\n<h2>Front</h2>\n{_key(points, line)}{figures[0]}{others}{caption}</section>\n"
+
+
+def _within(axis: Axis, estimate: Estimate) -> bool:
+    low, high = axis.range or (-math.inf, math.inf)
+    return low <= axis.read(estimate).value <= high
+
+
+def _key(points: Points, line: str) -> str:
+    """What the marks of all plots mean. Outlines and shapes tell it without colour."""
+    circle = f'<circle cx="12" cy="8" r="5" fill="{COLOURS[-2]}"'
+    path = "M12 0l2.3 5.3 5.7.5-4.3 3.8 1.3 5.6L12 12.2 7 15.2l1.3-5.6L4 5.8l5.7-.5z"
+    star = f'<path d="{path}" fill="{COLOURS[-2]}"'
+    outline = f' stroke="{INK}" stroke-width="2"'
+    marks = {
+        "searched": f"{circle}/>",
+        "searched, on the front": f"{circle}{outline}/>",
+        "published recipe": f"{star}/>",
+        "recipe, on the front": f"{star}{outline}/>",
+    }
+    if line:
+        marks[line] = f'<path d="M1 12h8V4h14" fill="none" stroke="{FRONT_LINE}" stroke-width="2"/>'
+    items = [f'<svg viewBox="-1 -1 26 18" aria-hidden="true">{mark}</svg> {name}' for name, mark in marks.items()]
+    if points.strongest:
+        ramp = f'<span class="ramp" style="background: linear-gradient(to right, {", ".join(COLOURS)})"></span>'
+        items.append(f"ε of the training attack: 0{ramp}{points.strongest:.3g}/255 and more")
+    return f'<ul class="key">{"".join(f"<li>{item}</li>" for item in items)}</ul>\n'
+
+
+def _knobs_section(points: Points, axes: Sequence[Axis]) -> str:
+    names = [name for name in _knobs(points) if len({str(settings(one).get(name)) for one in points.estimates}) > 1]
+    if not names:
+        return ""
+    figures = ""
+    for index, name in enumerate(names):
+        knob = knob_axis(name, points)
+        label = escape(f"{', '.join(axis.name for axis in axes)} of {len(points.estimates)} trials against {name}")
+        figures += f"<figure>{plot(knob_figure(points, knob, axes), f'knob-{index}', label)}</figure>\n"
+    return (
+        f'<section>\n<h2>Knobs</h2>\n<div class="knobs">\n{figures}</div>\n<p class="note">Every objective against '
+        "every knob. The others move, too: what one of them does alone is not to be read from these.</p>\n</section>\n"
     )
-    return figure
 
 
-def _marker(size: float, outline: float, colour: str) -> dict[str, Any]:
-    return {"size": size, "coloraxis": "coloraxis", "line": {"width": outline, "color": colour}}
-
-
-def _hover(trial: Manifest, axes: tuple[Axis, Axis], on_front: bool) -> str:
-    """Plotly shows a subset of HTML, so everything from outside is escaped here too."""
-    lines = [f"<b>{escape(trial.key)}</b>" + (" · on the front" if on_front else "")]
-    if trial.recipe is not None:
-        lines.append(f"recipe: {recipe_name(trial.recipe)}")
-    for axis in axes:
-        metric = axis.read(trial)
-        lines.append(f"{axis.name}: {metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]")
-    lines += [f"{escape(name)}: {setting(name, value)}" for name, value in _settings(trial).items()]
-    return "<br>".join(lines)
-
-
-def _settings(trial: Manifest) -> dict[str, Any]:
-    """What was proposed and what it meant; the point has the last word where both name it."""
-    return {**trial.params, **trial.point}
+def _knobs(points: Points) -> list[str]:
+    """The searched ones; those of the points where nothing was searched."""
+    found = ordered(name for one in points.estimates for name in one.first.params)
+    return found or ordered(name for one in points.estimates for name in one.first.point)
 
 
 def _history_section(history: History) -> str:
@@ -225,9 +203,9 @@ def _history_section(history: History) -> str:
     figure = go.Figure()
     figure.add_scatter(
         x=[count for _, count, _, _ in history],
-        y=[share for _, _, _, share in history],
+        y=[100 * share for _, _, _, share in history],
         hovertext=[
-            f"{count} trials, {duration(seconds)} of device time<br>hypervolume {share:.2%}"
+            f"{count} trials, {duration(seconds)} of device time<br>hypervolume {100 * share:.3g} %"
             for _, count, seconds, share in history
         ],
         hoverinfo="text",
@@ -235,31 +213,32 @@ def _history_section(history: History) -> str:
         line={"shape": "hv", "color": HISTORY_LINE, "width": 2},
         name="hypervolume",
     )
-    lay_out(figure, "trials ended", "hypervolume, share of the box", height=320)
-    figure.update_layout(showlegend=False)
-    figure.update_yaxes(rangemode="tozero", tickformat=".0%")
-    figure.update_xaxes(rangemode="tozero")
-    label = f"Hypervolume after each of {len(history)} trials, at the end {history[-1][3]:.1%}" if history else ""
+    lay_out(figure, "trials ended", "hypervolume, % of the box", height=320)
+    percent_axis(figure)
+    label = (
+        f"Hypervolume after each of {len(history)} trials, at the end {100 * history[-1][3]:.3g} %" if history else ""
+    )
     return (
-        "<section>\n<h2>Progress</h2>\n<figure>\n" + plot(figure, "history", label) + "<figcaption>"
-        "What the front dominates of the box from the best ends of the objectives to the reference point."
+        f"<section>\n<h2>Progress</h2>\n<figure>\n{plot(figure, 'history', label)}"
+        "<figcaption>What the front dominates of the box from the best ends of the objectives to the reference point."
         "</figcaption>\n</figure>\n</section>\n"
     )
 
 
-def _table_section(complete: Sequence[Manifest], entries: Sequence[FrontEntry], objectives: Sequence[Objective]) -> str:
-    trials = {trial.key: trial for trial in complete}
-    names = list(dict.fromkeys(name for trial in complete for name in trial.params))
-    names = names or list(dict.fromkeys(name for trial in complete for name in trial.point))
-    heads = ["trial", "recipe", "probability", *(objective.metric for objective in objectives), *names]
-    rows = [_row(entry, trials[entry.key], objectives, names) for entry in entries]
-    return table_section("Trials on the front, and the probability of each to be there", "table", heads, rows)
-
-
-def _row(entry: FrontEntry, trial: Manifest, objectives: Sequence[Objective], names: Sequence[str]) -> str:
-    cells = [f'<th scope="row">{escape(entry.key)}</th>', f"<td>{recipe_name(entry.recipe)}</td>"]
-    cells.append(f"<td>{entry.probability:.2f}</td>")
-    cells += [cell(entry.values[o.metric], *entry.intervals[o.metric]) for o in objectives]
-    settings = _settings(trial)
-    cells += [f"<td>{setting(name, settings[name]) if name in settings else '–'}</td>" for name in names]
-    return "".join(cells)
+def _table_section(points: Points, entries: Sequence[FrontEntry], objectives: Sequence[Objective]) -> str:
+    knobs = _knobs(points)
+    heads = ["trial", "recipe", "on the front", *(objective.metric for objective in objectives), *map(symbol, knobs)]
+    of = {one.first.key: one for one in points.estimates}
+    probabilities = {entry.key: f"{entry.probability:.2f}" for entry in entries}
+    others = {key: "no" for key, one in of.items() if one.first.recipe and key not in probabilities}
+    rows = []
+    for key, place in {**probabilities, **others}.items():
+        metrics = [of[key].metrics[objective.metric] for objective in objectives]
+        cells = [
+            f'<span title="{escape(key)}">{escape(short_key(key))}</span>',
+            recipe_name(of[key].first.recipe),
+            place,
+        ]
+        rows.append([*cells, *map(interval_cell, metrics), *knob_cells(knobs, settings(of[key]))])
+    note = f"on the front: the probability to be there, if every value errs as its interval says; {knob_legend(knobs)}"
+    return table_section("The front, and the recipes beside it", "table", heads, rows, note)

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import json
+import random
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dashboards.pareto_page import pareto_page, write_front_files
+from dashboards.pareto_page import lead_pair, pareto_page, write_front_files
 from study.config import Objective
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
 from study.records import Manifest, StudyPaths
-from tests.pages import traces_of
+from tests.pages import dom_of, layout_of, measured, needs_browser, traces_of
 
 OBJECTIVES = (
     Objective(metric="both/mr_r5"),
@@ -30,8 +29,8 @@ def manifest(number: int, robust: float, clean: float, **changes: Any) -> Manife
         "key": f"s-t{number:05d}-s0",
         "number": number,
         "recipe": None,
-        "params": {"temperature": 0.05},
-        "point": {"temperature": 0.05, "epsilon": number / 255},
+        "params": {"temperature": 0.05 * (number + 1)},
+        "point": {"temperature": 0.05 * (number + 1), "epsilon": number / 255},
         "state": "complete",
         "metrics": {
             "both/mr_r5": {"value": robust, "low": robust - 0.1, "high": robust + 0.2},
@@ -63,19 +62,44 @@ def manifests() -> list[Manifest]:
 
 
 def test_every_complete_trial_is_drawn_once_with_interval_and_colour() -> None:
-    traces = traces_of(page_of(manifests()), "front")
+    page = page_of(manifests())
+    traces = traces_of(page, "front")
     assert traces["searched"]["x"] == [0.25]
     assert traces["searched"]["y"] == [0.5]
     assert traces["searched, on the front"]["x"] == [0.5, 0.75]
     assert traces["searched, on the front"]["error_x"]["array"] == pytest.approx([0.2, 0.2])
     assert traces["searched, on the front"]["error_x"]["arrayminus"] == pytest.approx([0.1, 0.1])
     assert traces["searched, on the front"]["marker"]["color"] == pytest.approx([1, 3])
-    assert traces["published recipe"]["text"] == ["TeCoA-ITR"]
-    assert traces["published recipe"]["x"] == [0.25]
+    assert traces["published recipe, on the front"]["x"] == [0.25]
+    assert [label["text"] for label in layout_of(page, "front")["annotations"]] == ["TeCoA-ITR"]
     hover = traces["searched"]["hovertext"][0]
     assert "s-t00002-s0" in hover
-    assert "temperature: 0.05" in hover
-    assert "epsilon: 2/255" in hover
+    assert "temperature: 0.15" in hover
+    assert "both/mr_r5: 0.250 [0.150, 0.450]" in hover
+
+
+def test_outlined_means_on_the_front_and_nothing_else() -> None:
+    trials = [*manifests(), manifest(5, 0.2, 0.2, recipe="mat"), manifest(6, 0.1, 0.1, recipe="fare")]
+    for count in (2, 3):
+        traces = traces_of(page_of(trials, OBJECTIVES[:count]), "front")
+        outlined = {name: trace["marker"]["line"]["width"] for name, trace in traces.items() if "marker" in trace}
+        assert {name for name, width in outlined.items() if width} == {
+            "searched, on the front",
+            "published recipe, on the front",
+        }
+        assert len(traces["published recipe"]["x"]) == 2
+        symbols = {name: trace["marker"]["symbol"] for name, trace in traces.items() if "marker" in trace}
+        assert {name for name, symbol in symbols.items() if symbol == "star"} == {
+            "published recipe",
+            "published recipe, on the front",
+        }
+
+
+def test_replicates_are_one_point_with_their_mean() -> None:
+    trials = [manifest(0, 0.5, 0.5), manifest(1, 0.7, 0.7, key="s-t00000-s1", replicate=1)]
+    trace = traces_of(page_of(trials), "front")["searched, on the front"]
+    assert trace["x"] == pytest.approx([0.6])
+    assert "mean of 2 runs" in trace["hovertext"][0]
 
 
 @pytest.mark.parametrize(("first", "shape"), [(0, "vh"), (2, "hv")])
@@ -91,26 +115,97 @@ def test_the_front_is_a_step_line_through_its_members(first: int, shape: str) ->
 def test_progress_shows_the_hypervolume_after_each_ended_trial() -> None:
     trace = traces_of(page_of(manifests()), "history")["hypervolume"]
     assert trace["x"] == [1, 2, 3, 4, 5]
-    assert trace["y"] == pytest.approx([row[3] for row in hypervolume_history(manifests(), OBJECTIVES[:2])])
+    shares = [row[3] for row in hypervolume_history(manifests(), OBJECTIVES[:2])]
+    assert trace["y"] == pytest.approx([100 * share for share in shares])
+
+
+def test_ticks_of_a_small_hypervolume_can_be_told_apart() -> None:
+    trials = [manifest(number, 0.001 * number, 0.001 * number) for number in range(1, 5)]
+    page = page_of(trials)
+    assert max(traces_of(page, "history")["hypervolume"]["y"]) < 1.5, "in percent"
+    assert "tickformat" not in layout_of(page, "history")["yaxis"], "a fixed number of digits cannot fit every range"
+    assert re.search(r"hypervolume 0\.\d\d+ % of the box", page)
 
 
 @pytest.mark.parametrize(("count", "figures"), [(1, 1), (2, 1), (3, 3), (4, 6)])
-def test_every_pair_of_objectives_has_a_plot(count: int, figures: int) -> None:
+def test_every_pair_of_objectives_has_a_plot_and_its_own_front(count: int, figures: int) -> None:
     page = page_of(manifests(), OBJECTIVES[:count])
     names = re.findall(r'Plotly\.newPlot\(\s*"([\w-]+)"', page)
-    assert names == ["front", *(f"pair-{index}" for index in range(figures - 1)), "history"]
-    drawn = traces_of(page, "front").values()
-    assert sum(len(trace["x"]) for trace in drawn if trace["name"] != "front") == 4
-    assert ("front" in traces_of(page, "front")) == (count == 2)
+    assert names == ["front", *(f"pair-{index}" for index in range(1, figures)), "knob-0", "history"]
+    for name in names[:figures]:
+        drawn = traces_of(page, name)
+        assert sum(len(trace["x"]) for trace in drawn.values() if trace["name"] != "front") == 4
+        assert ("front" in drawn) == (count > 1)
+        assert [label["text"] for label in layout_of(page, name)["annotations"]] == ["TeCoA-ITR"]
 
 
-def test_the_table_lists_the_front_with_its_settings() -> None:
-    page = page_of(manifests())
-    rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>([^<]*)</td><td>([^<]*)</td>', page)
-    third, second, first = (f"{entry.probability:.2f}" for entry in front(manifests(), OBJECTIVES[:2]))
-    assert 0.5 < float(second) < 1
-    assert rows == [("s-t00003-s0", "", third), ("s-t00001-s0", "", second), ("s-t00000-s0", "TeCoA-ITR", first)]
-    assert '<td>0.75 <span class="interval">[0.65, 0.95]</span></td>' in page
+def test_the_pair_that_conflicts_most_is_the_large_one() -> None:
+    objectives = (OBJECTIVES[1], OBJECTIVES[3], OBJECTIVES[0])
+    values = [(0.9, 0.5, 0.1), (0.8, 0.5, 0.2), (0.7, 0.6, 0.3), (0.95, 0.4, 0.05)]
+    assert lead_pair(values, objectives) == (0, 2)
+    assert lead_pair(values[:1], objectives) == (0, 1), "without a conflict the first pair"
+    page = page_of(manifests(), OBJECTIVES[:3])
+    assert layout_of(page, "front")["xaxis"]["title"]["text"].startswith("both/mr_r5")
+    assert layout_of(page, "front")["height"] > layout_of(page, "pair-1")["height"]
+
+
+def test_plots_are_about_the_front_and_say_what_lies_beyond() -> None:
+    trials = [*manifests(), manifest(5, 0.01, 0.01), manifest(6, 0.02, 0.01)]
+    page = page_of(trials)
+    assert "2 of the trials lie beyond the edges" in page
+    low, high = layout_of(page, "front")["yaxis"]["range"]
+    assert low < 0.15
+    assert high > 0.85
+    assert "beyond the edges" not in page_of(manifests())
+
+
+def test_every_objective_is_drawn_against_every_knob_that_varies() -> None:
+    knobs = [
+        {"temperature": 0.01, "words": 0, "temperature_learned": True, "epsilon": 0.0, "trainable": "all"},
+        {"temperature": 0.2, "words": 2, "temperature_learned": False, "epsilon": 8 / 255, "trainable": "all"},
+        {"temperature": 0.05, "words": 1, "temperature_learned": True, "epsilon": 2 / 255, "trainable": "all"},
+    ]
+    page = page_of([manifest(n, n / 4, 1 - n / 4, params=at, point=at) for n, at in enumerate(knobs)], OBJECTIVES[:3])
+    layouts = [layout_of(page, name) for name in re.findall(r'Plotly\.newPlot\(\s*"(knob-\d)"', page)]
+    titles = [layout["xaxis3"]["title"]["text"] for layout in layouts]
+    assert titles == ["τ", "learn τ", "ε, in 1/255", "words"], "trainable does not vary"
+    assert layouts[0]["xaxis3"]["type"] == "log"
+    assert layouts[0]["xaxis3"]["ticktext"] == ["0.01", "0.02", "0.05", "0.1", "0.2"]
+    assert layouts[1]["xaxis3"]["ticktext"] == ["no", "yes"]
+    assert layouts[3]["xaxis3"]["tickvals"] == [0, 1, 2]
+    drawn = traces_of(page, "knob-2")["searched, on the front"]
+    assert sorted(drawn["x"]) == pytest.approx([0, 2, 8])
+    assert set(traces_of(page, "knob-1")["searched, on the front"]["x"]) == {0, 1}
+
+
+def table_of(page: str) -> list[dict[str, str]]:
+    """Rows of the table, by the heads of their columns."""
+    body = page.split("<tbody")[1].split("</tbody>")[0]
+    rows = []
+    for row in body.split("<tr")[1:]:
+        cells = re.findall(r'<td role="cell" data-head="([^"]*)">(.*?)</td>', row)
+        rows.append({head: re.sub("<[^>]*>", "", cell) for head, cell in cells})
+        rows[-1]["trial"] = re.sub("<[^>]*>", "", row.split("</th>")[0].split('role="rowheader">')[1])
+    return rows
+
+
+def test_the_table_lists_the_front_and_the_recipes_with_all_their_settings() -> None:
+    settings = {"contrastive_weight": 0.25, "temperature": 0.05, "epsilon": 1 / 255, "attack_steps": 5, "words": 1}
+    changes: dict[str, Any] = {"params": settings, "point": settings}
+    plain = {"recipe": "finetune", "params": {}, "point": {**settings, "epsilon": 0, "attack_steps": 0}}
+    trials = [one.model_copy(update={**changes, "params": {} if one.recipe else settings}) for one in manifests()]
+    trials.append(manifest(5, 0.1, 0.1, **plain))
+    rows = table_of(page_of(trials))
+    probabilities = [f"{entry.probability:.2f}" for entry in front(trials, OBJECTIVES[:2])]
+    assert [(row["trial"], row["recipe"], row["on the front"]) for row in rows] == [
+        ("t00003", "", probabilities[0]),
+        ("t00001", "", probabilities[1]),
+        ("t00000", "TeCoA-ITR", probabilities[2]),
+        ("t00005", "Finetune", "no"),
+    ]
+    assert rows[0]["both/mr_r5"] == "0.750 [0.650, 0.950]"
+    assert [rows[0][head] for head in ("w", "τ", "ε", "steps", "words")] == ["0.25", "0.05", "1", "5", "1"]
+    assert [rows[3][head] for head in ("ε", "steps")] == ["0", "–"]
 
 
 @pytest.mark.parametrize("states", [[], ["infeasible"]])
@@ -131,6 +226,10 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     assert page == page_of(manifests())
 
 
+def table_section_of(page: str) -> str:
+    return page[page.index("<table") : page.index("</table>")]
+
+
 def hostile() -> str:
     trial = manifest(
         0,
@@ -149,6 +248,7 @@ def test_foreign_strings_are_escaped() -> None:
     page = hostile()
     assert "<script>alert" not in page
     assert "<img" not in page.split("</style>")[1].split("<script")[0]
+    assert "<img" not in table_section_of(page)
     for name in ("key", "recipe", "name", "value", "metric", "title"):
         assert f"{name}&lt;script&gt;" in page, name
     shown = json.dumps(traces_of(page, "front"))
@@ -156,24 +256,51 @@ def test_foreign_strings_are_escaped() -> None:
     assert "<img" not in shown
 
 
-# A browser cannot be a Python dependency; the page's content is tested without one, too.
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@needs_browser
 def test_a_browser_draws_the_page_and_runs_no_foreign_code(tmp_path: Path) -> None:
     def dom(page: str) -> str:
         path = tmp_path / "page.html"
         path.write_text(page)
-        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-        flags += "--disable-background-networking --disable-component-update --virtual-time-budget=5000 --dump-dom"
-        command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        return dom_of(path)
 
     drawn = dom(page_of(manifests(), OBJECTIVES))
-    # A point is one path in the DOM: four trials in each of six scatter plots, five in the history.
-    assert len(re.findall(r'<path class="point"', drawn)) == 4 * 6 + 5
+    # A point is one path in the DOM: four trials in each of six scatter plots and against the knob by each of four
+    # objectives, five in the history.
+    assert len(re.findall(r'<path class="point"', drawn)) == 4 * 6 + 4 * 4 + 5
     attacked = dom(hostile())
     assert len(re.findall(r'<path class="point"', attacked)) == 2
     assert "<title>owned</title>" not in attacked
     assert "&lt;script&gt;" in attacked.split("</title>")[0]
+
+
+def crowd() -> list[Manifest]:
+    """Recipes close together among searched trials, with all knobs: as studies are at their best corner."""
+    draw = random.Random(0)
+    settings = {"contrastive_weight": 0.005678, "temperature": 0.065786, "temperature_learned": False, "words": 1}
+    settings |= {"epsilon": 0.0035, "attack_steps": 10}
+    recipes = ("finetune", "tecoa_itr", "fare", "mat", "mat_one_to_many", "mmcoa")
+    return [
+        manifest(
+            number,
+            0.5 + draw.gauss(0, 0.02),
+            0.5 + draw.gauss(0, 0.02),
+            recipe=recipes[number] if number < len(recipes) else None,
+            params=settings,
+            point={**settings, "words": number % 3},
+        )
+        for number in range(20)
+    ]
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_hides_on_a_phone_or_a_wide_screen(width: int, tmp_path: Path) -> None:
+    found = measured(page_of(crowd(), OBJECTIVES[:3]), width, tmp_path)
+    assert found["width"] == width
+    assert found["overflow"] <= 0, "the page is wider than the screen"
+    assert found["wide"] == 0, "knobs of the table are behind a scroll"
+    assert len(found["labels"]) == 3 * 6
+    assert found["touching"] == []
 
 
 def test_front_files_are_written_once_and_follow_the_trials(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from study.config import Budget, Objective, StudyConfig, TrialTemplate
 from study.front.hypervolume import hypervolume_share
 from study.ledger.frozen import fingerprint, freeze
 from study.ledger.ledger import Ledger
-from tests.pages import traces_of
+from tests.pages import data_of, layout_of, traces_of
 from tests.study.helpers import complete, study
 from trainables.config import DataConfig, ModelConfig, Protocol, TrainingConfig, TrialConfig
 
@@ -56,7 +56,7 @@ def test_families_stand_beside_each_other(tmp_path: Path, capsys: pytest.Capture
     assert traces["clip"]["marker"]["line"]["width"] == [2, 0], "the second is behind ALBEF's"
     assert traces["albef"]["marker"]["line"]["width"] == [2]
     assert traces_of(page, "progress")["albef"]["x"] == [0.5, 1.0]
-    assert re.findall(r'<th scope="row">(\w+)</th><td>([\w-]+)</td>', page) == [
+    assert re.findall(r'role="rowheader">(\w+)</th>.*?<span title="([\w-]+)">t00000</span>', page) == [
         ("clip", "clip-t00000-s0"),
         ("albef", "albef-t00000-s0"),
     ]
@@ -94,8 +94,15 @@ def test_other_metrics_can_be_compared_by(count: int, tmp_path: Path, capsys: py
     figures = re.findall(r'Plotly\.newPlot\(\s*"([\w-]+)"', page)
     assert figures == [*(f"fronts-{index}" for index in range(count * (count - 1) // 2)), "progress"]
     assert page.count("plotly.js v") == 1
-    assert '<th scope="row">two</th>' in page
-    assert f'<th scope="col">{metrics[-1]}</th>' in page
+    assert 'role="rowheader">two</th>' in page
+    for head in (metrics[-1], "w", "τ", "ε", "steps", "words"):
+        assert f'role="columnheader">{head}</th>' in page
+        assert f'<td role="cell" data-head="{head}">' in page
+    for index in range(len(figures) - 1):
+        lines = [trace for trace in data_of(page, f"fronts-{index}") if trace["mode"] == "lines"]
+        assert len(lines) == 2, "every study has the front of these two objectives"
+        assert all(len(line["x"]) <= 2 for line in lines)
+    assert "tickformat" not in layout_of(page, "progress")["yaxis"]
 
 
 def test_what_cannot_be_compared_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
