@@ -64,7 +64,10 @@ def of_family(family: str, prepared: Prepared) -> Prepared:
     return dataclasses.replace(prepared, base=FAMILIES[family](prepared.base.tokenizer).eval())
 
 
-IDLE: list[dict[str, Any]] = [{"contrastive_weight": 0.0, "temperature_learned": True}, {"contrastive_weight": 1.0}]
+IDLE: list[dict[str, Any]] = [
+    {"contrastive_weight": 0.0, "companion": "anchor", "temperature_learned": True},
+    {"contrastive_weight": 1.0, "companion": "auto"},
+]
 """Where whole parts of a model have no gradient: the first points of every family."""
 
 
