@@ -19,11 +19,11 @@ from study.front.comparison import Comparison, Side
 from study.front.dominance import measured, oriented
 from study.front.estimates import front
 from study.front.hypervolume import attainment, hypervolume_history, hypervolume_share
-from study.ledger.frozen import differences
 from study.records import StudyPaths, write_if_changed
 from study.view import StudyView, read_study
 from trainables.command import InputError, argument, exit_on_input_error, place, read_yaml
 from trainables.fields import check_name
+from trainables.identity import differences
 
 LEVELS = {"best": 0.0, "median": 0.5, "worst": 1.0}
 """Shares of the seeds that attain a surface; the best is what one of them does."""

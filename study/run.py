@@ -13,7 +13,8 @@ from study.config import Arguments, StudyConfig, parse
 from study.ledger.frozen import fingerprint, freeze
 from study.records import StudyPaths
 from trainables.command import InputError, exit_on_input_error
-from trainables.config import AttackConfig, Protocol, TrialConfig
+from trainables.config import Protocol, TrialConfig
+from trainables.places import absolute
 
 FREE_BYTES = 500_000_000
 """Needed in the study's folder to begin."""
@@ -105,35 +106,19 @@ def code_digest(protocol: Protocol) -> str:
 
 
 def trial_template(config: StudyConfig) -> TrialConfig:
-    """What all trials of the study share, with absolute paths, because workers stand in other folders."""
-    model = config.trial.model
-    local = {
-        name: str(Path(value).resolve())
-        for name in ("base", "image_tower", "text_tower", "masked_lm")
-        if (value := getattr(model, name)) is not None and Path(value).exists()
-    }
-    pretrain = model.pretrain.model_copy(update={"root": _resolved(model.pretrain.root)})
-    places = {name: _resolved(getattr(config.data, name)) for name in ("root", "generated_captions")}
-    return TrialConfig(
-        data=config.data.model_copy(update=places),
-        model=model.model_copy(update={**local, "pretrain": pretrain}),
-        training=config.trial.training,
-        protocol=config.protocol.model_copy(update={"attacks": tuple(map(_found_anywhere, config.protocol.attacks))}),
-        workers=config.trial.workers,
-        seed=config.seed,
-        cache_dir=(config.studies_dir / ".cache").resolve(),
-        storage_path=str(config.paths.runs.resolve()),
+    """What all trials of the study share."""
+    return absolute(
+        TrialConfig(
+            data=config.data,
+            model=config.trial.model,
+            training=config.trial.training,
+            protocol=config.protocol,
+            workers=config.trial.workers,
+            seed=config.seed,
+            cache_dir=config.studies_dir / ".cache",
+            storage_path=str(config.paths.runs),
+        )
     )
-
-
-def _found_anywhere(attack: AttackConfig) -> AttackConfig:
-    if attack.file is None:
-        return attack
-    return attack.model_copy(update={"attack": f"{attack.file.resolve()}:{attack.attack.rpartition(':')[2]}"})
-
-
-def _resolved(path: Path | None) -> Path | None:
-    return None if path is None else path.resolve()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from trainables.config import TrialConfig, content_hash
 from trainables.data import Dataset, load_dataset
 from trainables.data.cache import locked
 from trainables.evaluation.robustness import Gallery
+from trainables.identity import model_files_digest
 from trainables.models import RetrievalModel
 from trainables.models.loading import family_of, load
 from trainables.training.pretraining import Log, make_base, make_masked_lm, make_tokenizer
@@ -44,7 +45,7 @@ class Prepared:
         gallery: what is evaluated on.
         base: the model before fine-tuning, on the CPU.
         caption_groups: (training captions,) int64, equal for equal words.
-        hashes: of data, base and protocol.
+        hashes: see `Workshop.hashes`.
     """
 
     dataset: Dataset
@@ -118,7 +119,7 @@ class Workshop:
             "data": self.dataset.digest,
             "split": name,
             "text": self._text,
-            "masked_lm": self.config.model.masked_lm or self._own_masked_lm,
+            "masked_lm": self._masked_lm_identity,
             "quirks": sorted(quirks),
         }
         path = self.cache / f"substitutes-{content_hash(identity)}.npz"
@@ -141,24 +142,52 @@ class Workshop:
             self.caption_text,
         )
 
-    def base(self) -> tuple[RetrievalModel, str]:
-        """The model before fine-tuning, and its hash."""
+    def base(self) -> RetrievalModel:
+        """The model before fine-tuning."""
         model = self.config.model
         if model.base is not None:
             base = load_model(model.base, self.config.data.image_pixels)
             if model.family not in (None, type(base).__name__.lower()):
                 raise InputError(f"model.family is {model.family}, but {model.base} is a {type(base).__name__.lower()}")
-            return base, content_hash({"base": model.base})
-        identity = {
+            return base
+        tokenizer = self.tokenizer()
+        pairs = replace(self.pretraining.train, captions=self._texts(self.pretraining.train.captions))
+        folder = self._once(
+            "base", self._base_identity, lambda part: make_base(part, pairs, self.config, tokenizer, self.log)
+        )
+        return load_model(str(folder))
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """Of what is in the data, in the base model and in the substitutes. Where it lies does not matter."""
+        return {
+            "data": self.dataset.digest,
+            "base": content_hash(self._base_identity),
+            "substitutes": content_hash({"text": self._text, "masked_lm": self._masked_lm_identity}),
+        }
+
+    @cached_property
+    def _base_identity(self) -> dict[str, Any]:
+        model = self.config.model
+        if model.base is not None:
+            return {"base": model_files_digest(model.base)}
+        towers = {
+            name: model_files_digest(named)
+            for name in ("image_tower", "text_tower")
+            if (named := getattr(model, name)) is not None
+        }
+        fields = model.model_dump(mode="json", exclude={"masked_lm": True, "pretrain": {"root", "mlm_epochs"}})
+        return {
             "version": VERSION,
             "data": self.pretraining.digest,
             "pixels": self.config.data.image_pixels,
-            "model": model.model_dump(mode="json", exclude={"masked_lm": True, "pretrain": {"root", "mlm_epochs"}}),
+            "model": {**fields, **towers},
         }
-        tokenizer = self.tokenizer()
-        pairs = replace(self.pretraining.train, captions=self._texts(self.pretraining.train.captions))
-        folder = self._once("base", identity, lambda part: make_base(part, pairs, self.config, tokenizer, self.log))
-        return load_model(str(folder)), content_hash(identity)
+
+    @cached_property
+    def _masked_lm_identity(self) -> str | dict[str, Any]:
+        named = self.config.model.masked_lm
+        return self._own_masked_lm if named is None else model_files_digest(named)
 
     @property
     def _own_masked_lm(self) -> dict[str, Any]:
@@ -210,15 +239,14 @@ def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
     """
     workshop = Workshop(config, log)
     train, _ = workshop.substitutes()
-    base, base_hash = workshop.base()
     dataset = workshop.dataset
     return Prepared(
         dataset,
         train,
         workshop.gallery().first(config.protocol.gallery_images),
-        base,
+        workshop.base(),
         _groups(dataset.train.captions),
-        {"data": dataset.digest, "base": base_hash, "protocol": content_hash(config.protocol)},
+        workshop.hashes,
     )
 
 

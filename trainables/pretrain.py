@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from trainables.command import exit_on_input_error, read_config
+from trainables.places import absolute
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -13,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
     from trainables.prepare import prepare
 
     with exit_on_input_error():
-        prepare(read_config(arguments, "python -m trainables.pretrain"), log=print)
+        prepare(absolute(read_config(arguments, "python -m trainables.pretrain")), log=print)
     return 0
 
 

@@ -53,9 +53,10 @@ class TrialResult(Model):
     seconds: dict[str, float] = Field(description="of the last worker group: load, train, attack, evaluate")
     steps: int = Field(ge=0)
     resumed_from_steps: list[int] = Field(description="optimiser step each further attempt went on from")
+    passed_over: list[str] = Field([], description="checkpoints that could not be read, and why")
     temperature: float = Field(description="at the end of training")
     audit: Audit | None = Field(None, description="of gradient masking, where the protocol asks for it")
-    hashes: dict[str, str] = Field(description="protocol, data and base the numbers belong to")
+    hashes: dict[str, str] = Field(description="data, base, substitutes and protocol the numbers belong to")
     versions: dict[str, str]
 
 

@@ -17,8 +17,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from trainables.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
 from trainables.command import exit_on_input_error, read_config
 from trainables.config import Model, TrialConfig
+from trainables.places import absolute
 from trainables.results import TrialResult
 
 ENVIRONMENT = {
@@ -39,6 +41,9 @@ RESERVED_SHARE = 0.8
 
 TRACE = "paretovl_trace"
 """Attribute of what a worker raises: the trace, which does not travel with an exception otherwise."""
+
+WENT_ON_FROM = "paretovl_checkpoint"
+"""Attribute of what a worker raises: the name of the checkpoint that it went on from, or None."""
 
 
 class Patience(Model):
@@ -86,14 +91,18 @@ def worker(config: dict[str, Any]) -> None:
     place = ray.util.get_current_placement_group()
     if place is not None and ray.train.get_context().get_world_rank() == 0:
         _write_marker(trial, "place", place.id.hex())
-    checkpoint = ray.train.get_checkpoint()
+    # Ray's is of this attempt, from before it replaced lost workers.
+    path, checkpoint = config["checkpoint"], ray.train.get_checkpoint()
+    if checkpoint is None and path is not None:
+        checkpoint = ray.train.Checkpoint(path)
     watchdog = Watchdog(patience.silent_seconds, lambda code: _exit_stuck(trial, code))
     try:
         with watchdog, tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-            finetune(trial, prepare(trial), get_device(), folder, Path(scratch), report)
+            finetune(trial, prepare(trial), get_device(), folder, Path(scratch), report, config["passed_over"])
     except Exception as error:
         setattr(error, TRACE, traceback.format_exc())
+        setattr(error, WENT_ON_FROM, checkpoint and Path(checkpoint.path).name)
         raise
 
 
@@ -147,66 +156,91 @@ def run_trial(config: TrialConfig, patience: Patience, callbacks: Sequence[Any])
     """Run the trial as a Ray Train job, going on from its last checkpoint if it has run before.
 
     What the trial itself does wrong ends it at once, with the reason. A lost worker or node is tried again from the
-    last checkpoint.
+    last checkpoint. A checkpoint that cannot be read is passed over: the one before it is taken, and without one the
+    trial begins anew.
 
     Args:
         config: `storage_path` and `key` name the run: the same pair finds the same checkpoints.
         patience: with it.
         callbacks: for Ray Train's run configuration.
     """
-    from ray.train import (
-        CheckpointConfig,
-        FailureConfig,
-        RunConfig,
-        ScalingConfig,
-        TrainingFailedError,
-        WorkerGroupError,
-    )
+    from ray.train import TrainingFailedError, WorkerGroupError
+
+    if "://" not in config.storage_path:
+        config = config.model_copy(update={"storage_path": str(Path(config.storage_path).resolve())})
+    run, lost = RunFolder(config), 0
+    passed_over: dict[str, str] = {}
+    while True:
+        _free_place(config)
+        passed_over |= run.incomplete()
+        trainer = _trainer(config, patience, callbacks, run.begin(passed_over), list(passed_over.values()))
+        try:
+            checkpoint = trainer.fit().checkpoint
+        except WorkerGroupError as error:
+            stuck = _take_marker(config, "stuck") is not None
+            if damaged := _damaged(error.worker_failures):
+                passed_over |= damaged
+                continue
+            if (outcome := _own_fault(error.worker_failures)) is not None:
+                return outcome
+            lost += 1
+            if lost > patience.retries:
+                why = f"silent for more than {patience.silent_seconds:g} s" if stuck else _last_line(error)
+                return Outcome(state="failed", reason=f"workers lost {lost} times, the last time: {why}")
+        except TrainingFailedError as error:
+            lost += 1
+            if lost > patience.retries:
+                return Outcome(state="failed", reason=_last_line(error))
+        else:
+            with checkpoint.as_directory() as folder:
+                text = (Path(folder) / RESULT).read_text(encoding="utf-8")
+            run.keep(1)
+            return Outcome(state="complete", result=TrialResult.model_validate_json(text))
+
+
+def _trainer(
+    config: TrialConfig,
+    patience: Patience,
+    callbacks: Sequence[Any],
+    checkpoint: Checkpoint | None,
+    passed_over: Sequence[str],
+) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     workers = config.workers
     gpus = workers.gpus_per_worker or 0
-    if "://" not in config.storage_path:
-        config = config.model_copy(update={"storage_path": str(Path(config.storage_path).resolve())})
-    for attempt in range(patience.retries + 1):
-        _free_place(config)
-        trainer = TorchTrainer(
-            worker,
-            train_loop_config={"trial": config.model_dump(mode="json"), "patience": patience.model_dump()},
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=workers.count,
-                use_gpu=gpus > 0,
-                resources_per_worker={
-                    "CPU": RESERVED_SHARE * workers.cpus_per_worker,
-                    **({"GPU": gpus} if gpus else {}),
-                },
-            ),
-            run_config=RunConfig(
-                name=config.key,
-                storage_path=config.storage_path,
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
-                callbacks=list(callbacks),
-            ),
-        )
-        try:
-            checkpoint = trainer.fit().checkpoint
-        except WorkerGroupError as error:
-            outcome = _own_fault(error.worker_failures)
-            stuck = _take_marker(config, "stuck") is not None
-            if outcome is None and attempt < patience.retries:
-                continue
-            why = f"silent for more than {patience.silent_seconds:g} s" if stuck else _last_line(error)
-            return outcome or Outcome(state="failed", reason=f"workers lost {attempt + 1} times, the last time: {why}")
-        except TrainingFailedError as error:
-            if attempt < patience.retries:
-                continue
-            return Outcome(state="failed", reason=_last_line(error))
-        with checkpoint.as_directory() as folder:
-            text = (Path(folder) / "result.json").read_text(encoding="utf-8")
-        return Outcome(state="complete", result=TrialResult.model_validate_json(text))
-    raise AssertionError("unreachable")
+    return TorchTrainer(
+        worker,
+        train_loop_config={
+            "trial": config.model_dump(mode="json"),
+            "patience": patience.model_dump(),
+            "checkpoint": checkpoint and checkpoint.path,
+            "passed_over": passed_over,
+        },
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count,
+            use_gpu=gpus > 0,
+            resources_per_worker={
+                "CPU": RESERVED_SHARE * workers.cpus_per_worker,
+                **({"GPU": gpus} if gpus else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name=config.key,
+            storage_path=config.storage_path,
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+def _damaged(failures: dict[int, Exception]) -> dict[str, str]:
+    """Names of checkpoints that workers could not read, and why."""
+    found = (failure for failure in failures.values() if type(failure).__name__ == CheckpointError.__name__)
+    return {name: str(failure) for failure in found if (name := getattr(failure, WENT_ON_FROM, None)) is not None}
 
 
 def _own_fault(failures: dict[int, Exception]) -> Outcome | None:
@@ -262,13 +296,14 @@ def tune_trial(config: dict[str, Any]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
     with exit_on_input_error():
-        config = read_config(arguments, "python -m trainables.trial")
+        config = absolute(read_config(arguments, "python -m trainables.trial"))
         os.environ.update(ENVIRONMENT)
         import ray
 
         from trainables.prepare import prepare
 
-        prepare(config, log=lambda line: print(line, file=sys.stderr))
+        prepared = prepare(config, log=lambda line: print(line, file=sys.stderr))
+        RunFolder(config).refuse_others(config, prepared.hashes)
         ray.init(address="local", log_to_driver=False, logging_level="ERROR")
         if config.workers.gpus_per_worker is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)

@@ -46,7 +46,7 @@ class LedgerSearcher(Searcher):
         self._interrupted = ledger.remaining().resume
         self._taken: dict[str, tuple[TrialRecord, TrialConfig]] = {}
         self._seen_step: dict[str, int] = {}
-        self._resumed: dict[str, int] = {}
+        self._resumed: dict[str, tuple[int, list[str]]] = {}
         self._stopped: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -73,9 +73,11 @@ class LedgerSearcher(Searcher):
             return True
         record, trial = self._taken[trial_id]
         step, resumed = int(result["step"]), int(result["resumed_from_step"])
-        if resumed > self._resumed.get(trial_id, -1):  # by a session, or by Ray Train after a worker or node was lost
-            self._resumed[trial_id] = resumed
-            self._write(record, Event(time=self._clock(), event="resume", step=resumed, message=f"from step {resumed}"))
+        passed_over = json.loads(result.get("passed_over", "[]"))
+        if (resumed, passed_over) != self._resumed.get(trial_id, (-1, [])):  # by a session, or after a worker was lost
+            self._resumed[trial_id] = resumed, passed_over
+            message = "; ".join([f"from step {max(0, resumed)}", *passed_over])
+            self._write(record, Event(time=self._clock(), event="resume", step=max(0, resumed), message=message))
         if self._seen_step.get(trial_id, -1) >= step:
             return True
         self._seen_step[trial_id] = step

@@ -10,6 +10,7 @@ from study.config import StudyConfig
 from study.records import StudyPaths, write_atomically
 from trainables.command import InputError, all_mistakes, read_yaml, redacted
 from trainables.config import content_hash
+from trainables.identity import differences
 from trainables.yaml_core import dump
 
 
@@ -31,16 +32,6 @@ def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict
         fields["data"].pop(place)
     fields["trial"]["workers"].pop("cpus_per_worker")
     return {**fields, "data_digest": data_digest, "code_digest": code_digest}
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """Lines `field: before -> after` for every leaf that differs."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = sorted({*before, *after})
-        return [
-            line for key in keys for line in differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))
-        ]
-    return [] if before == after else [f"{path}: {before} -> {after}"]
 
 
 def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> str:

@@ -278,6 +278,7 @@ class Ledger:
                 "seconds": result.seconds,
                 "steps": result.steps,
                 "resumed_from_steps": result.resumed_from_steps,
+                "passed_over": result.passed_over,
                 "final_temperature": result.temperature,
             },
             "versions": result.versions,

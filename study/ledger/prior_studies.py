@@ -8,10 +8,11 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from study.config import StudyConfig
-from study.ledger.frozen import differences, load_frozen
+from study.ledger.frozen import load_frozen
 from study.ledger.store import open_storage
 from study.records import StudyPaths
 from trainables.command import InputError, read_yaml
+from trainables.identity import differences
 
 FREE = {"seed", "recipes", "recipe_temperature"}
 """Fields of the fingerprint that do not change what a searched trial measures, up to noise."""

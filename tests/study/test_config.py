@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from study.config import PRESETS, Arguments, parse
-from study.ledger.frozen import differences, fingerprint, freeze, load_frozen
+from study.ledger.frozen import fingerprint, freeze, load_frozen
 from trainables.command import InputError
+from trainables.identity import differences
 
 HEAVY = ("torch", "ray", "transformers", "mlflow", "optuna", "numpy", "pandas")
 

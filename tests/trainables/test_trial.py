@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
-from trainables.config import TrialConfig
-from trainables.training.finetune import Diverged
+import pytest
+import torch
+
+from trainables.checkpoints import SNAPSHOT
+from trainables.config import Point, ShapesConfig, TrialConfig
+from trainables.data.shapes import write
+from trainables.places import absolute
+from trainables.prepare import prepare
+from trainables.results import TrialResult
+from trainables.training.finetune import Diverged, finetune
 from trainables.trial import TRACE, Outcome, _exit_stuck, _own_fault, _take_marker
 
 REPORTS = 40
@@ -95,3 +105,56 @@ def test_a_stuck_worker_leaves_word(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert _take_marker(trial, "stuck") == ""
     assert _take_marker(trial, "stuck") is None, "told once"
+
+
+@pytest.mark.timeout(300)
+def test_a_trial_by_itself_in_its_own_folder(
+    tiny_trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths, a damaged checkpoint, a torn account of Ray Train's, and another trial in the same place."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "pairs", ShapesConfig(train_images=64, test_images=16))
+    changes = {
+        "point": Point(contrastive_weight=0.0),
+        "data": tiny_trial.data.model_copy(update={"root": Path("pairs")}),
+        "training": tiny_trial.training.model_copy(update={"epochs": 3, "epoch_images": 16}),
+        "cache_dir": Path("cache"),
+        "storage_path": "runs",
+    }
+    config = tiny_trial.model_copy(update=changes)
+    for name, trial in {"a": config, "b": config.model_copy(update={"point": Point()})}.items():
+        Path(f"{name}.yaml").write_text(trial.model_dump_json())
+
+    prepared = prepare(absolute(config))
+    finetune(config, prepared, torch.device("cpu"), None, tmp_path / "alone", lambda metrics, folder: None)
+    folder = tmp_path / "runs" / config.key
+    for step in (2, 4):
+        shutil.copytree(tmp_path / "alone" / f"step-{step}", folder / f"checkpoint_{step}")
+    optimiser = folder / "checkpoint_4" / "optimiser.pt"
+    optimiser.write_bytes(optimiser.read_bytes()[:-1] + b"!")
+    (folder / SNAPSHOT).write_text('{"ray_version": ')
+    made = sorted(path.name for path in (tmp_path / "cache").iterdir())
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as ray_folder:
+
+        def run(name: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "trainables.trial", name]
+            environment = {**os.environ, "RAY_TMPDIR": ray_folder, "PYTHONPATH": str(Path(__file__).parents[2])}
+            return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+
+        done = run("a.yaml")
+        assert done.returncode == 0, done.stdout + done.stderr
+        elsewhere = list(Path(ray_folder).rglob("images-*.npy"))
+        assert elsewhere == [], "a worker did not find what was prepared"
+        assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == made
+        refused = run("b.yaml")
+    result = Outcome.model_validate_json(done.stdout).result
+    assert result is not None
+    assert result.resumed_from_steps == [2]
+    assert [line.partition(" cannot be read")[0].rpartition("/")[2] for line in result.passed_over] == ["checkpoint_4"]
+    alone = TrialResult.model_validate_json((tmp_path / "alone" / "step-6" / "result.json").read_text())
+    assert result.metrics == alone.metrics
+    assert len([path for path in folder.glob("checkpoint_*") if path.is_dir()]) == 1
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "point.contrastive_weight: 0.0 -> 1.0" in refused.stderr
+    assert "another key or storage_path, or move that folder away" in refused.stderr

@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.attacks.noise import sample_keys
-from trainables.config import TrialConfig
+from trainables.checkpoints import RESULT, other_origin, read_sealed, seal
+from trainables.command import InputError
+from trainables.config import TrialConfig, content_hash
 from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import attackable, autocast, evaluate
 from trainables.evaluation.scores import correct_bits, recall_metrics
+from trainables.identity import made_from
 from trainables.models import tokenize
 from trainables.prepare import Prepared
 from trainables.results import TrialResult, library_versions
@@ -44,10 +47,6 @@ from trainables.training.sharding import distribute, full_state, gather, load_fu
 
 class Diverged(Exception):
     """The loss is not a number any more: the point itself cannot work."""
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be read."""
 
 
 WEIGHTS, OPTIMISER = "model.safetensors", "optimiser.pt"
@@ -206,6 +205,7 @@ def finetune(
     checkpoint: Path | None,
     scratch: Path,
     report: Report,
+    passed_over: Sequence[str] = (),
 ) -> None:
     """Train, evaluate and report; go on from `checkpoint` where there is one.
 
@@ -219,10 +219,12 @@ def finetune(
         checkpoint: folder written by an earlier attempt.
         scratch: where checkpoint folders are written before they are reported.
         report: hands metrics and checkpoint on.
+        passed_over: why newer checkpoints than this could not be used; it is reported, and kept with the result.
 
     Raises:
         Diverged: the loss became NaN or infinite.
         CheckpointError: the checkpoint is damaged.
+        InputError: it is another trial's, or the point cannot be trained.
     """
     started = time.time()
     clock = Clock(device)
@@ -242,14 +244,24 @@ def finetune(
     ddp = distribute(trainee, device, config.workers.sharded)
     trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
-    state: dict[str, Any] = {"step": 0, "device_seconds": 0.0, "peak_memory_gb": 0.0, "resumed_from_steps": []}
+    state: dict[str, Any] = {
+        "step": 0,
+        "device_seconds": 0.0,
+        "peak_memory_gb": 0.0,
+        "resumed_from_steps": [],
+        "passed_over": [],
+    }
     if checkpoint is not None:
-        restored, complete = _restore(checkpoint, trainee, optimiser)
-        state |= restored
-        if complete:
+        state |= read_sealed(checkpoint)
+        if other := other_origin(state, config, prepared.hashes):
+            raise InputError(f"checkpoint {checkpoint} was made from something else: {'; '.join(other)}")
+        if (checkpoint / RESULT).exists():
             report({**state["report"], "device_seconds": state["device_seconds"]}, checkpoint if leader else None)
             return
+        optimiser_state = torch.load(checkpoint / OPTIMISER, map_location="cpu", weights_only=True)
+        load_full_state(trainee, optimiser, load_file(checkpoint / WEIGHTS), optimiser_state)
         state["resumed_from_steps"].append(state["step"])
+    state["passed_over"].extend(passed_over)
     history: list[dict[str, Tensor | float]] = []
 
     for step in range(state["step"], steps):
@@ -298,6 +310,7 @@ def finetune(
             "device_seconds": device_seconds,
             "peak_memory_gb": peak,
             "resumed_from_step": float(state["resumed_from_steps"][-1]) if state["resumed_from_steps"] else -1.0,
+            "passed_over": json.dumps(list(passed_over)),
             "history": json.dumps(entries),
             **{name: metric.value for name, metric in metrics.items()},
         }
@@ -315,6 +328,7 @@ def finetune(
                     seconds={name: round(value, 3) for name, value in clock.seconds.items() if name},
                     steps=steps,
                     resumed_from_steps=state["resumed_from_steps"],
+                    passed_over=state["passed_over"],
                     temperature=entries[-1]["temperature"],
                     audit=audit(
                         trainee.model,
@@ -326,34 +340,20 @@ def finetune(
                     )
                     if protocol.audit
                     else None,
-                    hashes=prepared.hashes,
+                    hashes={**prepared.hashes, "protocol": content_hash(config.protocol)},
                     versions=library_versions(),
                 )
             folder = scratch / f"step-{step + 1}"
             folder.mkdir(parents=True, exist_ok=True)
             position = {"step": step + 1, "device_seconds": device_seconds, "peak_memory_gb": peak}
-            saved = {**state, **position, "report": message}
-            (folder / "state.json").write_text(json.dumps(saved), encoding="utf-8")
             if result is None:
                 # Learning rate and random numbers are functions of the step and need no state.
                 save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
                 torch.save(optimiser_state, folder / OPTIMISER)
             else:
-                (folder / "result.json").write_text(result.model_dump_json(), encoding="utf-8")
+                (folder / RESULT).write_text(result.model_dump_json(), encoding="utf-8")
                 (folder / "trial.json").write_text(config.model_dump_json(), encoding="utf-8")
                 trainee.model.save(folder / "model")
+            origin = made_from(config, prepared.hashes)
+            seal(folder, {**state, **position, "report": message, "made_from": origin})
         report(message, folder)
-
-
-def _restore(folder: Path, trainee: Trainee, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Any], bool]:
-    """Position, and whether the trial is complete; weights and optimiser are only read if it is not."""
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        if (folder / "result.json").exists():
-            return state, True
-        weights = load_file(folder / WEIGHTS)
-        optimiser_state = torch.load(folder / OPTIMISER, map_location="cpu", weights_only=True)
-        load_full_state(trainee, optimiser, weights, optimiser_state)
-    except Exception as error:
-        raise CheckpointError(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error})") from error
-    return state, False

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from trainables.checkpoints import CheckpointError, seal
 from trainables.config import Point, Protocol, TrialConfig
 from trainables.evaluation.robustness import Evaluation, Gallery, evaluate
 from trainables.prepare import prepare
 from trainables.results import TrialResult
-from trainables.training.finetune import CheckpointError, Diverged, finetune
+from trainables.training.finetune import Diverged, finetune
 
 POINT = Point(temperature=0.1, temperature_learned=True, epsilon=2 / 255, attack_steps=1, words=1)
 CPU = torch.device("cpu")
@@ -74,7 +75,7 @@ def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path, f
 def test_memory_of_an_earlier_attempt_counts(tiny_trial: TrialConfig, tmp_path: Path) -> None:
     folder = run(tiny_trial, tmp_path / "first", stop_after=1)[-1][1]
     state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**state, "peak_memory_gb": 1e6}))
+    seal(folder, {**state, "peak_memory_gb": 1e6})
     assert run(tiny_trial, tmp_path / "rest", checkpoint=folder)[-1][0]["peak_memory_gb"] == 1e6
 
 
