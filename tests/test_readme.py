@@ -21,6 +21,7 @@ from study.records import StudyPaths
 from trainables.attacks.registry import build_attacks
 from trainables.command import read_config
 from trainables.config import TrialConfig
+from trainables.evaluation.protocols import named_protocol
 from trainables.evaluation.robustness import evaluate
 from trainables.prepare import prepare
 
@@ -105,6 +106,8 @@ def test_every_file_can_be_used(text: str, files: Path, tiny_trial: TrialConfig)
     (files / name).write_text(text)
     if name == "config.yaml":
         protocol = read_config([name], "python -m trainables.trial").protocol
+    elif name == "sga.yaml":
+        protocol = named_protocol(name, {})
     else:
         protocol = parse(["--config", name]).protocol
     small = {"gallery_images": 12, "image_steps": 2, "bootstrap_samples": 100}

@@ -19,10 +19,10 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from trainables.command import exit_on_input_error, place
-from trainables.config import CLEAN, DataConfig, ModelConfig, Protocol, TrialConfig, content_hash
+from trainables.config import CLEAN, CaptionForm, DataConfig, ModelConfig, Protocol, TrialConfig, content_hash
 from trainables.fields import Epsilon, Place, PlaceOrName, Seed
 from trainables.flags import Flags, from_command_line
-from trainables.results import EvaluationManifest, TrialResult
+from trainables.results import EvaluationManifest, Preprocessing, TrialResult
 
 if TYPE_CHECKING:
     from trainables.attacks.contract import Attack
@@ -45,7 +45,16 @@ class Arguments(Flags):
     protocol: PlaceOrName = Field("search", description="search, strong, natural, grid, or a YAML file of a protocol")
     data: DataConfig = DataConfig()
     masked_lm: PlaceOrName | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
-    max_tokens: int = Field(77, ge=4, le=512, description="captions are cut to this many tokens")
+    caption_text: CaptionForm = Field(
+        "family",
+        description="what the model reads of captions: as its family publishes it, or Co-Attack and SGA",
+    )
+    max_tokens: int | None = Field(
+        None, ge=4, le=512, description="captions are cut to this many tokens; empty: as the model's family does"
+    )
+    rerank: int | None = Field(
+        None, ge=0, description="first candidates that ALBEF and BLIP put in order by matching; empty: as they publish"
+    )
     transfer_from: PlaceOrName | None = Field(
         None, description="attack this model, and replay what comes out on --model"
     )
@@ -76,6 +85,11 @@ class Subject:
     temperature: float | None
     trial: TrialConfig | None
 
+    @property
+    def max_tokens(self) -> int:
+        """Where captions are cut unless a flag says otherwise."""
+        return self.model.max_tokens if self.trial is None else self.trial.model.max_tokens
+
 
 def trial_folder(name: str) -> Path | None:
     """The last complete checkpoint below a trial's folder, or None where there is none."""
@@ -83,8 +97,12 @@ def trial_folder(name: str) -> Path | None:
     return found[-1].parent if found else None
 
 
-def load_subject(name: str) -> Subject:
-    """A trial's model, or one by folder or hub id.
+def load_subject(name: str, image_pixels: int | None = None) -> Subject:
+    """A trial's model, or one by folder, file or hub id.
+
+    Args:
+        name: as it was given.
+        image_pixels: of the images to come, see `loading.load`.
 
     Raises:
         InputError: it cannot be loaded.
@@ -93,7 +111,7 @@ def load_subject(name: str) -> Subject:
 
     folder = trial_folder(name)
     if folder is None:
-        model = load_model(name)
+        model = load_model(name, image_pixels)
         return Subject(name, model, model.own_temperature, None)
     trial = TrialConfig.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
     result = TrialResult.model_validate_json((folder / "result.json").read_text(encoding="utf-8"))
@@ -119,14 +137,37 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
             "data": trial.data.model_dump(),
             "masked_lm": trial.model.masked_lm,
             "max_tokens": trial.model.max_tokens,
+            "caption_text": trial.model.caption_text,
             "cache_dir": trial.cache_dir,
         }
     return from_command_line(Arguments, given, values, "the evaluation")
 
 
+def settled(arguments: Arguments, model: RetrievalModel) -> Arguments:
+    """The arguments, with what is not given as the model's family publishes it. A trial gives everything."""
+    data = arguments.data
+    own = {"image_pixels": model.image_pixels, "resize": model.resize}
+    taken = {name: value for name, value in own.items() if value is not None and name not in data.model_fields_set}
+    changes = {
+        "data": data.model_copy(update=taken),
+        "max_tokens": model.max_tokens if arguments.max_tokens is None else arguments.max_tokens,
+    }
+    return arguments.model_copy(update=changes)
+
+
+def _reranked(arguments: Arguments, subject: Subject) -> int | None:
+    """How many candidates; ALBEF and BLIP publish 128 on Flickr30k."""
+    if arguments.rerank is not None:
+        return arguments.rerank or None
+    if subject.trial is not None:
+        return subject.trial.protocol.rerank
+    published = subject.model.candidates
+    return published and (128 if "flickr30k" in arguments.data.captions.lower() else published)
+
+
 def protocol_of(arguments: Arguments, subject: Subject) -> Protocol:
-    """The named protocol, with a trial's own budget unless flags say otherwise."""
-    from trainables.evaluation.protocols import named_protocol
+    """The named protocol, with a trial's own budget and a family's re-ranking unless flags or a file say otherwise."""
+    from trainables.evaluation.protocols import PROTOCOLS, named_protocol
     from trainables.models import FusionModel
 
     changes: dict[str, Any] = {}
@@ -137,6 +178,8 @@ def protocol_of(arguments: Arguments, subject: Subject) -> Protocol:
             changes["gallery_images"] = own.gallery_images
     flags = {name: getattr(arguments, name) for name in ("epsilon", "words", "gallery_images", "seed")}
     changes |= {name: value for name, value in flags.items() if value is not None}
+    if arguments.rerank is not None or arguments.protocol in PROTOCOLS:
+        changes["rerank"] = _reranked(arguments, subject)
     if arguments.protocol == "natural":
         changes.pop("eight_bit", None)
     return named_protocol(arguments.protocol, changes, fusion=isinstance(subject.model, FusionModel))
@@ -166,24 +209,38 @@ def run(arguments: Arguments) -> EvaluationManifest:
 
     started = time.time()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    subject = load_subject(arguments.model)
+    pixels = arguments.data.image_pixels if "image_pixels" in arguments.data.model_fields_set else None
+    subject = load_subject(arguments.model, pixels)
+    arguments = settled(arguments, subject.model)
     protocol = protocol_of(arguments, subject)
-    workshop = Workshop(_trial(arguments, subject, protocol), _log)
+    preprocessing = Preprocessing(
+        image_pixels=arguments.data.image_pixels,
+        resize=arguments.data.resize,
+        max_tokens=arguments.max_tokens,
+        caption_text=arguments.caption_text,
+    )
+    _log(_told(preprocessing, subject, protocol))
+    workshop = Workshop(_trial(arguments, subject, protocol), _log, subject.model.family)
     gallery = workshop.gallery().first(protocol.gallery_images)
-    source = subject if arguments.transfer_from is None else load_subject(arguments.transfer_from)
+    source = subject
+    if arguments.transfer_from is not None:
+        source = load_subject(arguments.transfer_from, preprocessing.image_pixels)
+    source_tokens = preprocessing.max_tokens if source is subject else source.max_tokens
     attacks = build_attacks(protocol)
     digest, data = model_digest(source.model), workshop.dataset.digest
     caches = {
-        name: AdversarialCache(arguments.cache_dir, digest, attack, protocol, gallery, data)
+        name: AdversarialCache(arguments.cache_dir, digest, source_tokens, attack, protocol, gallery, data)
         for name, attack in attacks.items()
     }
 
-    def measure(model: RetrievalModel, protocol: Protocol, attacks: Mapping[str, Attack]) -> Evaluation:
+    def measure(
+        model: RetrievalModel, max_tokens: int, protocol: Protocol, attacks: Mapping[str, Attack]
+    ) -> Evaluation:
         return evaluate(
             model.to(device),
             gallery,
             protocol,
-            max_tokens=arguments.max_tokens,
+            max_tokens=max_tokens,
             device=device,
             attacks=attacks,
             observe=lambda name, labels, made: caches[name].add(labels, made),
@@ -194,12 +251,12 @@ def run(arguments: Arguments) -> EvaluationManifest:
         if missing:
             _log(f"attacking {source.name}: {', '.join(missing)}")
             wanted = tuple(attack for attack in protocol.attacks if attack.name in missing)
-            measure(source.model, protocol.model_copy(update={"attacks": wanted}), missing)
+            measure(source.model, source_tokens, protocol.model_copy(update={"attacks": wanted}), missing)
         attacks = {name: replay(attack, caches[name]) for name, attack in attacks.items()}
     _log(f"{len(gallery.pixels)} images, {len(gallery.caption_image)} captions: {', '.join(attacks) or CLEAN}")
     replayed = arguments.transfer_from is not None
     scored = protocol.model_copy(update={"eight_bit": protocol.eight_bit and not replayed})  # they are rounded already
-    found = measure(subject.model, scored, attacks)
+    found = measure(subject.model, preprocessing.max_tokens, scored, attacks)
     metrics = all_metrics(found.ranks, scored)
     further: dict[str, float] = {}
     if arguments.protocol == "grid":
@@ -216,7 +273,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
             gallery,
             protocol,
             temperature=subject.temperature,
-            max_tokens=arguments.max_tokens,
+            max_tokens=preprocessing.max_tokens,
             device=device,
         )
     manifest = EvaluationManifest(
@@ -225,6 +282,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
         temperature=subject.temperature,
         transfer_from=arguments.transfer_from,
         data_digest=data,
+        preprocessing=preprocessing,
         protocol=protocol,
         protocol_hash=content_hash(protocol),
         metrics=metrics,
@@ -251,9 +309,20 @@ def run(arguments: Arguments) -> EvaluationManifest:
 def _trial(arguments: Arguments, subject: Subject, protocol: Protocol) -> TrialConfig:
     """What the workshop needs to find or make data and substitutes."""
     trial = subject.trial or TrialConfig(model=ModelConfig(base=arguments.model))
-    model = trial.model.model_copy(update={"masked_lm": arguments.masked_lm, "max_tokens": arguments.max_tokens})
+    given = {name: getattr(arguments, name) for name in ("masked_lm", "max_tokens", "caption_text")}
+    model = trial.model.model_copy(update=given)
     changes = {"data": arguments.data, "model": model, "protocol": protocol, "cache_dir": arguments.cache_dir}
     return trial.model_copy(update=changes)
+
+
+def _told(given: Preprocessing, subject: Subject, protocol: Protocol) -> str:
+    family = subject.model.family
+    text = f"{family}'s text" if given.caption_text == "family" else f"the text of the {given.caption_text}"
+    ranked = f", the first {protocol.rerank} put in order by matching" if protocol.rerank else ""
+    size = f"{given.image_pixels} x {given.image_pixels} ({given.resize})"
+    if subject.model.image_pixels is None and subject.trial is None:
+        size += ", which the model does not say: see --data.image-pixels"
+    return f"{family}: images {size}; captions as {text}, at most {given.max_tokens} tokens{ranked}"
 
 
 def strongest(manifest: EvaluationManifest) -> str:

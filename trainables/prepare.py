@@ -57,10 +57,16 @@ class Prepared:
 
 
 class Workshop:
-    """Makes the parts that do not exist yet. Many processes may try at once: one makes, the others wait."""
+    """Makes the parts that do not exist yet. Many processes may try at once: one makes, the others wait.
 
-    def __init__(self, config: TrialConfig, log: Log) -> None:
-        self.config, self.log, self.cache = config, log, config.cache_dir
+    Args:
+        config: of the trial.
+        log: for progress.
+        family: of the model that reads the captions, where it is at hand; found out from the config if not given.
+    """
+
+    def __init__(self, config: TrialConfig, log: Log, family: str | None = None) -> None:
+        self.config, self.log, self.cache, self._family = config, log, config.cache_dir, family
         self.dataset = load_dataset(config.data, self.cache)
 
     @cached_property
@@ -76,6 +82,8 @@ class Workshop:
     def family(self) -> str:
         """Of the base model."""
         model = self.config.model
+        if self._family is not None:
+            return self._family
         if model.base is not None:
             return family_of(model.base)
         return model.family or ("clip" if model.image_tower is None else "dual")
@@ -147,8 +155,8 @@ class Workshop:
         model = self.config.model
         if model.base is not None:
             base = load_model(model.base, self.config.data.image_pixels)
-            if model.family not in (None, type(base).__name__.lower()):
-                raise InputError(f"model.family is {model.family}, but {model.base} is a {type(base).__name__.lower()}")
+            if model.family not in (None, base.family):
+                raise InputError(f"model.family is {model.family}, but {model.base} is a {base.family}")
             return base
         tokenizer = self.tokenizer()
         pairs = replace(self.pretraining.train, captions=self._texts(self.pretraining.train.captions))

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainables.config import Model, Protocol
+from trainables.config import CaptionForm, Model, Protocol
 
 
 class Metric(Model):
@@ -60,6 +60,15 @@ class TrialResult(Model):
     versions: dict[str, str]
 
 
+class Preprocessing(Model):
+    """What a model was given of images and captions."""
+
+    image_pixels: int
+    resize: str
+    max_tokens: int
+    caption_text: CaptionForm
+
+
 class EvaluationManifest(Model):
     """What was measured, of which model, under which protocol."""
 
@@ -68,6 +77,7 @@ class EvaluationManifest(Model):
     temperature: float | None
     transfer_from: str | None
     data_digest: str
+    preprocessing: Preprocessing | None = Field(None, description="None in files of earlier versions")
     protocol: Protocol
     protocol_hash: str
     metrics: dict[str, Metric]

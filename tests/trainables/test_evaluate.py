@@ -13,12 +13,17 @@ import yaml
 from dashboards.evaluation_page import marked
 from trainables.attacks.natural import NATURAL_ATTACKS
 from trainables.command import InputError
-from trainables.config import Point, TrialConfig
-from trainables.evaluate import load_subject, parse, run
+from trainables.config import Point, TinyConfig, TrialConfig
+from trainables.evaluate import load_subject, parse, protocol_of, run, settled
 from trainables.evaluation.protocols import named_protocol
+from trainables.models.albef import Albef
+from trainables.models.blip import Blip
+from trainables.models.clip import Clip
+from trainables.models.siglip import Siglip
 from trainables.prepare import prepare
-from trainables.results import EvaluationManifest
+from trainables.results import EvaluationManifest, Preprocessing
 from trainables.training.finetune import finetune
+from trainables.training.pretraining import train_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -145,3 +150,75 @@ def test_bad_input_is_told(trial_run: Path, tmp_path: Path, flags: list[str], to
 
 def test_changes_of_a_caption_are_marked_and_escaped() -> None:
     assert marked("a red <b> cat", "a blue <b> cat") == "a <del>red</del> <ins>blue</ins> &lt;b&gt; cat"
+
+
+SMALL = ["--data.shapes.train-images", "64", "--data.shapes.test-images", "16", "--gallery-images", "8"]
+
+
+def tiny_model(family: str, folder: Path) -> Path:
+    """A model of 48 pixels and at most 40 tokens, with random weights."""
+    kinds = {"clip": Clip, "siglip": Siglip, "albef": Albef, "blip": Blip}
+    tokenizer = train_tokenizer(["a red circle above a blue square, on grey ground"])
+    size = TinyConfig(width=32, layers=2, heads=2, patch_pixels=8, embedding=16)
+    torch.manual_seed(0)
+    kinds[family].tiny(size, 48, 40, tokenizer).save(folder / family)
+    return folder / family
+
+
+@pytest.mark.parametrize(
+    ("family", "resize", "tokens", "rerank"),
+    [
+        ("clip", "crop", 40, None),
+        ("siglip", "stretch", 40, None),
+        ("albef", "stretch", 30, 256),
+        ("blip", "stretch", 35, 256),
+    ],
+)
+def test_what_is_not_given_is_the_familys(
+    family: str,
+    resize: str,
+    tokens: int,
+    rerank: int | None,
+    tiny_trial: TrialConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = tiny_model(family, tmp_path)
+    protocol = {"attacks": ["image"], "image_steps": 1, "bootstrap_samples": 100}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(protocol))
+    arguments = parse(["--model", str(model), "--cache-dir", str(tiny_trial.cache_dir), *SMALL])
+    subject = load_subject(str(model))
+    own = settled(arguments, subject.model)
+    assert (own.data.image_pixels, own.data.resize, own.max_tokens) == (48, resize, tokens)
+    assert protocol_of(own, subject).rerank == rerank
+    flickr = own.model_copy(update={"data": own.data.model_copy(update={"captions": "dataset_flickr30k.json"})})
+    assert protocol_of(flickr, subject).rerank == (rerank and 128)
+
+    manifest = evaluated(
+        tmp_path / "out",
+        "--model",
+        str(model),
+        "--cache-dir",
+        str(tiny_trial.cache_dir),
+        *SMALL,
+        "--protocol",
+        str(tmp_path / "mine.yaml"),
+    )
+    expected = Preprocessing(image_pixels=48, resize=resize, max_tokens=tokens, caption_text="family")
+    assert manifest.preprocessing == expected
+    told = f"{family}: images 48 x 48 ({resize}); captions as {family}'s text, at most {tokens} tokens\n"
+    assert told in capsys.readouterr().err
+    assert manifest.protocol.rerank is None, "a file of a protocol says all"
+
+
+def test_flags_come_over_the_familys(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    model = tiny_model("albef", tmp_path)
+    flags = ["--data.image-pixels", "32", "--data.resize", "crop", "--max-tokens", "20", "--rerank", "0"]
+    flags += ["--caption-text", "attack-literature"]
+    arguments = parse(["--model", str(model), *SMALL, *flags])
+    subject = load_subject(str(model), 32)
+    own = settled(arguments, subject.model)
+    assert own == arguments
+    assert (own.data.image_pixels, own.data.resize, own.max_tokens) == (32, "crop", 20)
+    assert protocol_of(own, subject).rerank is None
+    assert protocol_of(own.model_copy(update={"rerank": 5}), subject).rerank == 5

@@ -35,15 +35,26 @@ class AdversarialCache:
     Args:
         root: cache folder.
         model: hash of the attacked model.
+        max_tokens: where it cut captions.
         attack: with its budget; its code is part of the identity.
         protocol: seed and rounding.
         gallery: what is attacked.
         data: hash of the data set.
     """
 
-    def __init__(self, root: Path, model: str, attack: Attack, protocol: Protocol, gallery: Gallery, data: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        model: str,
+        max_tokens: int,
+        attack: Attack,
+        protocol: Protocol,
+        gallery: Gallery,
+        data: str,
+    ) -> None:
         identity = {
             "model": model,
+            "max_tokens": max_tokens,
             "attack": repr(attack),
             "code": hashlib.sha256(Path(inspect.getfile(type(attack))).read_bytes()).hexdigest(),
             "data": data,

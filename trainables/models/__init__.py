@@ -28,11 +28,27 @@ class RetrievalModel(nn.Module, ABC):
     together all that can be trained. `save` writes what `load` of the same family reads, weights as safetensors.
     """
 
+    family: ClassVar[str]
+    """`clip`, `siglip`, `albef`, `blip` or `dual`; also the name of what is read of captions, see `captions`."""
+    resize: ClassVar[Literal["stretch", "crop"]] = "crop"
+    """How its publication makes squares of images, see `data.cache.resized`."""
+    candidates: ClassVar[int | None] = None
+    """That its publication re-ranks on COCO; None without fusion."""
     tokenizer: PreTrainedTokenizerBase
     own_temperature: float | None = None
     """The softmax temperature it was trained with, if it keeps one. Nothing here computes with it."""
     temperature_range: ClassVar[tuple[float, float]] = (0.01, 1.0)
     """Where a learned temperature is kept. CLIP's logit scale is at most 100 (Radford et al. 2021, section 2.5)."""
+
+    @property
+    def image_pixels(self) -> int | None:
+        """Side of the images it was made for; None where it does not say."""
+        return None
+
+    @property
+    def max_tokens(self) -> int:
+        """Where its publication cuts captions, or its longest caption if that is less."""
+        return 77
 
     @abstractmethod
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ class Albef(VitBert):
     and have no end token: see `without_end`.
     """
 
+    family = "albef"
     similarity_weight = 0.0
+    published_tokens = 30
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, dim)."""

@@ -23,7 +23,9 @@ class Blip(VitBert):
     is its ITM logit plus its cosine similarity. Published captions are cut to 35 tokens.
     """
 
+    family = "blip"
     similarity_weight = 1.0
+    published_tokens = 35
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, dim)."""

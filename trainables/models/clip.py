@@ -156,6 +156,7 @@ class PooledLayer(CLIPEncoderLayer):
 class Clip(RetrievalModel):
     """A `transformers` CLIP; the trial owns the temperature, so CLIP's own is not used."""
 
+    family = "clip"
     mean: Tensor
     std: Tensor
 
@@ -171,9 +172,19 @@ class Clip(RetrievalModel):
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)
 
+    @property
+    def image_pixels(self) -> int:
+        """See `RetrievalModel`."""
+        return self.clip.config.vision_config.image_size
+
+    @property
+    def max_tokens(self) -> int:
+        """See `RetrievalModel`."""
+        return self.clip.config.text_config.max_position_embeddings
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, dim)."""
-        own_size = pixels.shape[-1] == self.clip.config.vision_config.image_size
+        own_size = pixels.shape[-1] == self.image_pixels
         return self.clip.get_image_features(
             (pixels - self.mean) / self.std, interpolate_pos_encoding=not own_size
         ).pooler_output

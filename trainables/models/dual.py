@@ -65,6 +65,7 @@ class ImageHead(nn.Module):
 class Dual(RetrievalModel):
     """Two towers and their projections."""
 
+    family = "dual"
     pixel_stats: Tensor
 
     def __init__(

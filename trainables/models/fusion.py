@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,9 @@ class VitBert(FusionModel):
         tokenizer: its first token is what the text side is pooled at.
     """
 
+    resize = "stretch"
+    candidates = 256
+    published_tokens: ClassVar[int]
     mean: Tensor
     std: Tensor
     temperature_range = (0.001, 0.5)
@@ -71,9 +74,19 @@ class VitBert(FusionModel):
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)
 
+    @property
+    def image_pixels(self) -> int:
+        """See `RetrievalModel`."""
+        return self.network.config.vision_config.image_size
+
+    @property
+    def max_tokens(self) -> int:
+        """See `RetrievalModel`."""
+        return min(self.published_tokens, self.network.config.text_config.max_position_embeddings)
+
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, 1 + patches, width)."""
-        own_size = pixels.shape[-1] == self.network.config.vision_config.image_size
+        own_size = pixels.shape[-1] == self.image_pixels
         return self.network.vision_model(
             (pixels - self.mean) / self.std, interpolate_pos_encoding=not own_size
         ).last_hidden_state

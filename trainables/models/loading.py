@@ -25,6 +25,9 @@ FAMILIES: dict[str, type[Albef | Blip | Clip | Siglip]] = {
 }
 """By `model_type` in `config.json`."""
 
+RETRIEVAL_PIXELS = 384
+"""ALBEF's and BLIP's `image_res` in their configurations for retrieval."""
+
 SIGNS: dict[str, type[Albef | Blip | Clip]] = {
     "visual.transformer.resblocks.0.attn.in_proj_weight": Clip,
     "text_encoder.encoder.layer.0.crossattention.self.query.weight": Blip,  # in ALBEF the lower layers have none
@@ -39,7 +42,8 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
     Args:
         name: a directory, a checkpoint file, or a hub id.
         image_pixels: of a side of the images to come; a file's position embeddings are resampled to it, as the
-            publications do. Other models interpolate while they run.
+            publications do. Other models interpolate while they run. If it is not given, CLIP's own, and 384 for
+            ALBEF and BLIP, whose retrieval is published at that size also where the file was pre-trained at less.
 
     Raises:
         InputError: nothing there, a family that is not known, or a checkpoint that does not fit its family.
@@ -56,7 +60,7 @@ def family_of(name: str) -> str:
     """
     with _told(name):
         family = _family_in(read_state(Path(name)), Path(name)) if Path(name).is_file() else _family(name)
-    return family.__name__.lower()
+    return family.family
 
 
 @contextmanager
@@ -76,7 +80,7 @@ def _from_file(path: Path, image_pixels: int | None) -> RetrievalModel:
     state = read_state(path)
     family = _family_in(state, path)
     try:
-        return family.from_official(state, path, image_pixels)
+        return family.from_official(state, path, image_pixels or (None if family is Clip else RETRIEVAL_PIXELS))
     except KeyError as error:
         raise InputError(f"{path} does not fit {family.__name__}: missing is {error}") from error
 

@@ -22,15 +22,28 @@ class Siglip(RetrievalModel):
     pooled at the last place, which is padding in all but the longest captions.
     """
 
+    family = "siglip"
+    resize = "stretch"
+
     def __init__(self, siglip: SiglipModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.siglip, self.tokenizer = siglip, tokenizer
         self.siglip.logit_scale.requires_grad_(False)
         self.siglip.logit_bias.requires_grad_(False)
 
+    @property
+    def image_pixels(self) -> int:
+        """See `RetrievalModel`."""
+        return self.siglip.config.vision_config.image_size
+
+    @property
+    def max_tokens(self) -> int:
+        """See `RetrievalModel`."""
+        return self.siglip.config.text_config.max_position_embeddings
+
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, dim)."""
-        own_size = pixels.shape[-1] == self.siglip.config.vision_config.image_size
+        own_size = pixels.shape[-1] == self.image_pixels
         return self.siglip.get_image_features(2 * pixels - 1, interpolate_pos_encoding=not own_size).pooler_output
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:

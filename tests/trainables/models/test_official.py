@@ -56,7 +56,7 @@ CAPTIONS = ["red circle", "a blue square a blue square"]
 def test_albef(name: str, tmp_path: Path) -> None:
     state, path = random_state(PUBLISHED[name]), with_vocabulary(tmp_path)
     torch.save({"model": state, "epoch": 4}, path)
-    model = load(str(path), 384).eval()
+    model = load(str(path)).eval()  # at the size of its retrieval, also where it was pre-trained at 256
     assert isinstance(model, Albef)
     tokens, mask = tokenize(model, CAPTIONS, 30)
     assert tokens[0].tolist() == [101, 130, 131, 0, 0, 0, 0]  # [CLS] red circle, and no [SEP]
