@@ -19,9 +19,9 @@ from study.front.comparison import Comparison, Side
 from study.front.dominance import measured, oriented
 from study.front.estimates import front
 from study.front.hypervolume import attainment, hypervolume_history, hypervolume_share
-from study.records import StudyPaths, write_if_changed
+from study.records import StudyPaths, read_frozen, write_if_changed
 from study.view import StudyView, read_study
-from trainables.command import InputError, argument, exit_on_input_error, place, read_yaml
+from trainables.command import InputError, argument, exit_on_input_error, place
 from trainables.fields import check_name
 from trainables.identity import differences
 
@@ -42,7 +42,7 @@ def compare(views: Sequence[StudyView], metrics: Sequence[str]) -> Comparison:
     Raises:
         InputError: they cannot be compared, or have not all measured the metrics.
     """
-    marks = {view.config.name: read_yaml(view.paths.config).get("fingerprint", {}) for view in views}
+    marks = {view.config.name: read_frozen(view.paths).fingerprint for view in views}
     _demand_one_protocol(marks)
     objectives = _objectives(views, metrics)
     sides = [

@@ -22,7 +22,7 @@ from pydantic_settings import SettingsConfigDict
 from search_spaces.joint import JOINT, SPACES
 from search_spaces.recipes import Recipe
 from search_spaces.space import Knob, check_space
-from study.records import StudyPaths
+from study.records import StudyPaths, read_frozen
 from trainables.command import InputError, place, read_yaml
 from trainables.config import (
     DIRECTIONS,
@@ -263,7 +263,8 @@ class StudyConfig(Model):
 class Arguments(StudyConfig, Flags):
     """Explore how contrastive weight, temperature and training attack decide robustness; run again to go on.
 
-    Later wins: preset, config file, PARETOVL_... variables (PARETOVL_BUDGET__TRIALS), flags.
+    Later wins: preset, what the study was begun with, config file, PARETOVL_... variables (PARETOVL_BUDGET__TRIALS),
+    flags.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m study.run")
@@ -283,6 +284,8 @@ def parse(arguments: Sequence[str] | None, schema: type[Given]) -> Given: ...
 def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Arguments) -> Arguments:
     """The study that the command line, the environment, a file and a preset describe together.
 
+    One that was begun goes on with what it was begun with, wherever nothing else is given.
+
     Args:
         arguments: of the command line; None: those of this process.
         schema: what the command takes besides.
@@ -293,17 +296,36 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", default=os.environ.get("PARETOVL_PRESET", "quickstart"))
+    early.add_argument("--preset", default=os.environ.get("PARETOVL_PRESET"))
     early.add_argument("--config", type=place, default=os.environ.get("PARETOVL_CONFIG"))
-    files, _ = early.parse_known_args(given)
-    preset = PRESETS / f"{files.preset}.yaml"
-    if not preset.is_file():
+    early.add_argument("--name", default=os.environ.get("PARETOVL_NAME"))
+    early.add_argument("--studies-dir", type=place, default=os.environ.get("PARETOVL_STUDIES_DIR"))
+    where, _ = early.parse_known_args(given)
+    own = {} if where.config is None else read_yaml(where.config)
+    values = _preset(where.preset or "quickstart")
+    name = where.name or own.get("name", values["name"])
+    paths = StudyPaths(Path(where.studies_dir or own.get("studies_dir", "studies")) / str(name))
+    what = "the study's configuration"
+    if paths.config.exists():
+        frozen = read_frozen(paths)
+        if where.preset is not None and frozen.preset not in (None, where.preset):
+            raise InputError(
+                f"preset {where.preset!r}: study {name!r} was begun with {frozen.preset!r}; leave --preset out, or use "
+                "another --name"
+            )
+        if where.preset is None or frozen.preset is not None:
+            values = {**frozen.config, "preset": frozen.preset or "quickstart"}
+            values |= {"name": name, "studies_dir": paths.root.parent}
+            what = f"{paths.config} and what is given beside it"
+    return from_command_line(schema, given, _merged(values, own), what)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
         known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-        raise InputError(f"preset {files.preset!r}: there is none of that name; presets are {known}")
-    values = {"name": files.preset, **read_yaml(preset)}
-    if files.config is not None:
-        values = _merged(values, read_yaml(files.config))
-    return from_command_line(schema, given, values, "the study's configuration")
+        raise InputError(f"preset {name!r}: there is none of that name; presets are {known}")
+    return {"name": name, **read_yaml(path)}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

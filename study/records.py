@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from trainables.command import InputError
+from trainables.command import InputError, read_yaml
 from trainables.config import Model
 from trainables.results import Metric
 
@@ -92,6 +93,12 @@ class StudyPaths:
         """Artifacts of the default MLflow store."""
         return self.root / "mlartifacts"
 
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the study."""
+        elsewhere = [] if self.root.parent == Path("studies") else ["--studies-dir", str(self.root.parent)]
+        return shlex.join(["python", "-m", "study.run", "--name", self.root.name, *elsewhere])
+
     def manifest(self, key: str) -> Path:
         """The write-once account of an ended trial."""
         return self.root / "trials" / key / "manifest.json"
@@ -114,6 +121,35 @@ def sqlite_url(path: Path) -> str:
 def short_key(key: str) -> str:
     """A trial's key where the study is known: `t00042` of `quickstart-t00042-s0`; a replicate keeps its end."""
     return "-".join(key.rsplit("-", 2)[1:]).removesuffix("-s0")
+
+
+class Frozen(Model):
+    """`study.yaml`: what a study was begun with."""
+
+    config: dict[str, Any]
+    """Fields of `StudyConfig`."""
+    preset: str | None = None
+    """They came over; None where no record says."""
+    hash: str
+    fingerprint: dict[str, Any]
+    accepted: list[Any] = []
+    """Changes of the fingerprint since."""
+
+
+def read_frozen(paths: StudyPaths) -> Frozen:
+    """What the study was begun with.
+
+    Raises:
+        InputError: it is not there, or is cut short, or of another program or version.
+    """
+    try:
+        return Frozen.model_validate(read_yaml(paths.config))
+    except ValidationError as error:
+        wrong = ", ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise InputError(
+            f"{paths.config}: is not what a study was begun with: it is cut short, or of another program or version "
+            f"({wrong}). Put it back, or use another --name"
+        ) from None
 
 
 @dataclass(frozen=True)

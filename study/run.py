@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with driver_lock(config):
                 return run(config)
         except KeyboardInterrupt:  # before or after the trials, which have their own handling
-            print("stopped: run the same command again to go on", file=sys.stderr)
+            print(f"stopped; to go on: {config.paths.resume_command}", file=sys.stderr)
             return 130
 
 

@@ -159,7 +159,7 @@ class Session:
         if self._stopped_by is None and not self._moved:  # the same command would come to the same end, for ever
             say(f"study {self._config.name} is not done, but nothing could be done for the {left} trials that are left")
             return FAILED
-        say(f"study {self._config.name} is not done, {left} trials are left: run the same command again to go on")
+        say(f"study {self._config.name} is not done, {left} trials are left; to go on: {self._paths.resume_command}")
         return INTERRUPTED if self._stopped_by == signal.SIGINT else RESUMABLE
 
     def _connect(self, stack: ExitStack) -> tuple[float, float]:

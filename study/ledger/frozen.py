@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import StudyConfig
-from study.records import StudyPaths, write_atomically
-from trainables.command import InputError, all_mistakes, read_yaml, redacted
+from study.config import Arguments, StudyConfig
+from study.records import Frozen, StudyPaths, read_frozen, write_atomically
+from trainables.command import InputError, all_mistakes, redacted
 from trainables.config import content_hash
 from trainables.identity import differences
 from trainables.yaml_core import dump
@@ -44,10 +44,11 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> s
     """
     paths = config.paths
     accepted: list[Any] = []
+    preset = config.preset if isinstance(config, Arguments) else None
     if paths.config.exists():
-        frozen = read_yaml(paths.config)
-        accepted = frozen.get("accepted", [])
-        changes = differences(frozen.get("fingerprint"), mark)
+        frozen = read_frozen(paths)
+        accepted, preset = frozen.accepted, frozen.preset or preset
+        changes = differences(frozen.fingerprint, mark)
         if changes and not accept_changes:
             raise InputError(
                 f"study {config.name!r} was begun with other settings, so its trials cannot be compared:\n  "
@@ -55,26 +56,28 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> s
                 + "\nuse the old settings, another --name, or --accept-changes to go on all the same (it is recorded)"
             )
         if changes:
-            accepted.append({"trials_before": frozen["hash"], "changes": changes})
-    digest = content_hash(mark)
-    content: dict[str, Any] = {
-        "config": config.model_dump(mode="json", include=set(StudyConfig.model_fields)),
-        "hash": digest,
-        "fingerprint": mark,
-        "accepted": accepted,
-    }
-    content["config"]["storage"] = None if config.storage is None else redacted(config.storage)
-    write_atomically(paths.config, dump(content))
-    return digest
+            accepted.append({"trials_before": frozen.hash, "changes": changes})
+    elif any(paths.root.glob("trials/*/manifest.json")):
+        accepted.append({"trials_before": None, "changes": [f"{paths.config.name} was not there"]})
+    fields = config.model_dump(mode="json", include=set(StudyConfig.model_fields))
+    fields["storage"] = None if config.storage is None else redacted(config.storage)
+    for place, given in (("root", config.data.root), ("generated_captions", config.data.generated_captions)):
+        fields["data"][place] = None if given is None else str(given.resolve())  # found from any folder
+    frozen = Frozen(config=fields, preset=preset, hash=content_hash(mark), fingerprint=mark, accepted=accepted)
+    write_atomically(paths.config, dump(frozen.model_dump(mode="json")))
+    return frozen.hash
 
 
 def load_frozen(paths: StudyPaths) -> StudyConfig:
-    """The configuration of an existing study.
+    """The configuration of an existing study, wherever its folder is now.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or is of a study of another name.
     """
+    frozen = read_frozen(paths)
+    if (name := frozen.config.get("name")) != paths.root.name:
+        raise InputError(f"{paths.root}: is the folder of study {name!r}, whose name it has to have")
     try:
-        return StudyConfig.model_validate(read_yaml(paths.config).get("config", {}))
+        return StudyConfig.model_validate({**frozen.config, "studies_dir": paths.root.parent})
     except ValidationError as error:
-        raise all_mistakes(error, StudyConfig, str(paths.config)) from None
+        raise all_mistakes(error, StudyConfig, f"{paths.config}, perhaps of another version") from None

@@ -10,8 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
 from study.ledger.store import open_storage
-from study.records import StudyPaths
-from trainables.command import InputError, read_yaml
+from study.records import StudyPaths, read_frozen
+from trainables.command import InputError
 from trainables.identity import differences
 
 FREE = {"seed", "recipes", "recipe_temperature"}
@@ -53,4 +53,4 @@ def prior_trials(config: StudyConfig) -> list[FrozenTrial]:
 
 
 def _deciding(paths: StudyPaths) -> dict[str, Any]:
-    return {name: value for name, value in read_yaml(paths.config)["fingerprint"].items() if name not in FREE}
+    return {name: value for name, value in read_frozen(paths).fingerprint.items() if name not in FREE}

@@ -211,5 +211,7 @@ def storage_as_input_errors(config: StudyConfig) -> Iterator[None]:
 def _unusable(paths: StudyPaths, url: str | None, error: Exception) -> InputError:
     where = redacted(url or str(paths.database))
     reason = (redacted(str(error.__cause__ or error)).splitlines() or [type(error).__name__])[0]
+    if url and ":***@" in url:
+        reason += "; its password is not kept: give --storage again, or leave it to ~/.pgpass"
     reason = reason.replace("$STORAGE_URL", shlex.quote(redacted(url or sqlite_url(paths.database))))
     return InputError(f"storage: the study's database {where} cannot be used: {reason}")

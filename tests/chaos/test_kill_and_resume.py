@@ -116,7 +116,7 @@ def test_killed_three_times_and_resumed(tmp_path: Path) -> None:
     assert driver.until(lambda: bool(driver.manifests()), signal.SIGKILL) == -signal.SIGKILL
     started = len(driver.events("start"))
     assert driver.until(lambda: len(driver.events("start")) > started, signal.SIGINT) == 130
-    assert "run the same command again to go on" in driver.output
+    assert "to go on: python -m study.run --name chaos" in driver.output
     assert driver.finish() == 0, driver.output
 
     manifests = driver.manifests()

@@ -135,7 +135,7 @@ def test_foreign_strings_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixtu
         paths = ended(tmp_path, name, [(0.9, 0.1)]).paths
         manifest = paths.manifest(f"{name}-t00000-s0")
         fields = json.loads(manifest.read_text())
-        manifest.write_text(json.dumps({**fields, "recipe": ATTACK, "params": {ATTACK: ATTACK}}))
+        manifest.write_text(json.dumps({**fields, "recipe": ATTACK}))
     _, page = compared(tmp_path, capsys, "one", "two")
     assert "<img" not in page.split("</style>")[1].split("<script")[0] + page.rsplit("</script>")[-1]
     assert "<img" not in json.dumps(traces_of(page, "fronts-0"))

@@ -13,8 +13,16 @@ import yaml
 
 from study.config import PRESETS, Arguments, parse
 from study.ledger.frozen import fingerprint, freeze, load_frozen
+from study.records import StudyPaths
 from trainables.command import InputError
 from trainables.identity import differences
+
+
+@pytest.fixture(autouse=True)
+def no_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the checkout would be gone on with."""
+    monkeypatch.setenv("PARETOVL_STUDIES_DIR", str(tmp_path / "none"))
+
 
 HEAVY = ("torch", "ray", "transformers", "mlflow", "optuna", "numpy", "pandas")
 
@@ -101,3 +109,70 @@ def test_the_frozen_study_is_read_back_without_its_password(tmp_path: Path) -> N
     assert again.model_copy(update={"storage": None}) == type(again).model_validate(
         config.model_dump(exclude={"preset", "config", "accept_changes"}) | {"storage": None}
     )
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_a_study_goes_on_with_what_it_was_begun_with_by_its_name_alone(preset: str, tmp_path: Path) -> None:
+    given = ["--preset", preset, "--data.root", "pairs", "--budget.trials", "7", "--protocol.words", "2", "--seed", "5"]
+    config, mark = frozen(tmp_path, *given, "--name", "mine")
+    freeze(config, mark, accept_changes=False)
+    again, same = frozen(tmp_path, "--name", "mine")
+    assert same == mark
+    assert again.data.root == Path("pairs").resolve()
+    assert again.model_copy(update={"data": config.data}) == config
+    freeze(again, same, accept_changes=False)
+    assert frozen(tmp_path, "--name", "mine")[0] == again, "for ever"
+
+
+def test_what_is_given_comes_over_what_a_study_was_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freeze(*frozen(tmp_path, "--name", "mine", "--budget.trials", "7", "--sampler", "tpe"), accept_changes=False)
+    name = ["--name", "mine"]
+    file = tmp_path / "more.yaml"
+    file.write_text("name: mine\nbudget: {trials: 8}\n")
+    assert frozen(tmp_path, "--config", str(file))[0].budget.trials == 8
+    assert frozen(tmp_path, "--config", str(file))[0].sampler == "tpe"
+    monkeypatch.setenv("PARETOVL_BUDGET__TRIALS", "9")
+    assert frozen(tmp_path, "--config", str(file))[0].budget.trials == 9
+    assert frozen(tmp_path, *name, "--budget.trials", "10")[0].budget.trials == 10
+    monkeypatch.delenv("PARETOVL_BUDGET__TRIALS")
+    monkeypatch.setenv("PARETOVL_NAME", "mine")
+    monkeypatch.setenv("PARETOVL_STUDIES_DIR", str(tmp_path))
+    assert parse([]).budget.trials == 7
+    assert parse(["--preset", "quickstart"]).budget.trials == 7
+    with pytest.raises(InputError, match="study 'mine' was begun with 'quickstart'"):
+        parse(["--preset", "coco_albef"])
+
+
+def test_a_moved_study_is_found_where_it_is_and_a_renamed_one_is_told(tmp_path: Path) -> None:
+    config, mark = frozen(tmp_path / "a", "--name", "mine", "--budget.trials", "7")
+    freeze(config, mark, accept_changes=False)
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved, _ = frozen(tmp_path / "b", "--name", "mine")
+    assert (moved.budget.trials, moved.paths.root) == (7, tmp_path / "b" / "mine")
+    assert load_frozen(moved.paths).paths == moved.paths
+    moved.paths.root.rename(tmp_path / "b" / "yours")
+    with pytest.raises(InputError, match="is the folder of study 'mine'"):
+        load_frozen(StudyPaths(tmp_path / "b" / "yours"))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "config: Field required, hash: Field required, fingerprint: Field required"),
+        ("config: {name: s}\nha", "is no YAML"),
+        ("config: {name: s}\n", "it is cut short, or of another program or version"),
+        ("version: 3\nservices: {}\n", "of another program"),
+        ("[1]", "not fields with values"),
+        ("config: {name: s}\nhash: a\nfingerprint: {}\nlater: 1\n", "later: Extra inputs"),
+        ("config: {name: s, warp: 9}\nhash: a\nfingerprint: {}\n", "warp: no such field"),
+        (None, "cannot be read: Is a directory"),
+    ],
+)
+def test_a_damaged_study_yaml_is_told_by_every_command(content: str | None, told: str, tmp_path: Path) -> None:
+    paths = StudyPaths(tmp_path / "s")
+    paths.config.parent.mkdir()
+    paths.config.mkdir() if content is None else paths.config.write_text(content)
+    for read in (lambda: parse(["--name", "s", "--studies-dir", str(tmp_path)]), lambda: load_frozen(paths)):
+        with pytest.raises(InputError, match=r"study\.yaml") as refused:
+            read()
+        assert told in str(refused.value)

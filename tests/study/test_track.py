@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 
+import optuna
 import pytest
-import yaml
 from tracked import OBJECTIVES, FakeStudy, client_of, dump, runs_of
 
 from study import track
 from study.config import Budget, StudyConfig
-from study.ledger.ledger import open_storage
+from study.ledger.frozen import freeze
+from study.ledger.store import open_storage
 from study.tracking.projection import default_uri, ui_command
 
 
@@ -19,8 +20,9 @@ def known_study(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
     config = StudyConfig(
         name="study", studies_dir=study.paths.root.parent, objectives=OBJECTIVES, budget=Budget(trials=5)
     )
-    study.paths.config.write_text(yaml.safe_dump({"config": config.model_dump(mode="json")}, sort_keys=False))
-    open_storage(study.paths, None)
+    study.paths.config.unlink()
+    freeze(config, {}, accept_changes=False)
+    optuna.create_study(study_name="study", storage=open_storage(study.paths, None))
     monkeypatch.setattr("study.ledger.ledger.read_records", lambda name, storage: study.records)
     for _ in study.life():
         pass
