@@ -27,6 +27,7 @@ from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
 from study.ledger.ledger import Ledger, trial_key
 from study.ledger.store import open_storage
+from study.ledger.trials import point_of
 from study.records import Event, Manifest, TrialRecord, append_event
 from trainables.config import Point, TrialConfig
 from trainables.results import Metric, TrialResult
@@ -144,7 +145,7 @@ def measure(finished: int, running: int, rounds: int, folder: Path) -> dict[str,
         assert isinstance(record, TrialRecord)
         started.append(record)
         record = started.pop(0)
-        values = measurements(ledger.point(record), rng)
+        values = measurements(point_of(config, record), rng)
         metrics = {**values, COST: 5.0}
         timed(partial(ledger.rung, record, 14, 1, metrics), seconds["rung"])
         append_event(config.paths.events(record.key), Event(time=index, event="rung", step=14, metrics=metrics))

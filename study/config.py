@@ -271,6 +271,9 @@ class Arguments(StudyConfig, Flags):
 
     preset: str = Field("quickstart", description="a ready study, see study/presets")
     config: Place | None = Field(None, description="YAML file with any of these fields")
+    rerun: Annotated[tuple[str, ...], Separated] = Field(
+        (), description="ended trials to run again, by key; what came of them is kept in set_aside/"
+    )
     accept_changes: bool = Field(False, description="go on with a study whose fingerprint differs, and record it")
 
 

@@ -1,14 +1,18 @@
-"""`python -m study.export`: a study as two tables, one row a trial and one row a logged value."""
+"""`python -m study.export`: a study as two tables, one row a trial and one row a logged value; or one of its trials as
+the configuration that `python -m trainables.trial` runs.
+"""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events
+from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events, write_atomically
 from study.view import StudyView, read_study, study_parser
-from trainables.command import exit_on_input_error, place
+from trainables.command import InputError, exit_on_input_error, place
+from trainables.yaml_core import dump
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,16 +83,37 @@ def tables(view: StudyView) -> dict[str, pd.DataFrame]:
     return {"trials": pd.DataFrame(trials).convert_dtypes(), "events": pd.DataFrame(logged, columns=columns)}
 
 
+def trial_yaml(view: StudyView, key: str) -> str:
+    """A trial's configuration. Its checkpoints are not those of the study, so it runs from the start.
+
+    Raises:
+        InputError: there is no such trial, or it was not begun.
+    """
+    from study.ledger.trials import trial_of, trial_template
+
+    begun = {record.key: record for record in view.records if record.state != "waiting"}
+    if key not in begun:
+        raise InputError(f"--trial {key}: no trial of that key was begun; trials are {', '.join(begun) or 'none yet'}")
+    trial = trial_of(view.config, trial_template(view.config), begun[key])
+    return dump(trial.model_dump(mode="json", exclude={"storage_path"}))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = study_parser("python -m study.export", __doc__)
     parser.add_argument("--format", choices=FORMATS, default="csv", help="default: %(default)s")
-    parser.add_argument("--out", type=place, help="folder for the tables (default: export in the study's folder)")
+    parser.add_argument("--out", type=place, help="folder for the files (default: export in the study's folder)")
+    parser.add_argument("--trial", metavar="KEY", help="this trial's configuration, instead of the tables")
     options = parser.parse_args(arguments)
     with exit_on_input_error():
         view = read_study(StudyPaths(options.studies_dir / options.name))
         folder = options.out or view.paths.root / "export"
         folder.mkdir(parents=True, exist_ok=True)
+        if options.trial is not None:
+            path = folder / f"{options.trial}.yaml"
+            write_atomically(path, trial_yaml(view, options.trial))
+            print(f"{path}: to run it alone: {shlex.join(['python', '-m', 'trainables.trial', str(path)])}")
+            return 0
         for name, table in tables(view).items():
             path = folder / f"{name}.{options.format}"
             if options.format == "csv":

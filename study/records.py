@@ -163,6 +163,7 @@ class TrialRecord:
         params: searched knobs.
         recipe: the published defence, or None.
         replicate: 0 for the first run of a point, then 1, 2, ... for runs with fresh seeds.
+        reruns: how often the trial was begun again after it had ended.
     """
 
     number: int
@@ -171,6 +172,7 @@ class TrialRecord:
     params: dict[str, Any]
     recipe: str | None
     replicate: int = 0
+    reruns: int = 0
 
     @property
     def searched(self) -> bool:

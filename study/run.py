@@ -9,12 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from study.config import Arguments, StudyConfig, parse
+from study.config import Arguments, parse
 from study.ledger.frozen import fingerprint, freeze
 from study.records import StudyPaths
 from trainables.command import InputError, exit_on_input_error
-from trainables.config import Protocol, TrialConfig
-from trainables.places import absolute
+from trainables.config import Protocol
 
 FREE_BYTES = 500_000_000
 """Needed in the study's folder to begin."""
@@ -61,9 +60,11 @@ def run(config: Arguments) -> int:
     """Look at what exists, do what is left, say what came out. Returns the exit code."""
     from study.execution.session import Session
     from study.ledger.lease import Lease
-    from study.ledger.ledger import Ledger
+    from study.ledger.ledger import Ledger, read_records
     from study.ledger.ownership import claim
+    from study.ledger.set_aside import set_aside
     from study.ledger.store import open_storage, storage_as_input_errors
+    from study.ledger.trials import trial_template
     from trainables.data import load_dataset
 
     template = trial_template(config)
@@ -74,6 +75,7 @@ def run(config: Arguments) -> int:
             claim(config, storage, config.accept_changes)
         mark = freeze(config, fingerprint(config, dataset.digest, code_digest(config.protocol)), config.accept_changes)
         with storage_as_input_errors(config):
+            set_aside(config.paths, read_records(config.name, storage), config.rerun)
             ledger = Ledger(config, config.paths, mark)
         session = Session(config, ledger, template, lease)
         todo = session.left_to_do()
@@ -103,22 +105,6 @@ def code_digest(protocol: Protocol) -> str:
     for file in filter(None, (attack.file for attack in protocol.attacks)):
         digest.update(file.read_bytes() if file.is_file() else b"")
     return digest.hexdigest()[:16]
-
-
-def trial_template(config: StudyConfig) -> TrialConfig:
-    """What all trials of the study share."""
-    return absolute(
-        TrialConfig(
-            data=config.data,
-            model=config.trial.model,
-            training=config.trial.training,
-            protocol=config.protocol,
-            workers=config.trial.workers,
-            seed=config.seed,
-            cache_dir=config.studies_dir / ".cache",
-            storage_path=str(config.paths.runs),
-        )
-    )
 
 
 if __name__ == "__main__":

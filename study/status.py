@@ -38,6 +38,14 @@ class EventStatus(Model):
     message: str
 
 
+class FailureStatus(Model):
+    """A trial that did not work, and why."""
+
+    key: str
+    state: str
+    reason: str
+
+
 class Status(Model):
     """How a study stands; what `--json` prints."""
 
@@ -57,6 +65,9 @@ class Status(Model):
     currency: str
     remaining_seconds: float | None
     sessions: int
+    failures: list[FailureStatus]
+    resume: str | None
+    """What to type to go on; None where nothing is left to do."""
     events: list[EventStatus]
 
     @property
@@ -95,6 +106,12 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
         currency=config.price.currency,
         remaining_seconds=None if by else remaining_seconds(found, wall),
         sessions=len(view.sessions),
+        failures=[
+            FailureStatus(key=manifest.key, state=manifest.state, reason=manifest.reason or "")
+            for manifest in view.manifests
+            if manifest.state in ("infeasible", "failed")
+        ],
+        resume=None if by or view.running else view.paths.resume_command,
         events=_last_events(view, shown_events),
     )
 
@@ -155,6 +172,9 @@ def page(status: Status, view: StudyView) -> Group:
     lines += [f"{duration(status.wall_seconds)} in {status.sessions} sessions, {held}{paid}"]
     if status.remaining_seconds is not None:
         lines += [f"about {duration(status.remaining_seconds)} left"]
+    if status.resume is not None:
+        lines += [f"to go on: {status.resume}"]
+    lines += [f"{failure.key} {failure.state}: {failure.reason}" for failure in status.failures]
     budget = Table(box=None, pad_edge=False)
     for name in ("budget", "spent", "left", "of", ""):
         budget.add_column(name, justify="left" if name in ("budget", "") else "right")

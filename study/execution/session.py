@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from study.config import StudyConfig
@@ -25,6 +26,7 @@ from study.front.estimates import FrontEntry, front
 from study.front.hypervolume import hypervolume_history
 from study.ledger.lease import Lease
 from study.ledger.ledger import Ledger
+from study.ledger.trials import point_of
 from study.records import Event, Manifest, TrialRecord
 from study.search.samplers import reason
 from study.tracking.mlflow_store import TrackingError
@@ -78,7 +80,7 @@ class Session:
             f"study {config.name}",
             config.objectives,
             tuple(config.space),
-            lambda record: ledger.point(record).model_dump(mode="json"),
+            lambda record: point_of(config, record).model_dump(mode="json"),
             lambda: planned_trials(config.budget, ledger.records()),
         )
         manifests = ledger.manifests()
@@ -242,11 +244,8 @@ class Session:
 
         from study.execution.tune_searcher import HalvingScheduler, LedgerSearcher
 
-        def make(record: TrialRecord) -> TrialConfig:
-            fields = {"key": record.key, "point": self._ledger.point(record), "seed": self._ledger.seed(record)}
-            return template.model_copy(update=fields)
-
         retries = self._config.budget.max_failures
+        make = partial(self._ledger.trial, template)
         searcher = LedgerSearcher(self._ledger, make, self._patience(), self._may_start, self._changed)
         resources = {"CPU": TRIAL_CPUS}
         if "trial_driver" in ray.cluster_resources():

@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy.optimize import least_squares
 
 from study.front.dominance import Floats
 from study.ledger.ledger import Ledger
-from study.records import Manifest, TrialRecord
+from study.records import Manifest
 from trainables.config import Model, Point, Protocol, TrialConfig
 from trainables.results import Metric, TrialResult
 from trainables.trial import Outcome, Patience
@@ -204,11 +205,7 @@ def simulate(
     """
     from study.execution.tune_searcher import LedgerSearcher
 
-    def make(record: TrialRecord) -> TrialConfig:
-        return template.model_copy(
-            update={"key": record.key, "point": ledger.point(record), "seed": ledger.seed(record)}
-        )
-
+    make = partial(ledger.trial, template)
     searcher = LedgerSearcher(ledger, make, Patience(), lambda: True, lambda record, what: None, clock)
     queue: list[tuple[float, int, float, dict[str, Any], Iterator[tuple[float, dict[str, Any]]]]] = []
 

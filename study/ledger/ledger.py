@@ -22,7 +22,8 @@ from study.config import COSTS, StudyConfig
 from study.front.dominance import measured
 from study.front.estimates import near_front
 from study.ledger.prior_studies import prior_trials
-from study.ledger.store import MirroredStorage, open_storage, reopen
+from study.ledger.store import EARLIER, MirroredStorage, open_storage, reopen
+from study.ledger.trials import trial_of
 from study.records import (
     INFEASIBLE,
     Ended,
@@ -40,7 +41,6 @@ from study.records import (
 from study.search.rungs import RungTable, is_rung, violation
 from study.search.samplers import make_sampler
 from trainables.config import Point, TrialConfig
-from trainables.fields import SEEDS
 from trainables.trial import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -187,10 +187,6 @@ class Ledger:
         """Whether trials that run now may lead to further ones, though there is none to take."""
         return bool(self._config.replicates) and any(record.state == "running" for record in self._all)
 
-    def seed(self, record: TrialRecord) -> int:
-        """Of the trial's randomness: the study's, and another one for each replicate."""
-        return (self._config.seed + 1_000_003 * record.replicate) % SEEDS
-
     def _plan_replicates(self) -> None:
         """Once all is done, enqueue further runs of the trials that may be on the front."""
         if not self._config.replicates or self._waiting or self._searched < self._config.budget.trials:
@@ -224,9 +220,9 @@ class Ledger:
         self._storage.save(trial.number)
         return self._update(trial.number)
 
-    def point(self, record: TrialRecord) -> Point:
-        """What the trial trains with."""
-        return self._recipe_point(record.recipe) if record.recipe else Point.model_validate(record.params)
+    def trial(self, template: TrialConfig, record: TrialRecord) -> TrialConfig:
+        """The configuration that runs the trial."""
+        return trial_of(self._config, template, record)
 
     def log(self, record: TrialRecord, event: Event) -> None:
         """Add to the trial's log."""
@@ -385,6 +381,7 @@ def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:
         params=dict(frozen.params),
         recipe=frozen.user_attrs.get("recipe"),
         replicate=replicate,
+        reruns=len(frozen.user_attrs.get(EARLIER, [])),
     )
 
 

@@ -26,6 +26,9 @@ STUDY = ""
 
 KIND_TAG, TRIAL_TAG, STUDY_TAG = "paretovl.kind", "paretovl.trial", "paretovl.study"
 
+RERUN_TAG = "paretovl.rerun"
+"""How often the trial was begun again after it had ended; each time has a run of its own, the last one stays."""
+
 POINTS_TAG = "paretovl.points"
 """Set last on the run of an ended trial: all of so many metric points and the manifest are stored."""
 
@@ -221,7 +224,11 @@ class ExperimentStore:
 
     def bring(self, key: str, state: RunState) -> None:
         """Send what the run lacks of `state`."""
-        run = self._runs.get(key) or self._create(key, state)
+        run = self._runs.get(key)
+        if run is not None and run.tags.get(RERUN_TAG) != state.tags.get(RERUN_TAG):
+            self._client.delete_run(run.run_id)  # of what the trial was before: points cannot be taken back
+            run = None
+        run = run or self._create(key, state)
         if run.state == state:
             return
         sealed = {POINTS_TAG: str(len(state.points))} if state.sealed else {}

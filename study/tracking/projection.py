@@ -30,6 +30,7 @@ from study.records import (
 )
 from study.tracking.mlflow_store import (
     KIND_TAG,
+    RERUN_TAG,
     STUDY,
     TRIAL_TAG,
     ExperimentStore,
@@ -114,6 +115,8 @@ def trial_run(
     state = manifest.state if manifest else record.state
     status = STATUS.get(state, "RUNNING" if final is None else "KILLED")
     tags = {KIND_TAG: "trial", TRIAL_TAG: record.key, "trial": str(record.number)}
+    if record.reruns:
+        tags[RERUN_TAG] = str(record.reruns)
     tags["state"] = state if final is None or state in STATUS else "interrupted"
     if record.recipe is not None:
         tags["recipe"] = record.recipe
@@ -150,6 +153,7 @@ def study_run(
     files: Mapping[Path, Stamp],
     started: float,
     final: Final | None = None,
+    reruns: int = 0,
 ) -> RunState:
     """What the study's own run should look like: hypervolume against ended trials and device-seconds.
 
@@ -160,6 +164,7 @@ def study_run(
         files: its artifacts.
         started: when the first trial did.
         final: see `trial_run`.
+        reruns: of all trials.
     """
     points = []
     for ended, count, device_seconds, share in history:
@@ -173,7 +178,7 @@ def study_run(
         started=started,
         ended=history[-1][0] if history and final == "finished" else None,
         params={"objectives": wanted},
-        tags={KIND_TAG: "study"},
+        tags={KIND_TAG: "study"} | ({RERUN_TAG: str(reruns)} if reruns else {}),
         points=points,
         artifacts=dict(files),
     )
@@ -282,7 +287,9 @@ class Projection:
         started = [state.started for state in states.values() if state is not None]
         if started:
             pages = _stamped([self.paths.pareto_page, self.paths.front, self.paths.certified_front, self.paths.config])
-            store.bring(STUDY, study_run(self.study_name, self.objectives, self._history, pages, min(started), final))
+            reruns = sum(record.reruns for record in records)
+            wanted = study_run(self.study_name, self.objectives, self._history, pages, min(started), final, reruns)
+            store.bring(STUDY, wanted)
         for key, state in states.items():
             if state is not None:
                 store.bring(key, state)

@@ -30,6 +30,7 @@ from study.execution.tune_searcher import LedgerSearcher
 from study.ledger.lease import Lease, driver_lock
 from study.ledger.ownership import claim
 from study.ledger.store import open_storage
+from study.ledger.trials import point_of
 from study.records import Event, Manifest, StudyPaths, TrialRecord, write_atomically
 from study.run import prepare_folder
 from study.tracking.mlflow_store import TrackingError, import_mlflow
@@ -73,7 +74,7 @@ def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
                 tracking.request(ledger.records())
 
         def make(record: TrialRecord) -> TrialConfig:
-            return TrialConfig(key=record.key, point=ledger.point(record))
+            return TrialConfig(key=record.key, point=point_of(config, record))
 
         searcher = LedgerSearcher(ledger, make, Patience(), lambda: True, changed)
         while isinstance(suggestion := searcher.suggest("only"), dict):

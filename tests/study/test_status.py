@@ -15,10 +15,12 @@ import pytest
 from study import export, status
 from study.config import Budget, Price, StudyConfig
 from study.ledger.lease import Lease
-from study.ledger.ledger import open_storage
+from study.ledger.store import open_storage
+from study.ledger.trials import trial_of, trial_template
 from study.records import Event, append_event
 from study.view import read_study
 from tests.study.helpers import complete, opened, run_next, study
+from trainables.command import read_config
 from trainables.config import TrialConfig
 from trainables.trial import Outcome
 
@@ -56,6 +58,8 @@ def test_status_as_json(config: StudyConfig, capsys: pytest.CaptureFixture[str])
     assert told["trials"] == 6
     assert told["device_seconds"] == 600
     assert told["money"] == pytest.approx(6, abs=0.01)
+    assert told["failures"] == [{"key": "s-t00002-s0", "state": "failed", "reason": "lost"}]
+    assert told["resume"] == f"python -m study.run --name s --studies-dir {config.studies_dir}"
     assert [entry["key"] for entry in told["front"]] == ["s-t00000-s0", "s-t00001-s0"]
     assert 0 < told["hypervolume"] < 1
     limits = {limit["name"]: limit for limit in told["limits"]}
@@ -74,6 +78,8 @@ def test_status_for_people(config: StudyConfig, capsys: pytest.CaptureFixture[st
     assert "study s is interrupted: 2 complete, 1 failed, 1 running, 6 planned" in shown
     assert ".900 [.890,.910]" in shown
     assert "6.00 USD" in shown
+    assert f"to go on: python -m study.run --name s --studies-dir {config.studies_dir}" in shown
+    assert "s-t00002-s0 failed: lost" in shown
 
 
 def test_a_study_is_running_while_its_driver_lives(config: StudyConfig) -> None:
@@ -92,6 +98,7 @@ def test_a_study_is_finished_by_the_limit_that_is_reached(config: StudyConfig) -
     ledger.finish(going, complete(), TrialConfig())
     ended = status.status_of(read_study(config.paths))
     assert ended.state == "finished"
+    assert ended.resume is None
     assert ended.ended_by == "budget.device_hours: 0.1669 of 0.1 device-hours"
 
 
@@ -126,6 +133,30 @@ def test_export(config: StudyConfig, kind: str, tmp_path: Path) -> None:
     loss = events[(events["name"] == "train/loss") & (events["key"] == "s-t00001-s0")]
     assert (loss["value"].item(), loss["step"].item()) == (2.0, 1)
     assert events["message"].iloc[-1] == "last"
+
+
+@pytest.mark.parametrize(("number", "of"), [(0, "a recipe"), (2, "a searched trial"), (3, "one that runs")])
+def test_a_trial_as_a_configuration_is_the_trial(
+    config: StudyConfig, number: int, of: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half_done(config)
+    key = f"s-t{number:05d}-s0"
+    assert export.main(arguments(config, "--trial", key, "--out", str(tmp_path / "out"))) == 0
+    file = tmp_path / "out" / f"{key}.yaml"
+    assert f"python -m trainables.trial {file}" in capsys.readouterr().out
+    record = read_study(config.paths).records[number]
+    trial = trial_of(config, trial_template(config), record)
+    read = read_config([str(file)], "test")
+    assert read == trial.model_copy(update={"storage_path": TrialConfig().storage_path}), of
+    assert read.cache_dir.is_absolute()
+    assert read.point.temperature == record.params.get("temperature", config.recipe_temperature)
+
+
+def test_what_was_not_begun_cannot_be_exported(config: StudyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    opened(config)
+    with pytest.raises(SystemExit):
+        export.main(arguments(config, "--trial", "s-t00000-s0"))
+    assert "--trial s-t00000-s0: no trial of that key was begun; trials are none yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["status", "export", "track"])

@@ -14,6 +14,7 @@ from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
 from study.ledger import ledger as ledger_module
 from study.ledger.ledger import Ledger, Remaining, remaining
+from study.ledger.trials import point_of, seed_of
 from study.records import Event, State, TrialRecord, read_events, read_manifest
 from trainables.config import TrialConfig
 from trainables.results import Metric, TrialResult
@@ -92,7 +93,7 @@ def test_recipes_come_once_and_first_and_fare_tells_the_sampler_nothing(tmp_path
     assert taken[0].params["epsilon"] == 0
     assert "attack_steps" not in taken[0].params
     assert taken[1].params == {}
-    assert ledger.point(taken[1]).trainable == "image"
+    assert point_of(config, taken[1]).trainable == "image"
 
 
 def test_interrupted_trial_is_the_same_trial_again(tmp_path: Path) -> None:
@@ -345,7 +346,7 @@ def test_replicates_come_last_with_fresh_seeds_and_are_never_stopped(tmp_path: P
     assert [record.key for record in again] == ["s-t00000-s1", "s-t00000-s2", "s-t00002-s1", "s-t00002-s2"]
     assert [record.recipe for record in again] == ["finetune", "finetune", None, None]
     assert again[2].params == ledger.records()[2].params
-    assert len({ledger.seed(record) for record in again[:2]} | {ledger.seed(last)}) == 3
+    assert len({seed_of(config, record) for record in [*again[:2], last]}) == 3
     assert ledger.rung(last, 14, 1, rung(0.9, 0.9)) is None
     assert ledger.rung(again[2], 14, 1, rung(0.0, 0.0)) is None
     for record in again:

@@ -11,7 +11,9 @@ import optuna
 import pytest
 
 from study.config import StudyConfig
+from study.ledger.ledger import read_records
 from study.ledger.ownership import OWNER
+from study.ledger.set_aside import set_aside
 from study.ledger.store import open_storage
 from study.records import INFEASIBLE, Event, read_manifest
 from study.view import read_study
@@ -194,3 +196,30 @@ def test_a_stop_between_making_the_study_and_claiming_it(tmp_path: Path) -> None
     optuna.create_study(study_name="s", storage=open_storage(config.paths, None), directions=["maximize"] * 2)
     drive(config, 0, with_mlflow=False)
     assert len(read_study(config.paths).manifests) == 4
+
+
+def test_a_chosen_trial_runs_again_and_counts_once(done: StudyConfig) -> None:
+    before = read_study(done.paths)
+    chosen = next(record for record in before.records if record.recipe is None)
+    old = done.paths.manifest(chosen.key).read_text()
+    front = done.paths.front.read_text()
+    storage = open_storage(done.paths, None)
+    with pytest.raises(InputError, match="rerun: no trial s-t00099-s0; trials are s-t00000-s0, s-t00001-s0"):
+        set_aside(done.paths, read_records("s", storage), [chosen.key, "s-t00099-s0"])
+    assert done.paths.manifest(chosen.key).exists()
+    set_aside(done.paths, read_records("s", storage), [chosen.key])
+    assert [r.key for r in read_study(done.paths).records if r.state == "running"] == [chosen.key]
+    assert not (done.paths.runs / chosen.key).exists(), "nothing of it is gone on with"
+    aside = done.paths.root / "set_aside" / chosen.key
+    assert (aside / "1" / chosen.key / "manifest.json").read_text() == old
+    assert (aside / "1" / "run").is_dir()
+    drive(done, 0, with_mlflow=False)
+    assert is_done(done)
+    after = read_study(done.paths)
+    assert [(r.number, r.key, r.params) for r in after.records] == [(r.number, r.key, r.params) for r in before.records]
+    assert [r.reruns for r in after.records] == [int(r.key == chosen.key) for r in after.records]
+    assert done.paths.front.read_text() == front, "the trial ends as its point says, so it counts as before, and once"
+    set_aside(done.paths, read_records("s", storage), [chosen.key])
+    set_aside(done.paths, read_records("s", storage), [])
+    drive(done, 0, with_mlflow=False)
+    assert {path.name for path in aside.iterdir()} == {"1", "2"}

@@ -27,6 +27,23 @@ def test_rebuilding_gives_what_live_updates_gave(study: FakeStudy, other_uri: st
     assert dump(other_uri) == dump(default_uri(study.paths))
 
 
+def test_a_trial_that_runs_again_leaves_nothing_of_what_it_was(study: FakeStudy, other_uri: str) -> None:
+    live(study, projection(study))
+    study.paths.manifest(study.records[1].key).parent.rename(study.paths.root / "aside")
+    study.records[1] = replace(study.records[1], state="running", reruns=1)
+    again = projection(study)
+    study.start(1)
+    again.sync(study.records)
+    assert dump(default_uri(study.paths))["study-t00001-s0"]["status"] == "RUNNING"
+    study.end(1, 0.25, 0.35)
+    again.sync(study.records, "interrupted")
+    projection(study, other_uri).sync(study.records, "interrupted")
+    told = dump(default_uri(study.paths))
+    assert told == dump(other_uri)
+    assert [value for *_, value in told["study-t00001-s0"]["metrics"]["both/mr_r5"]] == [0.25]
+    assert "train/loss" not in told["study-t00001-s0"]["metrics"]
+
+
 def test_a_run_tells_all_of_its_trial(study: FakeStudy) -> None:
     live(study, projection(study))
     runs = dump(default_uri(study.paths))

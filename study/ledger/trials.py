@@ -1,0 +1,46 @@
+"""From the configuration of a study to that of its trials."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from search_spaces.recipes import Recipe, recipe_point
+from study.config import StudyConfig
+from study.records import TrialRecord
+from trainables.config import Point, TrialConfig
+from trainables.fields import SEEDS
+from trainables.places import absolute
+
+
+def point_of(config: StudyConfig, record: TrialRecord) -> Point:
+    """What the trial trains with."""
+    if record.recipe is None:
+        return Point.model_validate(record.params)
+    return recipe_point(cast(Recipe, record.recipe), config.protocol.epsilon, config.recipe_temperature)
+
+
+def seed_of(config: StudyConfig, record: TrialRecord) -> int:
+    """Of the trial's randomness: the study's, and another one for each replicate."""
+    return (config.seed + 1_000_003 * record.replicate) % SEEDS
+
+
+def trial_of(config: StudyConfig, template: TrialConfig, record: TrialRecord) -> TrialConfig:
+    """The configuration that runs the trial."""
+    fields = {"key": record.key, "point": point_of(config, record), "seed": seed_of(config, record)}
+    return template.model_copy(update=fields)
+
+
+def trial_template(config: StudyConfig) -> TrialConfig:
+    """What all trials of the study share."""
+    return absolute(
+        TrialConfig(
+            data=config.data,
+            model=config.trial.model,
+            training=config.trial.training,
+            protocol=config.protocol,
+            workers=config.trial.workers,
+            seed=config.seed,
+            cache_dir=config.studies_dir / ".cache",
+            storage_path=str(config.paths.runs),
+        )
+    )
