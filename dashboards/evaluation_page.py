@@ -73,10 +73,8 @@ def _audit_section(audit: Audit) -> str:
         evidence = ", ".join(f"{name}: {value:.3f}" for name, value in check.evidence.items())
         passed = "passed" if check.passed else '<span class="failed">failed</span>'
         rows.append([escape(check.name), escape(check.loss), passed, escape(evidence)])
-    reliable = "can be relied on" if audit.reliable else "cannot be relied on"
     heads = ["check", "loss", "result", "evidence"]
-    note = f"The recalls above {reliable}."
-    return table_section(f"Gradient masking: {audit.verdict}", "audit", heads, rows, note)
+    return table_section("Gradient masking", "audit", heads, rows, f"The model: {escape(audit.finding)}.")
 
 
 def _example(example: Example) -> str:

@@ -77,6 +77,8 @@ class CertifiedFront(Model):
     terms: Terms
     front: list[FrontEntry]
     left: list[Left]
+    findings: dict[str, str] = {}
+    """Of every model that was measured again: what the audit found, and whether its recalls count."""
 
 
 def judge(
@@ -103,15 +105,15 @@ def judge(
         if certificate is None:
             left.append(Left(key=entry.key, reason="its model is gone, so it cannot be measured again"))
         elif not certificate.audit.reliable:
-            failed = [c.name for c in certificate.audit.checks if not c.passed and c.loss == "protocol"]
-            left.append(Left(key=entry.key, reason=f"hides its gradients, not passed: {', '.join(failed)}"))
+            left.append(Left(key=entry.key, reason=certificate.audit.finding))
         elif mask[place := reliable.index(entry)]:
             stay.append(_certified(entry, certificate))
         else:
             better = (costs <= costs[place]).all(1) & (costs < costs[place]).any(1) & mask
             by = ", ".join(reliable[index].key for index in np.flatnonzero(better))
             left.append(Left(key=entry.key, reason=f"measured again, it is dominated by {by}"))
-    return CertifiedFront(terms=terms, front=stay, left=left)
+    findings = {key: certificate.audit.finding for key, certificate in of.items()}
+    return CertifiedFront(terms=terms, front=stay, left=left, findings=findings)
 
 
 def _certified(entry: FrontEntry, certificate: Certificate) -> FrontEntry:
@@ -242,20 +244,19 @@ def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
 
 
 def table(decided: CertifiedFront, certificates: Sequence[Certificate], objectives: Sequence[Objective]) -> Table:
-    """Every member of the study's front: what it claimed, what it holds, and the verdict."""
+    """Every member of the study's front: what it claimed, what it holds, and why it counts or not."""
     from rich.table import Table
     from rich.text import Text
 
     shown = Table(title="Certification", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "trial", *(objective.metric for objective in objectives), "masking", ""):
+    for name in ("", "trial", *(objective.metric for objective in objectives), ""):
         shown.add_column(name)
     of = {certificate.key: certificate for certificate in certificates}
     reasons = {left.key: left.reason for left in decided.left}
     for key in [entry.key for entry in decided.front] + list(reasons):
-        cells = [""] * (len(objectives) + 1)
-        if key in of:
-            cells = [_change(of[key], objective.metric) for objective in objectives] + [of[key].audit.verdict]
-        shown.add_row(*map(Text, ("" if key in reasons else "*", key, *cells, reasons.get(key, ""))))
+        cells = [_change(of[key], objective.metric) if key in of else "" for objective in objectives]
+        why = f"not certified: {reasons[key]}" if key in reasons else f"certified: {decided.findings[key]}"
+        shown.add_row(*map(Text, ("" if key in reasons else "*", key, *cells, why)))
     return shown
 
 

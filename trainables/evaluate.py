@@ -357,7 +357,7 @@ def _print(manifest: EvaluationManifest, out: Path) -> None:
     if manifest.further:
         console.print(", ".join(f"{name} {100 * value:.1f}" for name, value in manifest.further.items()))
     if manifest.audit is not None:
-        console.print(f"gradient masking: {manifest.audit.verdict}")
+        console.print(f"gradient masking: {manifest.audit.finding}")
         for check in manifest.audit.checks:
             if not check.passed:
                 evidence = ", ".join(f"{name} {value:.3f}" for name, value in check.evidence.items())

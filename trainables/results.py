@@ -39,6 +39,24 @@ class Audit(Model):
     reliable: bool = Field(description="no check of the protocol's own loss failed: measured robustness is real")
     checks: list[Check]
 
+    @property
+    def finding(self) -> str:
+        """What was found, and whether the measured recalls count, in words."""
+        own, protocol = (
+            ", ".join(check.name for check in self.checks if check.loss == loss and not check.passed)
+            for loss in ("own", "protocol")
+        )
+        if protocol:
+            return (
+                f"hides its gradients from the protocol's attack, so its recalls do not count; not passed: {protocol}"
+            )
+        if own:
+            return (
+                "its temperature would mislead an attack through the model's own loss, which is not how it was "
+                f"measured, so its recalls count; not passed: {own}"
+            )
+        return "no sign that it hides its gradients"
+
 
 class TrialResult(Model):
     """What a finished trial measured."""

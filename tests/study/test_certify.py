@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import trainables.prepare
 from study import certify
-from study.certify import Certificate, CertifiedFront, comparable_attacks, worst_case
+from study.certify import Certificate, CertifiedFront, Terms, comparable_attacks, judge, table, worst_case
 from study.config import Budget, Objective, StudyConfig
+from study.front.estimates import FrontEntry
 from study.ledger.ledger import Ledger
 from study.records import read_manifest
 from study.tracking.mlflow_store import import_mlflow
@@ -25,7 +28,7 @@ from trainables.config import DataConfig, Point, Protocol, ShapesConfig, TrialCo
 from trainables.evaluate import trial_folder
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
-from trainables.results import EvaluationManifest, Metric, TrialResult
+from trainables.results import Audit, Check, EvaluationManifest, Loss, Metric, TrialResult
 from trainables.training.finetune import finetune
 from trainables.trial import Outcome
 
@@ -114,7 +117,7 @@ def test_only_the_honest_stay(planted: StudyConfig, capsys: pytest.CaptureFixtur
     assert [entry.key for entry in decided.front] == [keys[HONEST]]
     reasons = {left.key: left.reason for left in decided.left}
     assert set(reasons) == {keys[MASKED], keys[LIAR], keys[GONE]}
-    assert "hides its gradients, not passed: " in reasons[keys[MASKED]]
+    assert "hides its gradients from the protocol's attack, so its recalls do not count" in reasons[keys[MASKED]]
     assert "gradients are there" in reasons[keys[MASKED]]
     assert reasons[keys[LIAR]] == f"measured again, it is dominated by {keys[HONEST]}"
     assert "its model is gone" in reasons[keys[GONE]]
@@ -132,6 +135,9 @@ def test_only_the_honest_stay(planted: StudyConfig, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr().out
     assert "0.970 -> " in shown
     assert "1 of 4 are certified" in shown
+    assert "not certified: hides its gradients" in " ".join(shown.split())
+    assert set(decided.findings) == set(keys) - {keys[GONE]}
+    assert decided.findings[keys[MASKED]] == reasons[keys[MASKED]]
 
     runs = import_mlflow().MlflowClient(default_uri(planted.paths)).search_runs(["1"], "tags.certified = 'true'")
     assert [found.data.tags["paretovl.trial"] for found in runs] == [keys[HONEST]]
@@ -211,3 +217,40 @@ def test_a_study_that_runs_is_not_certified(tmp_path: Path, capsys: pytest.Captu
     assert "is running" in capsys.readouterr().err
     assert run(config) == 1
     assert json.loads(config.paths.certified_front.read_text())["front"] == []
+
+
+@pytest.mark.parametrize(
+    ("failed", "told", "counts"),
+    [
+        ((), "no sign that it hides its gradients", True),
+        (("own",), "so its recalls count; not passed: check of own", True),
+        (("own", "protocol"), "so its recalls do not count; not passed: check of protocol", False),
+    ],
+)
+def test_what_was_found_is_told_in_words_that_do_not_contradict(
+    failed: tuple[Loss, ...], told: str, counts: bool
+) -> None:
+    losses: tuple[Loss, ...] = ("own", "protocol")
+    checks = [
+        Check(name=f"check of {loss}", loss=loss, passed=loss not in failed, evidence={}, rule="") for loss in losses
+    ]
+    verdict: Literal["honest", "masked"] = "masked" if failed else "honest"
+    found = Audit(verdict=verdict, reliable="protocol" not in failed, checks=checks)
+    assert told in found.finding
+    value = Metric(value=0.5, low=0.4, high=0.6)
+    terms = Terms(protocol="strong", seed=1, gallery_images=None)
+    certificate = Certificate.model_construct(
+        key="k", terms=terms, values={"a": value}, claimed={"a": value}, audit=found
+    )
+    entry = FrontEntry(
+        key="k", params={}, values={"a": 0.5}, intervals={"a": (0.4, 0.6)}, recipe=None, replicates=1, probability=1
+    )
+    objectives = [Objective.model_construct(metric="a", direction="maximize", low=0, high=1)]
+    decided = judge(terms, [entry], [certificate], objectives)
+    shown = Console(width=300, record=True, file=io.StringIO())
+    shown.print(table(decided, [certificate], objectives))
+    text = shown.export_text()
+    assert (("* " in text), "not certified:" in text) == (counts, not counts)
+    assert found.finding in text
+    assert "masked" not in text
+    assert decided.findings == {"k": found.finding}
