@@ -30,7 +30,7 @@ class InputError(ValueError):
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn unusable input into one message and exit code 2, without a traceback."""
+    """Turn unusable input, and files that cannot be used, into one message and exit code 2, without a traceback."""
     from trainables.data import DataError
 
     for stream in (sys.stdout, sys.stderr):
@@ -40,6 +40,11 @@ def exit_on_input_error() -> Iterator[None]:
         yield
     except (InputError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:  # no file of the user's
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

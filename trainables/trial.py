@@ -20,6 +20,7 @@ from pydantic import Field
 from trainables.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
 from trainables.command import exit_on_input_error, read_config
 from trainables.config import Model, TrialConfig
+from trainables.local_ray import ray_folder
 from trainables.places import absolute
 from trainables.results import TrialResult
 
@@ -298,6 +299,7 @@ def main(arguments: Sequence[str]) -> int:
     with exit_on_input_error():
         config = absolute(read_config(arguments, "python -m trainables.trial"))
         os.environ.update(ENVIRONMENT)
+        ray_folder()
         import ray
 
         from trainables.prepare import prepare

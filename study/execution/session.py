@@ -34,6 +34,7 @@ from study.tracking.projection import BackgroundProjection, Projection, ui_comma
 from trainables.command import InputError
 from trainables.config import TrialConfig
 from trainables.data import DataError
+from trainables.local_ray import ray_folder
 from trainables.trial import ENVIRONMENT, RESERVED_SHARE, Patience, tune_trial
 
 DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
@@ -170,7 +171,8 @@ class Session:
 
         address = self._config.cluster.address
         if address is None:
-            server = stack.enter_context(ForkServer(stack.enter_context(tempfile.TemporaryDirectory())))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=ray_folder()))
+            server = stack.enter_context(ForkServer(folder))
             stack.enter_context(server.as_python())
             options: dict[str, Any] = {"address": "local", "include_dashboard": False}
         else:

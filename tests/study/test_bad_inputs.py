@@ -158,6 +158,8 @@ BAD: dict[str, tuple[Prepare, str]] = {
     "database of an older Optuna": (older_optuna, "optuna storage upgrade --storage sqlite:///"),
     "database of another program": (database_of_mlflow, "storage: the study's database"),
     "folder in place of the database": (lambda f: made(f, "study.db"), "study.db cannot be used: unable to open"),
+    "folder in place of the lock": (lambda f: made(f, ".lock"), ".lock: Is a directory"),
+    "folder in place of study.yaml": (lambda f: made(f, "study.yaml"), "study.yaml: cannot be read: Is a directory"),
     "warm start from nowhere": (
         lambda f: with_file(f, {"warm_start": ["nowhere"]}),
         "error: warm_start: there is no study 'nowhere'",

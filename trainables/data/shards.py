@@ -32,9 +32,15 @@ def read_shards(root: Path, pattern: str, first_id: int) -> tuple[list[Picture],
         first_id: images get ids from here on, unless their names carry COCO's.
 
     Raises:
-        DataError: If there are no shards, one is no plain tar, or samples are incomplete.
+        DataError: If the pattern leads out of the folder, there are no shards, one is no plain tar, or samples are
+            incomplete.
     """
-    paths = sorted(root.glob(pattern))
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+        raise DataError(f"data.shards {pattern!r}: leads out of data.root, {root}; give a pattern of files below it")
+    try:
+        paths = sorted(root.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise DataError(f"data.shards {pattern!r}: is no pattern of files, such as 'train-*.tar': {error}") from None
     if not paths:
         raise DataError(f"no file below {root} fits data.shards {pattern!r}")
     problems: list[str] = []

@@ -166,3 +166,17 @@ def test_there_have_to_be_shards_and_a_root(root: Path) -> None:
         DataConfig(shards="*.tar")
     with pytest.raises(ValidationError, match="put the captions into the shards"):
         DataConfig(root=root, shards="*.tar", generated_captions=root / "captions.json")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("{}/*.tar", "leads out of data.root"),
+        ("../*/*.tar", "leads out of data.root"),
+        ("**.tar", "is no pattern of files|no file below"),
+        ("[", "no file below"),
+    ],
+)
+def test_a_pattern_is_of_files_below_the_root(root: Path, pattern: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        load_dataset(DataConfig(root=root, shards=pattern.format(root)), root / "cache")
