@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from dashboards import pareto_page
 from study.execution import session as session_module
-from study.execution.session import Session
+from study.execution.session import FAILED, RESUMABLE, Session
 from study.ledger.ledger import Ledger
+from study.records import Event
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig
 from trainables.trial import Outcome
@@ -70,3 +72,57 @@ def test_checkpoints_of_stopped_trials_go_and_others_stay(tmp_path: Path) -> Non
     ledger.stop(records[2], "killed before it tidied up", TrialConfig())
     session_of(config, ledger)
     assert [path.exists() for path in checkpoints] == [True, False, False]
+
+
+class Gone(NoTracking):
+    """A projection that is told of the end."""
+
+    last_error = None
+
+    def finish(self, *_: Any) -> None: ...
+
+
+def interrupted(self: Session, stack: object) -> tuple[float, float]:
+    self._stop(signal.SIGTERM, None)
+    raise AssertionError("a signal was raised")
+
+
+def test_a_resumed_session_begins_with_the_front_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = study(tmp_path, trials=3, recipes=())
+    ledger = opened(config)
+    for outcome in (complete(0.5, 0.2), complete(0.2, 0.5)):
+        run_next(ledger, config, outcome)
+    session = session_of(config, opened(config))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(Session, "_connect", interrupted)
+    try:
+        session.explore(1)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    shown = capsys.readouterr().out
+    assert "front: 2 points, hypervolume" in shown
+    assert "2 on the front" in "".join(str(part) for part in session._display._table().renderables)
+
+
+def test_a_session_that_moves_nothing_does_not_ask_to_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session_module, "BackgroundProjection", Gone)
+    config = study(tmp_path, trials=2, recipes=())
+    ledger = opened(config)
+    run_next(ledger, config, complete())
+    session = session_of(config, ledger)
+    session._lease.worked_seconds = lambda: 0.0  # type: ignore[method-assign]
+    session._device = "cpu"
+    assert session.close() == FAILED
+    assert "nothing could be done for the 1 trials that are left" in capsys.readouterr().out
+    session._stopped_by = signal.SIGTERM
+    assert session.close() == RESUMABLE
+    assert f"to go on: python -m study.run --name s --studies-dir {tmp_path}" in capsys.readouterr().out
+    session._stopped_by = None
+    going = ledger.take()
+    session._changed(going, Event(time=1, event="rung", step=1))
+    assert session.close() == RESUMABLE, "it came further"
