@@ -9,23 +9,21 @@ from study.records import StudyPaths
 from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import Final, Projection, ui_command
 from study.view import read_study, study_parser
-from trainables.command import InputError, redacted
+from trainables.command import InputError, exit_on_input_error, redacted
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, 1 where MLflow fails, 2 for input that cannot be used."""
+    """Run the command; returns the exit code: 0, or 1 where MLflow fails."""
     parser = study_parser("python -m study.track", __doc__)
     parser.add_argument("--tracking-uri", help="default: that of the study")
     parser.add_argument("--rebuild", action="store_true", help="delete what MLflow has of the study first")
     options = parser.parse_args(arguments)
-    try:
-        _track(StudyPaths(options.studies_dir / options.name), options.tracking_uri, options.rebuild)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrackingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with exit_on_input_error():
+        try:
+            _track(StudyPaths(options.studies_dir / options.name), options.tracking_uri, options.rebuild)
+        except TrackingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

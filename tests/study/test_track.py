@@ -51,12 +51,14 @@ def test_the_command_syncs_and_rebuilds(
 
 
 def test_the_command_refuses_what_it_cannot_use(known_study: FakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
-    assert track.main(["--name", "other", "--studies-dir", str(known_study.paths.root.parent)]) == 2
+    with pytest.raises(SystemExit):
+        track.main(["--name", "other", "--studies-dir", str(known_study.paths.root.parent)])
     assert "there is no study at" in (told := capsys.readouterr().err)
     assert told.endswith(": study\n")
     with known_study.paths.lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert run_track(known_study) == 2
+        with pytest.raises(SystemExit):
+            run_track(known_study)
         assert "is running" in capsys.readouterr().err
     assert run_track(known_study, "--tracking-uri", "nonsense://x") == 1
     assert "MLflow at nonsense://x failed" in capsys.readouterr().err
