@@ -107,15 +107,17 @@ def load_subject(name: str, image_pixels: int | None = None) -> Subject:
     Raises:
         InputError: it cannot be loaded.
     """
-    from trainables.prepare import load_model
+    from trainables.models.loading import load
 
     folder = trial_folder(name)
     if folder is None:
-        model = load_model(name, image_pixels)
+        model = load(name, image_pixels)
+        for guess in model.guesses:
+            _log(f"{name}: {guess}")
         return Subject(name, model, model.own_temperature, None)
     trial = TrialConfig.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
     result = TrialResult.model_validate_json((folder / "result.json").read_text(encoding="utf-8"))
-    return Subject(name, load_model(str(folder / "model")), result.temperature, trial)
+    return Subject(name, load(str(folder / "model")), result.temperature, trial)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Arguments:

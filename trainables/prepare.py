@@ -24,7 +24,7 @@ from trainables.data.cache import locked
 from trainables.evaluation.robustness import Gallery
 from trainables.identity import model_files_digest
 from trainables.models import RetrievalModel
-from trainables.models.loading import family_of, load
+from trainables.models.loading import family_of, load, load_masked_lm
 from trainables.training.pretraining import Log, make_base, make_masked_lm, make_tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -154,7 +154,9 @@ class Workshop:
         """The model before fine-tuning."""
         model = self.config.model
         if model.base is not None:
-            base = load_model(model.base, self.config.data.image_pixels)
+            base = load(model.base, self.config.data.image_pixels)
+            for guess in base.guesses:
+                self.log(f"{model.base}: {guess}")
             if model.family not in (None, base.family):
                 raise InputError(f"model.family is {model.family}, but {model.base} is a {base.family}")
             return base
@@ -163,7 +165,7 @@ class Workshop:
         folder = self._once(
             "base", self._base_identity, lambda part: make_base(part, pairs, self.config, tokenizer, self.log)
         )
-        return load_model(str(folder))
+        return load(str(folder))
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -210,12 +212,7 @@ class Workshop:
 
     def masked_lm(self) -> tuple[Any, Any]:
         """What proposes words, in eval mode, and its tokenizer."""
-        name = self.config.model.masked_lm or str(self._masked_lm_folder())
-        masked_lm = _named(name, transformers.AutoModelForMaskedLM.from_pretrained).eval()
-        tokenizer = _named(name, transformers.AutoTokenizer.from_pretrained)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise InputError(f"model.masked_lm {name!r} has no tokenizer beside it; a folder needs both")
-        return masked_lm, tokenizer
+        return load_masked_lm(self.config.model.masked_lm or str(self._masked_lm_folder()))
 
     def _masked_lm_folder(self) -> Path:
         tokenizer, pretrain = self.tokenizer(), self.config.model.pretrain
@@ -261,24 +258,3 @@ def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
 def _groups(captions: Sequence[str]) -> np.ndarray:
     """Captions of the same words are the same, however they are punctuated."""
     return np.unique([bare_text(caption) for caption in captions], return_inverse=True)[1]
-
-
-def load_model(name: str, image_pixels: int | None = None) -> RetrievalModel:
-    """A model by hub id, directory or file, whatever its family, see `loading.load`.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    return _named(name, lambda found: load(found, image_pixels))
-
-
-def _named(name: str, load: Callable[..., Any]) -> Any:
-    try:
-        return load(name)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}\n"
-            "  give a hub id or a directory with config.json, model.safetensors and a tokenizer"
-        ) from error

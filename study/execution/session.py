@@ -209,7 +209,8 @@ class Session:
         try:
             while waiting:
                 ready, waiting = ray.wait(waiting)
-                ray.get(ready)
+                for guess in ray.get(ready[0]):
+                    self._display.say(guess)
                 self._display.say(f"{parts[ready[0]]} ready after {time.time() - started:.0f} s")
         except ray.exceptions.RayTaskError as error:
             cause = error.cause if hasattr(error, "cause") else error
@@ -340,8 +341,8 @@ def speaks_grpc(address: str, timeout_seconds: float) -> bool:
     return len(answer) >= 4 and answer[3] == 4  # a server begins with SETTINGS
 
 
-def _prepare_part(config: dict[str, Any], part: str) -> None:
-    """A Ray task: make one of the shared parts."""
+def _prepare_part(config: dict[str, Any], part: str) -> list[str]:
+    """A Ray task: make one of the shared parts. Returns what had to be guessed of the base model."""
     import torch
 
     from trainables.attacks.registry import build_attacks
@@ -351,4 +352,5 @@ def _prepare_part(config: dict[str, Any], part: str) -> None:
         torch.set_num_threads(1)
     trial = TrialConfig.model_validate(config)
     build_attacks(trial.protocol)  # what is wrong with them is told now, not by every trial
-    getattr(Workshop(trial, print), part)()
+    made = getattr(Workshop(trial, print), part)()
+    return [f"{trial.model.base}: {guess}" for guess in made.guesses] if part == "base" else []

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-import trainables.prepare
+import trainables.models.loading
 from study import certify
 from study.certify import Certificate, CertifiedFront, Terms, comparable_attacks, judge, table, worst_case
 from study.config import Budget, Objective, StudyConfig
@@ -98,13 +98,13 @@ def run(config: StudyConfig, *flags: str) -> int:
 
 @pytest.fixture
 def planted(finished: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
-    masked, load = f"s-t{MASKED:05d}-s0", trainables.prepare.load_model
+    masked, load = f"s-t{MASKED:05d}-s0", trainables.models.loading.load
 
-    def load_planted(name: str) -> Any:
-        model = load(name)
+    def load_planted(name: str, image_pixels: int | None = None) -> Any:
+        model = load(name, image_pixels)
         return Staircase(model.clip, model.tokenizer) if masked in name and isinstance(model, Clip) else model
 
-    monkeypatch.setattr(trainables.prepare, "load_model", load_planted)
+    monkeypatch.setattr(trainables.models.loading, "load", load_planted)
     return finished
 
 

@@ -32,5 +32,5 @@ def test_a_masked_language_model_needs_its_tokenizer(tmp_path: Path) -> None:
     folder = tmp_path / "alone"
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertForMaskedLM(BertConfig(vocab_size=20, **sizes)).save_pretrained(folder)
-    with pytest.raises(InputError, match="has no tokenizer beside it"):
+    with pytest.raises(InputError, match="its vocabulary was not found"):
         workshop(tmp_path, folder).masked_lm()

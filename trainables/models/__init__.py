@@ -37,6 +37,8 @@ class RetrievalModel(nn.Module, ABC):
     tokenizer: PreTrainedTokenizerBase
     own_temperature: float | None = None
     """The softmax temperature it was trained with, if it keeps one. Nothing here computes with it."""
+    guesses: tuple[str, ...] = ()
+    """What nothing but a name or a custom says about it, in words, for whoever loads it to tell."""
     temperature_range: ClassVar[tuple[float, float]] = (0.01, 1.0)
     """Where a learned temperature is kept. CLIP's logit scale is at most 100 (Radford et al. 2021, section 2.5)."""
 

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoTokenizer,
     BertConfig,
     BertModel,
     BertTokenizer,
@@ -26,6 +25,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLayer
 from trainables.config import TinyConfig
 from trainables.models.fusion import DROPPED, VIT_RULES, VitBert, at_size, official_config, tiny_config
 from trainables.models.official import State, fill, from_directory, renamed, tokenizer_beside
+from trainables.models.tokenizers import load_tokenizer
 
 
 class AlbefConfig(BlipConfig):
@@ -94,7 +94,8 @@ class Albef(VitBert):
         Raises:
             OSError: nothing there, or not an ALBEF.
         """
-        return cls(from_directory(AlbefNetwork, name), AutoTokenizer.from_pretrained(name))
+        network = from_directory(AlbefNetwork, name)
+        return cls(network, load_tokenizer(name, network.config.text_config.vocab_size))
 
     @classmethod
     def from_official(cls, state: State, path: Path, image_pixels: int | None, *, momentum: bool = False) -> Albef:
@@ -124,7 +125,8 @@ class Albef(VitBert):
         # The masked-LM head of pre-training, and projections that no loss used.
         entries = renamed(state, rules, [*DROPPED, r"text_encoder\.cls\..*", r"combine_.*"])
         fill(network, at_size(entries, network.config), path)
-        tokenizer = tokenizer_beside(path, BertTokenizer, "google-bert/bert-base-uncased")
+        rows = network.config.text_config.vocab_size
+        tokenizer = tokenizer_beside(path, BertTokenizer, "google-bert/bert-base-uncased", rows)
         return cls(network, without_end(tokenizer))
 
     @classmethod

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoTokenizer, BertTokenizer, BlipConfig, BlipForImageTextRetrieval, PreTrainedTokenizerBase
+from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval, PreTrainedTokenizerBase
 
 from trainables.config import TinyConfig
 from trainables.models.fusion import DROPPED, VIT_RULES, VitBert, at_size, official_config, tiny_config
 from trainables.models.official import State, fill, from_directory, renamed, tokenizer_beside
+from trainables.models.tokenizers import load_tokenizer
 
 
 class Blip(VitBert):
@@ -62,7 +63,8 @@ class Blip(VitBert):
         Raises:
             OSError: nothing there, or not a BLIP.
         """
-        return cls(from_directory(BlipForImageTextRetrieval, name), AutoTokenizer.from_pretrained(name))
+        network = from_directory(BlipForImageTextRetrieval, name)
+        return cls(network, load_tokenizer(name, network.config.text_config.vocab_size))
 
     @classmethod
     def from_official(cls, state: State, path: Path, image_pixels: int | None) -> Blip:
@@ -79,7 +81,8 @@ class Blip(VitBert):
         network = BlipForImageTextRetrieval(BlipConfig(**official_config(state, "text_encoder", image_pixels)))
         entries = renamed(state, VIT_RULES, [*DROPPED, r"text_decoder\..*"])
         fill(network, at_size(entries, network.config), path)
-        return cls(network, tokenizer_beside(path, BertTokenizer, "google-bert/bert-base-uncased"))
+        rows = network.config.text_config.vocab_size
+        return cls(network, tokenizer_beside(path, BertTokenizer, "google-bert/bert-base-uncased", rows))
 
     @classmethod
     def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Blip:

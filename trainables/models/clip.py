@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from itertools import chain
@@ -12,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
+from trainables.command import InputError
 from trainables.config import TinyConfig
 from trainables.models import RetrievalModel
 from trainables.models.official import (
@@ -27,7 +27,9 @@ from trainables.models.official import (
     resampled,
     tokenizer_beside,
 )
+from trainables.models.open_clip import Computation, computation
 from trainables.models.patches import PatchEmbedding
+from trainables.models.tokenizers import load_tokenizer
 
 RULES = (
     (r"^visual\.class_embedding", "vision_model.embeddings.class_embedding"),
@@ -51,6 +53,9 @@ RULES = (
 
 DROPPED = ("input_resolution", "context_length", "vocab_size")
 
+OLD_END = 2
+"""The wrong end-of-text token of early configurations of `transformers`; it is the highest one."""
+
 
 def _separated(state: State) -> State:
     """Queries, keys and values by themselves, and projections as `nn.Linear` has them."""
@@ -65,10 +70,7 @@ def _separated(state: State) -> State:
     return entries
 
 
-def _official_config(state: State, path: Path, image_pixels: int | None) -> dict[str, Any]:
-    beside = path.with_name("open_clip_config.json")
-    told = json.loads(beside.read_text(encoding="utf-8"))["model_cfg"] if beside.exists() else {}
-    quick = told.get("quick_gelu", "input_resolution" in state or "quickgelu" in path.name.lower())
+def _official_config(state: State, said: Computation, image_pixels: int | None) -> dict[str, Any]:
     positions, patch = state["visual.positional_embedding"], state["visual.conv1.weight"].shape[-1]
     length, text_width = state["positional_embedding"].shape
     width, vocabulary = positions.shape[1], state["token_embedding.weight"].shape[0]
@@ -79,11 +81,11 @@ def _official_config(state: State, path: Path, image_pixels: int | None) -> dict
             "intermediate_size": state[f"{prefix}.0.mlp.c_fc.weight"].shape[0],
             "num_hidden_layers": layers(state, prefix),
             "num_attention_heads": heads,
-            "hidden_act": "quick_gelu" if quick else "gelu",
+            "hidden_act": said.activation,
         }
 
     # 64 channels a head, but 16 heads in the images towers that are wider than L: H has 80 channels, g 88, G 104.
-    vision = tower("visual.transformer.resblocks", width, min(width // 64, 16))
+    vision = tower("visual.transformer.resblocks", width, said.vision_heads or min(width // 64, 16))
     return {
         "vision_config": {
             **vision,
@@ -91,7 +93,7 @@ def _official_config(state: State, path: Path, image_pixels: int | None) -> dict
             "patch_size": patch,
         },
         "text_config": {
-            **tower("transformer.resblocks", text_width, text_width // 64),
+            **tower("transformer.resblocks", text_width, said.text_heads or text_width // 64),
             "vocab_size": vocabulary,
             "max_position_embeddings": length,
             "bos_token_id": vocabulary - 2,
@@ -100,6 +102,17 @@ def _official_config(state: State, path: Path, image_pixels: int | None) -> dict
         },
         "projection_dim": state["text_projection"].shape[1],
     }
+
+
+def _check_end(tokenizer: PreTrainedTokenizerBase, clip: CLIPModel, name: str | Path) -> None:
+    """The text tower is read at its end-of-text token, wherever that is; at the first token if there is none."""
+    tokens = tokenizer(["a"])["input_ids"][0]
+    read = clip.text_model.eos_token_id
+    if tokens[-1] != (max(tokens) if read == OLD_END else read):
+        raise InputError(
+            f"the tokenizer of {name} does not fit its model: captions end with "
+            f"{tokenizer.convert_ids_to_tokens(tokens[-1])} ({tokens[-1]}), the model is read at token {read}"
+        )
 
 
 def tiny_towers(
@@ -192,8 +205,7 @@ class Clip(RetrievalModel):
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, dim). What stands after the end-of-text token is not seen, so nor is padding."""
         tower = self.clip.text_model
-        # Early configurations have a wrong end-of-text token; it is the highest one.
-        ends = tokens.argmax(1) if tower.eos_token_id == 2 else (tokens == tower.eos_token_id).int().argmax(1)
+        ends = tokens.argmax(1) if tower.eos_token_id == OLD_END else (tokens == tower.eos_token_id).int().argmax(1)
         *below, last = tower.encoder.layers
         hidden = tower.embeddings(input_ids=tokens)
         for layer in below:
@@ -220,32 +232,37 @@ class Clip(RetrievalModel):
         Raises:
             OSError: nothing there, or not a CLIP.
         """
-        return cls(from_directory(CLIPModel, name), AutoTokenizer.from_pretrained(name))
+        clip = from_directory(CLIPModel, name)
+        tokenizer = load_tokenizer(name, clip.config.text_config.vocab_size)
+        _check_end(tokenizer, clip, name)
+        return cls(clip, tokenizer)
 
     @classmethod
     def from_official(cls, state: State, path: Path, image_pixels: int | None) -> Clip:
         """From the entries of OpenAI's or open_clip's state dict of a CLIP with a ViT.
 
-        OpenAI's weights were trained with QuickGELU, open_clip's with GELU unless they say otherwise. The entries look
-        the same, so what tells is OpenAI's `input_resolution`, an `open_clip_config.json` beside the file, or
-        `quickgelu` in the file's name, as open_clip names its own.
-
         Args:
             state: see `official.read_state`.
             path: for messages, the activation and the tokenizer beside it.
-            image_pixels: of a side; the position embeddings are resampled to it.
+            image_pixels: of a side; the position embeddings are resampled to it, as open_clip does.
 
         Raises:
-            InputError: entries that do not fit.
+            InputError: entries that do not fit, or nothing says how they compute, see `open_clip.computation`.
         """
-        config = CLIPConfig(**_official_config(state, path, image_pixels))
+        said = computation(state, path)
+        config = CLIPConfig(**_official_config(state, said, image_pixels))
         vision = config.vision_config
         entries = renamed(_separated(state), RULES, DROPPED)
         positions = "vision_model.embeddings.position_embedding.weight"
-        entries[positions] = resampled(entries[positions], vision.image_size // vision.patch_size)
+        entries[positions] = resampled(entries[positions], vision.image_size // vision.patch_size, antialias=True)
         clip = CLIPModel(config)
         fill(clip, entries, path)
-        return cls(clip, tokenizer_beside(path, CLIPTokenizer, "openai/clip-vit-base-patch32"))
+        rows = config.text_config.vocab_size
+        tokenizer = tokenizer_beside(path, CLIPTokenizer, "openai/clip-vit-base-patch32", rows)
+        _check_end(tokenizer, clip, path)
+        model = cls(clip, tokenizer)
+        model.guesses = (said.guess,) if said.guess else ()
+        return model
 
     @classmethod
     def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Clip:

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedTokenizerBase
 
+from trainables.command import InputError
 from trainables.models import RetrievalModel
+from trainables.models.official import check_weights, from_directory, without_pooler
+from trainables.models.tokenizers import load_tokenizer
 
 WIDTH = 256
 """Of the common space."""
@@ -86,7 +90,10 @@ class Dual(RetrievalModel):
         """The image tower's own features, (batch, tower width)."""
         mean, std = self.pixel_stats[0], self.pixel_stats[1]
         normalised = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
-        return self.image_tower(normalised).pooler_output.flatten(1)
+        found = self.image_tower(normalised)
+        if found.pooler_output is None:  # its checkpoint has no pooler
+            return found.last_hidden_state[:, 0]
+        return found.pooler_output.flatten(1)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, WIDTH)."""
@@ -123,17 +130,25 @@ class Dual(RetrievalModel):
 
     @classmethod
     def load(cls, name: str) -> Dual:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: a tokenizer that does not fit.
+            OSError: nothing there.
+            RuntimeError: weights that do not fit.
+        """
         folder = Path(name)
-        text_config = folder / "text_tower"
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with safe_open(folder / "model.safetensors", framework="pt") as weights:
+            held = set(weights.keys())
+            bag = "text_tower.embedding.weight"
+            rows = weights.get_slice(bag).get_shape()[0] if bag in held else 0
+        image = _configured(folder / "image_tower", {key.removeprefix("image_tower.") for key in held})
+        text: nn.Module = BagOfWords(rows)
+        if not rows:
+            tower = _configured(folder / "text_tower", {key.removeprefix("text_tower.tower.") for key in held})
+            text, rows = TextTransformer(tower), tower.get_input_embeddings().num_embeddings
         model = cls(
-            AutoModel.from_config(AutoConfig.from_pretrained(folder / "image_tower")),
-            TextTransformer(AutoModel.from_config(AutoConfig.from_pretrained(text_config)))
-            if text_config.exists()
-            else BagOfWords(len(tokenizer)),
-            tokenizer,
-            torch.zeros(2, 3),
+            image, text, load_tokenizer(folder, rows, first=False), torch.stack([torch.zeros(3), torch.ones(3)])
         )
         load_model(model, str(folder / "model.safetensors"))
         return model
@@ -148,12 +163,36 @@ class Dual(RetrievalModel):
             tokenizer: of the bag of words.
 
         Raises:
+            InputError: weights are missing, a tokenizer does not fit, or the pixels are prepared in another way.
             OSError: nothing there.
         """
-        processor = AutoImageProcessor.from_pretrained(image_tower)
+        image = from_directory(AutoModel, image_tower)
+        check_weights(image, image_tower)
         text: nn.Module = BagOfWords(len(tokenizer))
         if text_tower is not None:
-            text = TextTransformer(AutoModel.from_pretrained(text_tower, use_safetensors=True))
-            tokenizer = AutoTokenizer.from_pretrained(text_tower)
-        stats = torch.tensor([processor.image_mean, processor.image_std])
-        return cls(AutoModel.from_pretrained(image_tower, use_safetensors=True), text, tokenizer, stats)
+            tower = from_directory(AutoModel, text_tower)
+            check_weights(tower, text_tower)
+            text = TextTransformer(tower)
+            tokenizer = load_tokenizer(text_tower, tower.get_input_embeddings().num_embeddings, first=False)
+        return cls(image, text, tokenizer, _pixel_stats(image_tower))
+
+
+def _configured(folder: Path, held: set[str]) -> Any:
+    """A tower by its configuration, without the pooler that is not among the weights."""
+    tower = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    without_pooler(tower, tower.state_dict().keys() - held)
+    return tower
+
+
+def _pixel_stats(name: str) -> Tensor:
+    """Mean and standard deviation (2, 3) that the tower's image processor normalises pixels in [0, 1] with."""
+    processor = AutoImageProcessor.from_pretrained(name)
+    if not getattr(processor, "do_normalize", False):
+        stats = [[0.0] * 3, [1.0] * 3]
+    else:
+        stats = [processor.image_mean, processor.image_std]
+    if getattr(processor, "do_flip_channel_order", False) or any(value is None for value in stats):
+        raise InputError(
+            f"image tower {name}: pixels are to be prepared as is not done here: {processor.to_json_string()}"
+        )
+    return torch.tensor(stats)

@@ -184,7 +184,7 @@ def official_config(state: State, text: str, image_pixels: int | None) -> dict[s
 def at_size(entries: State, config: Any) -> State:
     """The entries with the ViT's position embeddings for the configured image size."""
     name, vision = "vision_model.embeddings.position_embedding", config.vision_config
-    return {**entries, name: resampled(entries[name][0], vision.image_size // vision.patch_size)[None]}
+    return {**entries, name: resampled(entries[name][0], vision.image_size // vision.patch_size, antialias=False)[None]}
 
 
 def tiny_config(config: TinyConfig, image_pixels: int, max_tokens: int, vocabulary: int, pad_token: int) -> Any:

@@ -6,16 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import PretrainedConfig
+from safetensors import SafetensorError
+from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trainables.command import InputError
+from trainables.command import InputError, reason
 from trainables.models import RetrievalModel
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import Dual
-from trainables.models.official import State, read_state
+from trainables.models.official import State, check_weights, from_directory, read_state
+from trainables.models.open_clip import CONFIG
 from trainables.models.siglip import Siglip
+from trainables.models.tokenizers import load_tokenizer
 
 FAMILIES: dict[str, type[Albef | Blip | Clip | Siglip]] = {
     "clip": Clip,
@@ -46,10 +49,27 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
             ALBEF and BLIP, whose retrieval is published at that size also where the file was pre-trained at less.
 
     Raises:
-        InputError: nothing there, a family that is not known, or a checkpoint that does not fit its family.
+        InputError: nothing there, a family that is not known, a checkpoint that does not fit its family, or weights or
+            a tokenizer that nothing can be computed with.
     """
-    with _told(name):
-        return _from_file(Path(name), image_pixels) if Path(name).is_file() else _family(name).load(name)
+    with _as_input_errors(name, "config.json, model.safetensors and a tokenizer, or a published file"):
+        file = _file(name)
+        model = _family(name).load(name) if file is None else _from_file(file, image_pixels)
+        check_weights(model, name)
+    return model
+
+
+def load_masked_lm(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A masked language model from the hub or a directory, in eval mode, and its tokenizer.
+
+    Raises:
+        InputError: nothing there, no masked language model, weights that are missing, or a tokenizer that is not its.
+    """
+    with _as_input_errors(name, "config.json, model.safetensors and a tokenizer"):
+        masked_lm = from_directory(AutoModelForMaskedLM, name).eval()
+        check_weights(masked_lm, name)
+        tokenizer = load_tokenizer(name, masked_lm.get_input_embeddings().num_embeddings, first=False)
+    return masked_lm, tokenizer
 
 
 def family_of(name: str) -> str:
@@ -58,21 +78,30 @@ def family_of(name: str) -> str:
     Raises:
         InputError: see `load`.
     """
-    with _told(name):
-        family = _family_in(read_state(Path(name)), Path(name)) if Path(name).is_file() else _family(name)
+    with _as_input_errors(name, "config.json, model.safetensors and a tokenizer, or a published file"):
+        file = _file(name)
+        family = _family(name) if file is None else _family_in(read_state(file), file)
     return family.family
 
 
+def _file(name: str) -> Path | None:
+    """The published file: the name itself, or what lies in a folder of open_clip that `transformers` cannot read."""
+    path = Path(name)
+    if (path / CONFIG).is_file() and not (path / "model.safetensors").is_file():
+        files = (path / file for file in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"))
+        return next((file for file in files if file.is_file()), None)
+    return path if path.is_file() else None
+
+
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _as_input_errors(name: str, wanted: str) -> Iterator[None]:
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(
-            f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}\n"
-            "  give a hub id, a directory with config.json, model.safetensors and a tokenizer, or a published file"
+            f"model {name!r} cannot be loaded: {reason(error)}\n  give a hub id or a directory with {wanted}"
         ) from error
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, SiglipConfig, SiglipModel
+from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
 from trainables.config import TinyConfig
 from trainables.models import RetrievalModel
 from trainables.models.clip import tiny_towers
 from trainables.models.official import from_directory
+from trainables.models.tokenizers import load_tokenizer
 
 
 class Siglip(RetrievalModel):
@@ -77,7 +78,8 @@ class Siglip(RetrievalModel):
             InputError: a checkpoint that lacks weights.
             OSError: nothing there.
         """
-        return cls(from_directory(SiglipModel, name), AutoTokenizer.from_pretrained(name))
+        siglip = from_directory(SiglipModel, name)
+        return cls(siglip, load_tokenizer(name, siglip.config.text_config.vocab_size, first=False))
 
     @classmethod
     def tiny(cls, config: TinyConfig, image_pixels: int, max_tokens: int, tokenizer: PreTrainedTokenizerBase) -> Siglip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -157,6 +158,33 @@ def with_vocabulary(folder: Path) -> Path:
     return folder / "checkpoint.pth"
 
 
+def with_clip_vocabulary(folder: Path, size: int = 49408) -> None:
+    """Letters without merges, and CLIP's two special tokens at the end."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{letter}</w>" for letter in "abcdefghijklmnopqrstuvwxyz")]
+    words = letters + [f"filler{index}" for index in range(size - 2 - len(letters))]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+
+
+def small(shapes: Shapes) -> dict[str, Tensor]:
+    """The same entries with 64 channels."""
+    sides = {768: 64, 512: 64, 2304: 192, 1536: 192, 3072: 256, 2048: 256, 49408: 300}
+    return random_state({name: tuple(sides.get(side, side) for side in shape) for name, shape in shapes.items()})
+
+
+def small_clip(folder: Path, *, openai: bool = False) -> dict[str, Tensor]:
+    """One layer a tower, and its tokenizer in a folder."""
+    with_clip_vocabulary(folder, 300)
+    shapes = clip_shapes(openai)
+    return small({name: shape for name, shape in shapes.items() if ".resblocks." not in name or ".0." in name})
+
+
+def said_by_open_clip(folder: Path, **config: object) -> None:
+    """An `open_clip_config.json` with some fields of its model's."""
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+
+
 # References: what the layouts mean, written from their description alone.
 
 
@@ -218,7 +246,8 @@ def reference_clip(state: dict[str, Tensor], tower: str, x: Tensor, causal: bool
     """The blocks of a CLIP tower: pre-norm, joined projection."""
     width, length = x.shape[2], x.shape[1]
     hidden = torch.full((length, length), -torch.inf).triu(1) if causal else torch.zeros(length, length)
-    for block in (f"{tower}.resblocks.{index}" for index in range(12)):
+    depth = sum(name.startswith(f"{tower}.resblocks.") and name.endswith("ln_1.weight") for name in state)
+    for block in (f"{tower}.resblocks.{index}" for index in range(depth)):
 
         def parts(name: str, block: str = block) -> tuple[Tensor, Tensor]:
             return state[f"{block}.{name}.weight"], state[f"{block}.{name}.bias"]
@@ -231,3 +260,17 @@ def reference_clip(state: dict[str, Tensor], tower: str, x: Tensor, causal: bool
         h = F.linear(F.layer_norm(x, (width,), *parts("ln_2")), *parts("mlp.c_fc"))
         x = x + F.linear(h * torch.sigmoid(1.702 * h) if quick else F.gelu(h), *parts("mlp.c_proj"))
     return x
+
+
+def reference_clip_image(state: dict[str, Tensor], pixels: Tensor, quick: bool) -> Tensor:
+    """CLIP's image features: patches, a tower that is read at its first token, a projection."""
+    width, patch = state["visual.conv1.weight"].shape[0], state["visual.conv1.weight"].shape[-1]
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    x = F.conv2d((pixels - mean) / std, state["visual.conv1.weight"], stride=patch).flatten(2).transpose(1, 2)
+    first = state["visual.class_embedding"].expand(len(x), 1, -1)
+    x = torch.cat([first, x], 1) + state["visual.positional_embedding"]
+    x = F.layer_norm(x, (width,), state["visual.ln_pre.weight"], state["visual.ln_pre.bias"])
+    x = reference_clip(state, "visual.transformer", x, causal=False, quick=quick)[:, 0]
+    x = F.layer_norm(x, (width,), state["visual.ln_post.weight"], state["visual.ln_post.bias"])
+    return x @ state["visual.proj"]
