@@ -51,7 +51,7 @@ def page_picture(view: StudyView, chromium: str) -> Image.Image:
     title = f"Pareto front of {view.config.name}"
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
-        page.write_text(pareto_page(view.manifests, entries, objectives, history, title))
+        page.write_text(pareto_page(view.manifests, entries, objectives, history, title), encoding="utf-8")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=8000"]
         flags += [f"--user-data-dir={folder}/profile", f"--window-size={WINDOW[0]},{WINDOW[1]}"]
         command = [chromium, *flags, f"--screenshot={folder}/page.png", page.as_uri()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from dashboards.page import (
     symbol,
     table_section,
 )
+from dashboards.scatter import axis_title, pairs_by_conflict
 from search_spaces.notation import in_words, number, ordered
 from study.front.dominance import front_mask, oriented, values_at
 from study.records import short_key
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star")
-"""Of the studies in turn; both, so that no one has to tell them by colour."""
+DASHES_OF_STUDIES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 2px")
+"""Of the studies in turn; all three, so that no one has to tell them by colour."""
 
 DASHES = {"best": "dot", "median": "solid", "worst": "dash"}
 
@@ -57,17 +58,19 @@ def _fronts_section(found: Comparison) -> str:
     import plotly.graph_objects as go
 
     joint = {entry.key for entry in found.joint}
+    values = [[entry.values[objective.metric] for objective in found.objectives] for entry in found.joint]
     html = ""
-    for index, (x, y) in enumerate(itertools.combinations(found.objectives, 2)):
+    for index, pair in enumerate(pairs_by_conflict(values, found.objectives)):
+        x, y = (found.objectives[place] for place in pair)
         figure = go.Figure()
         for place, side in enumerate(found.sides):
             points = [(entry.values[x.metric], entry.values[y.metric]) for entry in side.entries]
             own = np.flatnonzero(front_mask(oriented(points, (x, y))))
-            rising, colour = x.direction == "maximize", _turn(COLOURS, place)
-            line = step_line([points[index] for index in own], rising, color=colour, width=2)
+            style = {"color": _turn(COLOURS, place), "dash": _turn(DASHES_OF_STUDIES, place), "width": 2}
+            line = step_line([points[at] for at in own], x.direction == "maximize", **style)
             figure.add_scatter(**line, showlegend=False, legendgroup=side.name)
             figure.add_scatter(**_markers(side, place, (x, y), joint))
-        lay_out(figure, escape(x.metric), escape(y.metric), height=520 if index == 0 else 400, legend=True)
+        lay_out(figure, axis_title(x), axis_title(y), height=520 if index == 0 else 400, legend=True)
         label = f"Fronts of {len(found.sides)} studies, {y.metric} against {x.metric}"
         html += f"<figure>{plot(figure, f'fronts-{index}', escape(label), library=index == 0)}</figure>\n"
     caption = "Bars are 95 % confidence intervals of the evaluation. Outlined: on the front of all studies together."
@@ -124,7 +127,7 @@ def _surfaces_section(index: int, names: str, found: Comparison) -> str:
         line = step_line([(first, second) for first, second in points], x.direction == "maximize", dash=DASHES[level])
         line["line"] |= {"color": _turn(COLOURS, index), "width": 2}
         figure.add_scatter(**line, name=level)
-    lay_out(figure, escape(x.metric), escape(y.metric), height=420, legend=True)
+    lay_out(figure, axis_title(x), axis_title(y), height=420, legend=True)
     label = f"Attainment surfaces of {names}"
     caption = (
         "A line and all that it dominates is attained by one seed (best), by half of them (median), by all (worst)."
@@ -149,7 +152,12 @@ def _progress_section(sides: Sequence[Side], library: bool) -> str:
             ],
             hoverinfo="text",
             mode="lines",
-            line={"shape": "hv", "color": _turn(COLOURS, place), "width": 2},
+            line={
+                "shape": "hv",
+                "color": _turn(COLOURS, place),
+                "dash": _turn(DASHES_OF_STUDIES, place),
+                "width": 2,
+            },
             name=escape(side.name),
         )
     lay_out(figure, "device-hours", "hypervolume, % of the box", height=360, legend=True)

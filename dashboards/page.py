@@ -34,12 +34,12 @@ figcaption { color: #52606d; font-size: .875rem; margin-top: .5rem; }
 .scroll:focus-visible { outline: 2px solid #0072b2; outline-offset: 2px; }
 .note { color: #52606d; font-size: .875rem; margin: .5rem 0 0; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .4rem .75rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e8ed; }
+th, td { padding: .4rem .5rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e8ed; }
 td { white-space: nowrap; }
 thead th { border-bottom: 2px solid #9aa5b1; vertical-align: bottom; }
 tbody th { font-weight: 600; }
 .interval { color: #52606d; display: block; font-size: .8125rem; }
-@media (max-width: 48rem) {
+@media (max-width: 64rem) {
   section { padding: .75rem; }
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
   table, tbody { display: block; }
@@ -83,7 +83,8 @@ def table_section(title: str, name: str, heads: Sequence[str], rows: Sequence[Se
         note: below the table, as plain text.
     """
     # The roles are those that the elements have. Browsers forget them where a table is laid out otherwise.
-    head = "".join(f'<th scope="col" role="columnheader">{escape(text)}</th>' for text in heads)
+    broken = [escape(text).replace("/", "/<wbr>") for text in heads]
+    head = "".join(f'<th scope="col" role="columnheader">{text}</th>' for text in broken)
     body = ""
     for first, *others in rows:
         body += f'<tr role="row"><th scope="row" role="rowheader">{first}</th>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from html import escape
@@ -31,11 +30,11 @@ from dashboards.scatter import (
     number_axis,
     objective_axis,
     pair_figure,
+    pairs_by_conflict,
     settings,
 )
 from search_spaces.notation import ordered
 from study.config import Objective
-from study.front.dominance import front_mask, oriented
 from study.front.estimates import Estimate, FrontEntry, estimates, front, write_front
 from study.front.hypervolume import hypervolume_history
 from study.records import Manifest, StudyPaths, short_key, write_if_changed
@@ -104,24 +103,6 @@ def _summary(manifests: Sequence[Manifest], entries: Sequence[FrontEntry], histo
     return "Trials: " + " · ".join(counts)
 
 
-def lead_pair(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> tuple[int, int]:
-    """The two objectives that conflict most: most of the front is also on the front of these two alone.
-
-    Args:
-        values: of the front of all objectives, (n, m).
-        objectives: m, two or more.
-
-    Returns:
-        Places in `objectives`; the first of several pairs that are alike.
-    """
-
-    def kept(pair: tuple[int, int]) -> int:
-        costs = oriented([[row[place] for place in pair] for row in values], [objectives[place] for place in pair])
-        return int(front_mask(costs).sum())
-
-    return max(itertools.combinations(range(len(objectives)), 2), key=kept)
-
-
 def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Objective]) -> str:
     pairs: list[tuple[Axis, Axis, Sequence[Objective]]]
     if len(axes) == 1:
@@ -129,8 +110,7 @@ def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Ob
         line = ""
     else:
         values = [[axis.read(one).value for axis in axes] for one in points.estimates if points.on_front(one)]
-        first = lead_pair(values, objectives)
-        order = [first, *(pair for pair in itertools.combinations(range(len(axes)), 2) if pair != first)]
+        order = pairs_by_conflict(values, objectives)
         pairs = [(axes[x], axes[y], (objectives[x], objectives[y])) for x, y in order]
         line = "the front" if len(pairs) == 1 else "the front of the two alone"
     figures = []

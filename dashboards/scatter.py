@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Axis:
 
     Attributes:
         name: as plain text.
+        title: beside the axis, as HTML.
         read: its value, with an interval if it has one.
         rising: whether larger values are better.
         range: what is shown, from the lower to the upper end; None: all of it.
@@ -39,6 +41,7 @@ class Axis:
     """
 
     name: str
+    title: str
     read: Callable[[Estimate], Metric]
     rising: bool = False
     range: tuple[float, float] | None = None
@@ -72,6 +75,11 @@ class Points:
         return estimate.first.key in self.members
 
 
+def axis_title(objective: Objective) -> str:
+    """An objective's name and its better end, escaped."""
+    return f"{escape(objective.metric)} ({'higher' if objective.direction == 'maximize' else 'lower'} is better)"
+
+
 def objective_axis(objective: Objective, points: Points) -> Axis:
     """The axis of an objective; it shows the front and the recipes with their intervals, and what lies between."""
 
@@ -82,7 +90,8 @@ def objective_axis(objective: Objective, points: Points) -> Axis:
     ends = [end for metric in shown for end in (metric.low, metric.high) if math.isfinite(end)]
     low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
     room = 0.06 * (high - low) or 0.05 * max(abs(high), 0.1)
-    return Axis(objective.metric, read, objective.direction == "maximize", (low - room, high + room))
+    rising = objective.direction == "maximize"
+    return Axis(objective.metric, axis_title(objective), read, rising, (low - room, high + room))
 
 
 def number_axis(points: Points) -> Axis:
@@ -92,7 +101,7 @@ def number_axis(points: Points) -> Axis:
     def read(estimate: Estimate) -> Metric:
         return Metric(value=estimate.first.number, low=estimate.first.number, high=estimate.first.number)
 
-    return Axis("trial", read, range=(min(numbers) - 0.5, max(numbers) + 0.5))
+    return Axis("trial", "trial", read, range=(min(numbers) - 0.5, max(numbers) + 0.5))
 
 
 def knob_axis(name: str, points: Points) -> Axis:
@@ -100,7 +109,7 @@ def knob_axis(name: str, points: Points) -> Axis:
     values = [value for one in points.estimates if (value := settings(one).get(name)) is not None]
     if any(isinstance(value, bool | str) for value in values):
         choices = sorted({written(name, value) for value in values})
-        return Axis(symbol(name), lambda one: _exact(choices, name, one), ticks=dict(enumerate(choices)))
+        return Axis(name, escape(symbol(name)), lambda one: _exact(choices, name, one), ticks=dict(enumerate(choices)))
     scale = 255.0 if name in RADII else 1.0
 
     def read(estimate: Estimate) -> Metric:
@@ -113,14 +122,34 @@ def knob_axis(name: str, points: Points) -> Axis:
     ticks = [tick for tick in nice if numbers[0] / 1.5 <= tick <= numbers[-1] * 1.5] if log else []
     if all(isinstance(value, int) for value in values) and len(numbers) <= 8:
         ticks = numbers
-    title = f"{symbol(name)}, in 1/255" if name in RADII else symbol(name)
-    return Axis(title, read, ticks={tick: f"{tick:g}" for tick in ticks}, log=log)
+    title = escape(symbol(name)) + ", in 1/255" * (name in RADII)
+    return Axis(name, title, read, ticks={tick: f"{tick:g}" for tick in ticks}, log=log)
 
 
 def _exact(choices: Sequence[str], name: str, estimate: Estimate) -> Metric:
     value = settings(estimate).get(name)
     at = math.nan if value is None else float(choices.index(written(name, value)))
     return Metric(value=at, low=at, high=at)
+
+
+def pairs_by_conflict(values: Sequence[Sequence[float]], objectives: Sequence[Objective]) -> list[tuple[int, int]]:
+    """All pairs of objectives; first the one that conflicts most: most of the front is on the front of these two alone.
+
+    Args:
+        values: of the front of all objectives, (n, m).
+        objectives: m, two or more.
+
+    Returns:
+        Places in `objectives`, otherwise in their order.
+    """
+
+    def kept(pair: tuple[int, int]) -> int:
+        costs = oriented([[row[place] for place in pair] for row in values], [objectives[place] for place in pair])
+        return int(front_mask(costs).sum())
+
+    pairs = list(itertools.combinations(range(len(objectives)), 2))
+    first = max(pairs, key=kept)
+    return [first, *(pair for pair in pairs if pair != first)]
 
 
 def pair_figure(points: Points, x: Axis, y: Axis, objectives: Sequence[Objective], height: int) -> Any:
@@ -143,7 +172,7 @@ def pair_figure(points: Points, x: Axis, y: Axis, objectives: Sequence[Objective
         figure.add_scatter(**line, name="front")
     for trace in _traces(points, x, y):
         figure.add_scatter(**trace)
-    lay_out(figure, _hinted(x, objectives), _hinted(y, objectives), height)
+    lay_out(figure, x.title, y.title, height)
     figure.update_xaxes(range=x.range)
     figure.update_yaxes(range=y.range)
     figure.update_layout(annotations=_labels(points, x, y), **_colours(points))
@@ -164,7 +193,7 @@ def knob_figure(points: Points, knob: Axis, axes: Sequence[Axis]) -> Any:
         figure.update_xaxes(type="log")
     if knob.ticks:
         figure.update_xaxes(tickvals=list(knob.ticks), ticktext=list(map(escape, knob.ticks.values())))
-    figure.update_xaxes(title=escape(knob.name), row=len(axes), col=1)
+    figure.update_xaxes(title=knob.title, row=len(axes), col=1)
     for row, axis in enumerate(axes, 1):
         figure.update_yaxes(title={"text": escape(axis.name), "font": {"size": 11}}, nticks=4, row=row, col=1)
     figure.update_layout(**_colours(points))
@@ -240,12 +269,6 @@ def _labels(points: Points, x: Axis, y: Axis) -> list[dict[str, Any]]:
         }
         for index, name, (across, up) in zip(recipes, names, offsets, strict=True)
     ]
-
-
-def _hinted(axis: Axis, objectives: Sequence[Objective]) -> str:
-    if not any(objective.metric == axis.name for objective in objectives):
-        return escape(axis.name)
-    return f"{escape(axis.name)} ({'higher' if axis.rising else 'lower'} is better)"
 
 
 def _colours(points: Points) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dashboards.pareto_page import lead_pair, pareto_page, write_front_files
+from dashboards.pareto_page import pareto_page, write_front_files
+from dashboards.scatter import pairs_by_conflict
 from study.config import Objective
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
@@ -142,8 +143,8 @@ def test_every_pair_of_objectives_has_a_plot_and_its_own_front(count: int, figur
 def test_the_pair_that_conflicts_most_is_the_large_one() -> None:
     objectives = (OBJECTIVES[1], OBJECTIVES[3], OBJECTIVES[0])
     values = [(0.9, 0.5, 0.1), (0.8, 0.5, 0.2), (0.7, 0.6, 0.3), (0.95, 0.4, 0.05)]
-    assert lead_pair(values, objectives) == (0, 2)
-    assert lead_pair(values[:1], objectives) == (0, 1), "without a conflict the first pair"
+    assert pairs_by_conflict(values, objectives) == [(0, 2), (0, 1), (1, 2)]
+    assert pairs_by_conflict(values[:1], objectives)[0] == (0, 1), "without a conflict the first pair"
     page = page_of(manifests(), OBJECTIVES[:3])
     assert layout_of(page, "front")["xaxis"]["title"]["text"].startswith("both/mr_r5")
     assert layout_of(page, "front")["height"] > layout_of(page, "pair-1")["height"]
@@ -293,13 +294,13 @@ def crowd() -> list[Manifest]:
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 1050, 1280])
 def test_nothing_hides_on_a_phone_or_a_wide_screen(width: int, tmp_path: Path) -> None:
-    found = measured(page_of(crowd(), OBJECTIVES[:3]), width, tmp_path)
+    found = measured(page_of(crowd(), OBJECTIVES), width, tmp_path)
     assert found["width"] == width
     assert found["overflow"] <= 0, "the page is wider than the screen"
     assert found["wide"] == 0, "knobs of the table are behind a scroll"
-    assert len(found["labels"]) == 3 * 6
+    assert len(found["labels"]) == 6 * 6
     assert found["touching"] == []
 
 
