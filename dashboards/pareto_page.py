@@ -123,16 +123,17 @@ def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Ob
     caption = "Bars are 95 % confidence intervals of the evaluation, over images."
     if others:
         caption += " The pair of objectives that conflicts most is the large one."
-    beyond = sum(any(not _within(axis, one) for axis in axes) for one in points.estimates)
+    beyond = sum(any(_beyond(axis, one) for axis in axes) for one in points.estimates)
     if beyond:
         caption += f" {beyond} of the trials lie beyond the edges, far from the front: double-click shows all."
     caption = f'<p class="note">{caption}</p>\n'
     return f"<section>\n<h2>Front</h2>\n{_key(points, line)}{figures[0]}{others}{caption}</section>\n"
 
 
-def _within(axis: Axis, estimate: Estimate) -> bool:
+def _beyond(axis: Axis, estimate: Estimate) -> bool:
     low, high = axis.range or (-math.inf, math.inf)
-    return low <= axis.read(estimate).value <= high
+    value = axis.read(estimate).value
+    return value < low or value > high
 
 
 def _key(points: Points, line: str) -> str:

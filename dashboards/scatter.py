@@ -13,7 +13,7 @@ import numpy as np
 
 from dashboards.labels import place_labels
 from dashboards.page import INK, error_bars, lay_out, recipe_name, step_line, symbol
-from search_spaces.notation import RADII, SYMBOLS, number, ordered, written
+from search_spaces.notation import RADII, number, telling, written
 from study.config import Objective
 from study.front.dominance import front_mask, oriented
 from study.front.estimates import Estimate
@@ -64,7 +64,7 @@ class Points:
     @property
     def strongest(self) -> float:
         """Radius at the upper end of the colours, in 1/255: the largest on the front and of the recipes."""
-        return max(radius(one) for one in self.estimates if self.prominent(one))
+        return max((radius(one) for one in self.estimates if self.prominent(one)), default=0.0)
 
     def prominent(self, estimate: Estimate) -> bool:
         """Whether plots are about this point: on the front, or a recipe."""
@@ -296,7 +296,6 @@ def _hover(estimate: Estimate, on_front: bool) -> str:
     for name, metric in estimate.metrics.items():
         interval = "" if metric.low == metric.high else f" [{number(metric.low)}, {number(metric.high)}]"
         lines.append(f"{escape(name)}: {number(metric.value)}{interval}")
-    values = settings(estimate)
-    for name in ordered(first.params or [name for name in SYMBOLS if name in values]):
-        lines.append(f"{escape(name)}: {escape(written(name, values[name]))}{'/255' * (name in RADII)}")
+    for name, value in telling(first.params, first.point).items():
+        lines.append(f"{escape(name)}: {escape(written(name, value))}{'/255' * (name in RADII)}")
     return "<br>".join(lines)

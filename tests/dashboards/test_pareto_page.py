@@ -10,6 +10,7 @@ import pytest
 
 from dashboards.pareto_page import pareto_page, write_front_files
 from dashboards.scatter import pairs_by_conflict
+from search_spaces.recipes import recipe_point
 from study.config import Objective
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
@@ -214,6 +215,33 @@ def test_without_a_complete_trial_the_page_says_so(states: list[str]) -> None:
     page = page_of([manifest(0, 0.5, 0.5, state=state) for state in states])
     assert "No trial has been completed yet" in page
     assert "newPlot" not in page
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_trial_that_measured_something_else_is_no_obstacle(count: int) -> None:
+    other = manifest(5, 0.5, 0.5, metrics={"sga/mr_r5": {"value": 0.5, "low": 0.4, "high": 0.6}}, recipe="mat", cost={})
+    page = page_of([*manifests(), other], OBJECTIVES[:count])
+    assert [label["text"] for label in layout_of(page, "front")["annotations"]] == ["TeCoA-ITR"]
+    assert "beyond the edges" not in page
+    assert table_of(page)[-1]["both/mr_r5"] == ""
+    for recipe in ("mat", None):
+        alone = other.model_copy(update={"recipe": recipe})
+        assert "newPlot" in page_of([alone], OBJECTIVES[:count]), "nothing is on the front"
+
+
+def test_hovering_tells_what_is_a_recipes_own() -> None:
+    fare = recipe_point("fare", 2 / 255, 0.06).model_dump(mode="json")
+    trial = manifest(0, 0.5, 0.5, recipe="fare", params={}, point=fare)
+    text = traces_of(page_of([trial]), "front")["published recipe, on the front"]["hovertext"][0]
+    assert text.split("<br>")[4:] == [
+        "contrastive_weight: 0",
+        "temperature: 0.06",
+        "epsilon: 2/255",
+        "attack_steps: 10",
+        "companion: anchor",
+        "trainable: image",
+        "attack_objective: deviation",
+    ]
 
 
 def test_one_trial_is_a_front() -> None:
