@@ -22,8 +22,8 @@ FUSION: dict[str, Knob] = {
     **JOINT,
     # The companion is image-text matching. ALBEF and BLIP keep their temperature in [0.001, 0.5], and start at 0.07.
     "temperature": Knob(kind="float", low=0.02, high=0.3, log=True),
-    # What of a fusion transformer is worth training under attack is an open question.
-    "trainable": Knob(kind="choice", choices=("all", "image", "fusion")),
+    # What of a fusion transformer is worth training under attack is an open question. At weight 1 nothing is fused.
+    "trainable": Knob(kind="choice", choices=("all", "image", "fusion"), below_one="contrastive_weight"),
 }
 """For fusion transformers."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from itertools import combinations, product
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from trainables.config import Model, Point
 from trainables.fields import parse_epsilon
@@ -27,6 +29,7 @@ class Knob(Model):
     log: bool = Field(False, description="draw uniformly in the logarithm")
     choices: tuple[Value, ...] | None = Field(None, description="the values of a choice")
     above_zero: str | None = Field(None, description="an earlier knob; this one exists only where that is above zero")
+    below_one: str | None = Field(None, description="an earlier knob; this one exists only where that is below one")
 
     @model_validator(mode="after")
     def _kind_has_what_it_needs(self) -> Knob:
@@ -66,11 +69,64 @@ Space = Mapping[str, Knob]
 """Knobs by name, in the order they are drawn."""
 
 
-def check_space(space: Space) -> list[str]:
-    """Everything that is wrong with a space, as messages for the user; empty if it can be used.
+def typed(name: str, value: Value) -> Value:
+    """A value as the field of `Point` that the knob sets has it: `"1/255"` is a radius, `2.0` steps are 2.
 
-    Besides names and conditions, the corners of every knob are tried as a `Point`.
+    Raises:
+        ValueError: the field does not take it.
     """
+    try:
+        return cast(Value, _field(name).validate_python(value))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{value!r} is out of range: {reason}") from None
+
+
+@cache
+def _field(name: str) -> TypeAdapter[Any]:
+    field = Point.model_fields[name]
+    kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return TypeAdapter(kind)
+
+
+def typed_space(space: Space) -> dict[str, Knob]:
+    """The space with its choices as `typed`; those that cannot be are left for `check_space` to tell."""
+    found = {}
+    for name, knob in space.items():
+        with suppress(ValueError, KeyError):
+            if knob.choices is not None:
+                knob = knob.model_copy(update={"choices": tuple(typed(name, choice) for choice in knob.choices)})
+        found[name] = knob
+    return found
+
+
+def check_space(space: Space) -> list[str]:
+    """Everything that is wrong with a space, as messages for the user; empty if every draw is a `Point`."""
+    problems = _wrong_knobs(space)
+    if problems:
+        return problems
+    found: dict[str, dict[str, Value]] = {}
+    for params in corners(space):
+        try:
+            Point.model_validate(params)
+        except ValidationError as error:
+            for reason in error.errors()[0]["msg"].removeprefix("Value error, ").split("; "):
+                found.setdefault(reason, params)
+    return [f"{reason} ({example_of(params)})" for reason, params in found.items()]
+
+
+def example_of(params: Mapping[str, Value]) -> str:
+    """How a message shows a draw."""
+    return "for example at " + _shown(params)
+
+
+def _shown(params: Mapping[str, Value]) -> str:
+    written = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in params.items()}
+    return ", ".join(f"{name} {value}" for name, value in written.items())
+
+
+def _wrong_knobs(space: Space) -> list[str]:
+    """What is wrong with single knobs and their conditions."""
     problems = []
     earlier: set[str] = set()
     for name, knob in space.items():
@@ -78,20 +134,68 @@ def check_space(space: Space) -> list[str]:
         if name not in Point.model_fields:
             problems.append(f"{where}: no such knob; knobs are {', '.join(Point.model_fields)}")
             continue
-        if knob.above_zero is not None and knob.above_zero not in earlier:
-            problems.append(f"{where}.above_zero: {knob.above_zero!r} is no earlier knob; those are {sorted(earlier)}")
-        earlier.add(name)
-        corners: Sequence[Value | None] = knob.choices if knob.choices is not None else (knob.low, knob.high)
-        for value in corners:
+        for condition in ("above_zero", "below_one"):
+            parent = getattr(knob, condition)
+            if parent is not None and parent not in earlier:
+                known = ", ".join(sorted(earlier)) or "none"
+                problems.append(f"{where}.{condition}: {parent!r} is no earlier knob with numbers; those are {known}")
+        if not isinstance(Point.model_fields[name].default, str):
+            earlier.add(name)
+        choices = knob.choices or ()
+        for value in choices or _values(name, knob):
             try:
-                Point.__pydantic_validator__.validate_assignment(Point.model_construct(), name, value)
+                typed(name, value)
             except ValueError as error:
-                if "attack_steps" in str(error) or "epsilon" in str(error):
-                    continue  # the pair is checked below
-                problems.append(f"{where}: {value!r} is out of range: {str(error).splitlines()[2].strip()}")
-    if "epsilon" in space and "attack_steps" in space and space["attack_steps"].above_zero != "epsilon":
+                problems.append(f"{where}: {error}")
+        if len(set(choices)) < len(choices):
+            problems.append(f"{where}: some of the choices are the same value: {', '.join(map(str, choices))}")
+    if "epsilon" in space and "attack_steps" not in space:
+        example = "{kind: choice, choices: [2, 10], above_zero: epsilon}"
+        problems.append(f"space.epsilon: a radius needs steps; add attack_steps: {example}")
+    elif "epsilon" in space and space["attack_steps"].above_zero != "epsilon":
         problems.append("space.attack_steps: needs above_zero: epsilon, because there are no steps without a radius")
     return problems
+
+
+TOGETHER = 3
+"""Fields that a rule of `Point` or `TrialConfig` is about at most."""
+
+
+def corners(space: Space) -> Iterator[dict[str, Value]]:
+    """Draws that break every rule that some draw of the space breaks, if there are any such.
+
+    They are all combinations of the ends (and a value between) of each few knobs, the others standing where those that
+    depend on them exist. Rules are about few fields each, and compare numbers with each other, 0 or 1, so they break at
+    ends if anywhere.
+    """
+    values = {name: _values(name, knob) for name, knob in space.items()}
+    standing, seen = _standing(space), set()
+    for chosen in combinations(space, min(TOGETHER, len(space))):
+        for picked in product(*(values[name] for name in chosen)):
+            params = _existing(space, {**standing, **dict(zip(chosen, picked, strict=True))})
+            if tuple(params.items()) not in seen:
+                seen.add(tuple(params.items()))
+                yield params
+
+
+def _standing(space: Space) -> dict[str, Value]:
+    """A value for every knob under which those that depend on it exist, where there is one."""
+    return {name: _middle(_values(name, knob)) for name, knob in space.items()}
+
+
+def _values(name: str, knob: Knob) -> list[Value]:
+    """The least, the largest, and one between; of what is no number, all."""
+    if knob.choices is None:
+        low, high = knob.low or 0.0, knob.high or 0.0
+        return [int(low), int(high)] if knob.kind == "int" else [low, low + 0.382 * (high - low), high]
+    if not all(isinstance(choice, int | float) for choice in knob.choices):
+        return list(knob.choices)
+    ordered = sorted(knob.choices, key=float)
+    return list(dict.fromkeys([ordered[0], _middle(ordered), ordered[-1]]))
+
+
+def _middle(values: Sequence[Value]) -> Value:
+    return values[len(values) // 2]
 
 
 def suggest(space: Space, trial: optuna.Trial) -> dict[str, Value]:
@@ -103,11 +207,39 @@ def suggest(space: Space, trial: optuna.Trial) -> dict[str, Value]:
     return params
 
 
+def _existing(space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
+    params: dict[str, Value] = {}
+    for name, knob in space.items():
+        if _exists(knob, params):
+            params[name] = values[name]
+    return params
+
+
 def _exists(knob: Knob, params: Mapping[str, Any]) -> bool:
-    if knob.above_zero is None:
-        return True
-    value = params.get(knob.above_zero, 0)
-    return isinstance(value, int | float) and not math.isclose(value, 0, abs_tol=1e-12)
+    def value(name: str) -> float:
+        return float(params.get(name, Point.model_fields[name].default))
+
+    return (knob.above_zero is None or value(knob.above_zero) > 0) and (
+        knob.below_one is None or value(knob.below_one) < 1
+    )
+
+
+def wrong_point(space: Space, point: Mapping[str, Value]) -> list[str]:
+    """Everything that is wrong with a point that is given to try, as messages; knobs may be left out."""
+    unknown = [name for name in point if name not in space]
+    if unknown:
+        return [f"{', '.join(unknown)} is not in the space, whose knobs are {', '.join(space)}"]
+    problems = []
+    for name, value in point.items():
+        try:
+            inside = space[name].contains(typed(name, value))
+        except ValueError:
+            inside = False
+        if not inside:
+            problems.append(f"{name}={value!r} is not in the space")
+        elif not _exists(space[name], {**_standing(space), **point}):
+            problems.append(f"{name} does not exist at {_shown(point)}: leave it out")
+    return problems
 
 
 def params_of(space: Space, point: Point) -> dict[str, Value] | None:
@@ -116,12 +248,7 @@ def params_of(space: Space, point: Point) -> dict[str, Value] | None:
     A point lies outside if a knob cannot take its value, or if a field that is not searched differs from the default.
     """
     values = point.model_dump()
-    params: dict[str, Value] = {}
-    for name, knob in space.items():
-        if _exists(knob, params):
-            if not knob.contains(values[name]):
-                return None
-            params[name] = values[name]
-    defaults = Point.model_construct().model_dump()
-    others = set(values) - set(space) - ({"attack_steps"} if values["epsilon"] == 0 else set())
-    return None if any(values[name] != defaults[name] for name in others) else params
+    params = _existing(space, values)
+    if not all(space[name].contains(value) for name, value in params.items()):
+        return None
+    return params if Point.model_validate(params) == point else None

@@ -109,7 +109,7 @@ def _objectives(views: Sequence[StudyView], metrics: Sequence[str]) -> tuple[Obj
     unknown = [metric for metric in metrics if metric.startswith("cost/") and metric not in known]
     if unknown:
         raise InputError(f"--metrics: {', '.join(unknown)}: a cost has a range only as an objective of a study")
-    return tuple(known.get(metric, Objective(metric=metric)) for metric in metrics)
+    return tuple(known.get(metric) or Objective(metric=metric) for metric in metrics)
 
 
 def _alike(marks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
 from pydantic import (
     BeforeValidator,
     Field,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -20,8 +22,8 @@ from pydantic import (
 from pydantic_settings import SettingsConfigDict
 
 from search_spaces.joint import JOINT, SPACES
-from search_spaces.recipes import Recipe
-from search_spaces.space import Knob, check_space
+from search_spaces.recipes import Recipe, recipe_point
+from search_spaces.space import Knob, Space, check_space, corners, example_of, typed, typed_space, wrong_point
 from study.records import StudyPaths, read_frozen
 from trainables.command import InputError, place, read_yaml
 from trainables.config import (
@@ -29,9 +31,12 @@ from trainables.config import (
     DataConfig,
     Model,
     ModelConfig,
+    Point,
     Protocol,
     TrainingConfig,
+    TrialConfig,
     WorkersConfig,
+    raise_all,
 )
 from trainables.fields import Name, Place, Seed, Separated, Url, parse_epsilon
 from trainables.flags import Flags, from_command_line
@@ -41,12 +46,18 @@ COST = "cost/device_seconds"
 COSTS = {COST: "device_seconds", "cost/peak_memory_gb": "peak_memory_gb"}
 """What is measured of a trial beside its evaluation, and its name in reports, results and a manifest's cost."""
 
+RECIPE_TEMPERATURE = 0.05
 SamplerName = Literal["tpe", "gp", "nsga2", "nsga3", "qmc", "random", "auto"]
 
 KnobValue = Annotated[bool | int | float | str, BeforeValidator(parse_epsilon)]
 """Of a point; radii may be written 2/255."""
 
+Part = TypeVar("Part")
 Points = tuple[dict[str, KnobValue], ...]
+
+
+def _is_recall(metric: str) -> bool:
+    return re.search(r"/.*_r\d+$", metric) is not None
 
 
 class Objective(Model):
@@ -63,8 +74,17 @@ class Objective(Model):
 
     @model_validator(mode="after")
     def _range(self) -> Objective:
-        if not self.low < self.high:
-            raise ValueError(f"low {self.low} must be below high {self.high}")
+        if self.metric in COSTS and not {"direction", "low", "high"} <= self.model_fields_set:
+            raise ValueError(
+                f"a cost needs its direction and range, such as {{metric: {self.metric}, direction: minimize, low: 0, "
+                "high: 300}, in seconds or GB"
+            )
+        if not self.low < self.high < math.inf:
+            raise ValueError(f"low {self.low} must be below high {self.high}, both finite")
+        if self.metric in COSTS and self.direction == "maximize":
+            raise ValueError("a cost is to minimize")
+        if _is_recall(self.metric) and not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"recalls are in [0, 1], which low {self.low} and high {self.high} are not")
         return self
 
 
@@ -79,6 +99,11 @@ class Constraint(Model):
     def _one_bound(self) -> Constraint:
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("a constraint needs at_least or at_most, one of them")
+        bound = self.at_least if self.at_least is not None else self.at_most or 0.0
+        if self.metric in COSTS and not 0 < bound < math.inf:
+            raise ValueError(f"no trial costs {bound}: the bound of a cost is above 0")
+        if _is_recall(self.metric) and not 0 <= bound <= 1:
+            raise ValueError(f"recalls are in [0, 1], and {bound} is not")
         return self
 
     def excess(self, value: float) -> float:
@@ -128,7 +153,7 @@ class Price(Model):
         {}, description="price of a device-hour by kind, such as l4=0.98"
     )
     head_hour: float = Field(0, ge=0, description="price of an hour of the head node, while a driver works")
-    device: str | None = Field(None, description="kind of device trials run on; empty: what Ray finds")
+    device: str | None = Field(None, max_length=64, description="kind of device trials run on; empty: what Ray finds")
 
 
 class TrialTemplate(Model):
@@ -138,12 +163,34 @@ class TrialTemplate(Model):
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()
 
-    @model_validator(mode="after")
-    def _workers_share_the_batch(self) -> TrialTemplate:
-        batch, workers = self.training.batch_size, self.workers.count
-        if batch % workers:
-            raise ValueError(f"training.batch_size {batch} is no multiple of workers.count {workers}")
-        return self
+
+def trials_of(
+    space: Space, recipes: Iterable[Recipe], temperature: float, protocol: Protocol
+) -> Iterator[tuple[str, Point]]:
+    """What a study may run, as far as that can break a rule: the corners of its checked space, and its recipes.
+
+    Yields:
+        How a message calls it, and the point.
+    """
+    for params in corners(space):
+        yield example_of(params), Point.model_validate(params)
+    for recipe in recipes:
+        yield f"recipe {recipe}", recipe_point(recipe, protocol.epsilon, temperature)
+
+
+def wrong_trials(
+    drawn: Iterable[tuple[str, Point]], trial: TrialTemplate, protocol: Protocol, data: DataConfig
+) -> list[str]:
+    """What is wrong with some of the trials, each once, with one of them unless it is wrong with all."""
+    found: dict[str, list[str]] = {}
+    trials = list(drawn)
+    for name, point in trials:
+        try:
+            TrialConfig(point=point, data=data, protocol=protocol, **dict(trial))
+        except ValidationError as error:
+            for reason in error.errors()[0]["msg"].removeprefix("Value error, ").split("; "):
+                found.setdefault(reason, []).append(name)
+    return [reason if len(names) == len(trials) else f"{reason} ({names[0]})" for reason, names in found.items()]
 
 
 class TrackingConfig(Model):
@@ -177,7 +224,9 @@ class StudyConfig(Model):
     recipes: Annotated[tuple[Recipe, ...], Separated] = Field(
         ("finetune", "tecoa_itr", "fare", "mat"), description="published defences that run first"
     )
-    recipe_temperature: float = Field(0.05, gt=0, le=1, description="of the recipes: that of the base model")
+    recipe_temperature: float = Field(
+        RECIPE_TEMPERATURE, gt=0, le=1, description="of the recipes: that of the base model"
+    )
     protocol: Protocol = Protocol()
     objectives: tuple[Objective, ...] = Field(
         (Objective(metric="clean/mr_r1"), Objective(metric="both/mr_r1")),
@@ -207,12 +256,24 @@ class StudyConfig(Model):
     @field_validator("space")
     @classmethod
     def _space_can_be_used(cls, space: dict[str, Knob]) -> dict[str, Knob]:
-        problems = check_space(space)
-        if problems:
-            raise ValueError("; ".join(problems))
+        space = typed_space(space)
+        raise_all(check_space(space))
         return space
 
+    @field_validator("recipes", "points", "warm_start")
+    @classmethod
+    def _each_once(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        raise_all(f"{part!r} is given twice" for place, part in enumerate(parts) if part in parts[:place])
+        return parts
+
     # What depends on other fields is checked if these are right themselves, so that all mistakes are told at once.
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_differ(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        metrics = [objective.metric for objective in objectives]
+        raise_all(f"{metric} is given twice" for metric in dict.fromkeys(metrics) if metrics.count(metric) > 1)
+        return objectives
 
     @field_validator("objectives", "constraints")
     @classmethod
@@ -238,21 +299,37 @@ class StudyConfig(Model):
         price = info.data.get("price")
         if budget.money is not None and price is not None and not price.device_hour:
             raise ValueError("money needs price.device_hour, what an hour of a device costs")
+        if budget.money is not None and price is not None and price.device not in (None, *price.device_hour):
+            known = ", ".join(price.device_hour)
+            raise ValueError(f"money needs the price of {price.device}; price.device_hour has {known}")
         return budget
 
     @field_validator("points")
     @classmethod
     def _points_are_of_the_space(cls, points: Points, info: ValidationInfo) -> Points:
         space: dict[str, Knob] | None = info.data.get("space")
-        wrong = [
-            f"{name}={value!r}"
-            for point in points
-            for name, value in point.items()
-            if space is not None and not (name in space and space[name].contains(value))
-        ]
-        if wrong:
-            raise ValueError(f"{', '.join(wrong)} is not in the space, whose knobs are {', '.join(space or ())}")
-        return points
+        if space is None:
+            return points
+        raise_all(problem for point in points for problem in wrong_point(space, point))
+        return tuple({name: typed(name, value) for name, value in point.items()} for point in points)
+
+    @field_validator("warm_start")
+    @classmethod
+    def _others(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.data.get("name") in names:
+            raise ValueError(f"{info.data['name']} is this study itself")
+        return names
+
+    @field_validator("trial")
+    @classmethod
+    def _every_trial_can_be(cls, trial: TrialTemplate, info: ValidationInfo) -> TrialTemplate:
+        data: DataConfig | None = info.data.get("data")
+        if data is not None:
+            protocol = info.data.get("protocol", Protocol())
+            recipes, temperature = info.data.get("recipes", ()), info.data.get("recipe_temperature", RECIPE_TEMPERATURE)
+            drawn = trials_of(info.data.get("space", {}), recipes, temperature, protocol)
+            raise_all(wrong_trials(drawn, trial, protocol, data))
+        return trial
 
     @property
     def paths(self) -> StudyPaths:

@@ -189,7 +189,7 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
     study = config.model_copy(
         update={"budget": searched, "objectives": objectives, "constraints": bounds, "replicates": 0, "points": ()}
     )
-    template = TrialConfig(training=config.trial.training, protocol=config.protocol, workers=config.trial.workers)
+    template = TrialConfig(protocol=config.protocol, data=config.data, **dict(config.trial))
     quarters = sorted({math.ceil(trials * share) for share in (0.25, 0.5, 0.75, 1)})
     rows = []
     for seed in range(SIMULATIONS):

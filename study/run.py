@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from study.config import Arguments, parse
+from study.config import Arguments, StudyConfig, parse, trials_of, wrong_trials
 from study.ledger.frozen import fingerprint, freeze
 from study.records import StudyPaths
 from trainables.command import InputError, exit_on_input_error
 from trainables.config import Protocol
+from trainables.places import family_in, open_named
 
 FREE_BYTES = 500_000_000
 """Needed in the study's folder to begin."""
@@ -65,10 +66,11 @@ def run(config: Arguments) -> int:
     from study.ledger.set_aside import set_aside
     from study.ledger.store import open_storage, storage_as_input_errors
     from study.ledger.trials import trial_template
-    from trainables.data import load_dataset
 
     template = trial_template(config)
-    dataset = load_dataset(template.data, template.cache_dir)
+    dataset = open_named(template)
+    if not config.paths.config.exists():  # later, the fingerprint guards it
+        refuse_what_has_no(family_in(template.model), config)
     storage = open_storage(config.paths, config.storage)
     with Lease(storage.engine, config.name, lost=leave_at_once) as lease:
         with storage_as_input_errors(config):
@@ -82,6 +84,20 @@ def run(config: Arguments) -> int:
         if todo:
             session.explore(todo)
         return session.close()
+
+
+def refuse_what_has_no(family: str, config: StudyConfig) -> None:
+    """Hold everything that the study may run against the family of its model, which only the base may have told.
+
+    Raises:
+        InputError: with everything that the family cannot do.
+    """
+    model = config.trial.model.model_copy(update={"family": family})
+    trial = config.trial.model_copy(update={"model": model})
+    drawn = trials_of(config.space, config.recipes, config.recipe_temperature, config.protocol)
+    problems = wrong_trials(drawn, trial, config.protocol, config.data)
+    if problems:
+        raise InputError("\n  ".join([f"trial.model.base {model.base} is a {family}:", *problems]))
 
 
 def leave_at_once() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +40,10 @@ def content_hash(value: BaseModel | dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
+Companion = Literal["anchor", "matching", "consistency"]
+"""What the loss has beside the contrastive one."""
+
+
 class Point(Model):
     """One point of the space: what is searched, and what tells published defences apart.
 
@@ -51,7 +57,7 @@ class Point(Model):
     epsilon: Epsilon = Field(0.0, description="L-inf radius of the training attack, in [0, 1] or as 2/255")
     attack_steps: int = Field(0, ge=0, le=100, description="PGD steps of the training attack; 0 only at epsilon 0")
     words: int = Field(0, ge=0, le=10, description="words the training attack may change in a caption")
-    companion: Literal["auto", "anchor", "matching", "consistency"] = Field(
+    companion: Literal["auto"] | Companion = Field(
         "auto",
         description="anchor to the frozen original; image-text matching with hard negatives; consistency of attacked "
         "and clean retrieval, the contrastive loss then on clean pairs (TRADES); auto: matching in fusion families, "
@@ -82,14 +88,49 @@ class Point(Model):
     )
 
     @model_validator(mode="after")
-    def _steps_go_with_epsilon(self) -> Point:
-        if self.epsilon > 0 and self.attack_steps == 0:
-            raise ValueError("epsilon > 0 needs attack_steps >= 1")
-        if self.epsilon == 0 and self.attack_steps > 0:
-            raise ValueError("attack_steps > 0 needs epsilon > 0")
-        if self.ramp_end < self.ramp_begin:
-            raise ValueError(f"ramp_end {self.ramp_end} is before ramp_begin {self.ramp_begin}")
+    def _goes_together(self) -> Point:
+        # A rule is about three fields at most, see `search_spaces.space.TOGETHER`.
+        idle = self.companion != "auto" and self.trainable not in ("all", *parts_in_loss(self, self.companion))
+        wrong = {
+            "epsilon > 0 needs attack_steps >= 1": self.epsilon > 0 and self.attack_steps == 0,
+            "attack_steps > 0 needs epsilon > 0": self.epsilon == 0 and self.attack_steps > 0,
+            "ramp_end is before ramp_begin": self.ramp_end < self.ramp_begin,
+            "epsilon_start is the radius before a ramp, and with ramp_end 0 there is none": (
+                self.epsilon_start > 0 and self.ramp_end == 0
+            ),
+            "pairs crossed says nothing with companion consistency, whose contrastive loss is on clean pairs": (
+                self.pairs == "crossed" and self.companion == "consistency"
+            ),
+            NOTHING_TRAINED: idle or (self.trainable == "fusion" and self.contrastive_weight == 1),
+        }
+        raise_all(reason for reason, so in wrong.items() if so)
         return self
+
+
+NOTHING_TRAINED = (
+    "nothing would be trained: at this contrastive_weight and companion the loss does not depend on the part that is "
+    "trainable"
+)
+
+
+def parts_in_loss(point: Point, companion: Companion) -> set[str]:
+    """What the loss depends on. Which words and pixels an attack changes has no gradient.
+
+    Args:
+        point: its weight counts.
+        companion: what its own stands for in the family.
+    """
+    if point.contrastive_weight == 0 and companion == "anchor":
+        return {"image"}
+    fused = point.contrastive_weight < 1 and companion == "matching"
+    return {"image", "text", "fusion"} if fused else {"image", "text"}
+
+
+def raise_all(problems: Iterable[str]) -> None:
+    """One ValueError with all problems, if there are any."""
+    told = "; ".join(problems)
+    if told:
+        raise ValueError(told)
 
 
 class ShapesConfig(Model):
@@ -106,7 +147,12 @@ class DataConfig(Model):
     root: Place | None = Field(None, description="folder of a COCO-format set; empty: procedural shapes")
     images: str = Field("images", description="image folder below root")
     captions: str = Field("captions.json", description="captions file below root (COCO format or Karpathy JSON)")
-    split: str = Field("split.json", description="split file below root: {split: [image id, ...]}")
+    split: str | None = Field(
+        None, description="split file below root, {split: [image id, ...]}; empty: split.json, or what captions carries"
+    )
+    linked_folders: tuple[Place, ...] = Field(
+        (), description="folders elsewhere that links below the image folder may lead to"
+    )
     shards: str | None = Field(
         None, description="WebDataset tars below root to train on, such as train-*.tar; the rest is for evaluation"
     )
@@ -121,12 +167,20 @@ class DataConfig(Model):
     max_train_images: int | None = Field(None, ge=1, description="use the first n training images only")
     shapes: ShapesConfig = ShapesConfig()
 
+    @property
+    def most_train_images(self) -> float:
+        """More are not trained on, as far as the configuration says."""
+        drawn = self.shapes.train_images if self.root is None else math.inf
+        return min(drawn, self.max_train_images or math.inf)
+
     @model_validator(mode="after")
     def _shards_have_what_they_need(self) -> DataConfig:
         if self.shards is not None and self.root is None:
             raise ValueError("data.shards needs data.root: they lie below it, and so does what is evaluated")
         if self.shards is not None and self.generated_captions is not None:
             raise ValueError("data.generated_captions does not go with data.shards: put the captions into the shards")
+        if self.split is not None and "{split}" in self.captions:
+            raise ValueError(f"data.captions {self.captions} is one file a split, so give no data.split beside it")
         return self
 
 
@@ -151,12 +205,19 @@ class TinyConfig(Model):
     patch_pixels: int = Field(8, ge=2, le=64)
     embedding: int = Field(64, ge=8, le=4096)
 
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> TinyConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
 
 CaptionForm = Literal["family", "attack-literature"]
 """See `captions`."""
 
 Family = Literal["clip", "dual", "albef", "blip"]
 """CLIP; any image tower with any text tower; the fusion transformers ALBEF and BLIP."""
+FUSION_FAMILIES = ("albef", "blip")
 
 
 class ModelConfig(Model):
@@ -189,6 +250,13 @@ class ModelConfig(Model):
             raise ValueError("text_tower goes with image_tower")
         return self
 
+    @property
+    def known_family(self) -> str | None:
+        """The family, or None where only the base itself says it."""
+        if self.family is not None or self.base is not None:
+            return self.family
+        return "dual" if self.image_tower else "clip"
+
 
 class TrainingConfig(Model):
     """How long and how fast a trial fine-tunes."""
@@ -205,6 +273,12 @@ class TrainingConfig(Model):
     )
     attack_candidates: int = Field(5, ge=1, le=10, description="masked-LM substitutes the training attack tries a word")
     log_every_steps: int = Field(5, ge=1)
+
+    @model_validator(mode="after")
+    def _an_epoch_has_a_batch(self) -> TrainingConfig:
+        if self.epoch_images is not None and self.epoch_images < self.batch_size:
+            raise ValueError(f"epoch_images {self.epoch_images} is less than one batch of {self.batch_size}")
+        return self
 
 
 class WorkersConfig(Model):
@@ -357,10 +431,42 @@ class TrialConfig(Model):
     storage_path: Url = Field("studies/.runs", description="where Ray Train keeps checkpoints (path or URL)")
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> TrialConfig:
-        if self.training.batch_size % self.workers.count:
-            raise ValueError(
-                f"training.batch_size {self.training.batch_size} is not a multiple of workers.count "
-                f"{self.workers.count}"
-            )
+    def _goes_together(self) -> TrialConfig:
+        batch, workers, model = self.training.batch_size, self.workers.count, self.model
+        family, images = model.known_family, self.data.most_train_images
+        patch, pixels = model.tiny.patch_pixels, self.data.image_pixels
+        tiny = model.base is None and model.image_tower is None
+        wrong = {
+            f"training.batch_size {batch} is no multiple of workers.count {workers}": batch % workers > 0,
+            f"workers.count {workers} is more than the training images, {images}": images < workers,
+            f"model.tiny.patch_pixels {patch} is more than data.image_pixels {pixels}": tiny and patch > pixels,
+        }
+        raise_all(
+            [
+                *(reason for reason, so in wrong.items() if so),
+                *([] if family is None else not_of_the_family(family, self.point, self.protocol)),
+            ]
+        )
         return self
+
+
+def not_of_the_family(family: str, point: Point, protocol: Protocol) -> list[str]:
+    """What a model of the family cannot do, of what a trial asks for.
+
+    Args:
+        family: as `Family`, or any other without a fusion transformer.
+        point: of the trial.
+        protocol: of its evaluation.
+    """
+    if family in FUSION_FAMILIES:
+        return []
+    none = f"a {family} has no fusion transformer"
+    companion: Companion = "anchor" if point.companion == "auto" else point.companion
+    wrong = {
+        f"companion matching: {none} to match pairs with": companion == "matching",
+        f"trainable fusion: {none}": point.trainable == "fusion",
+        f"protocol.rerank: {none} to match pairs with": protocol.rerank is not None,
+        f"protocol.attacks, itm: {none} to attack": any(attack.attack == "itm" for attack in protocol.attacks),
+        NOTHING_TRAINED: point.trainable == "text" and "text" not in parts_in_loss(point, companion),
+    }
+    return [reason for reason, so in wrong.items() if so]

@@ -18,10 +18,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trainables.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
-from trainables.command import exit_on_input_error, read_config
-from trainables.config import Model, TrialConfig
+from trainables.command import InputError, exit_on_input_error, read_config
+from trainables.config import Model, TrialConfig, not_of_the_family
 from trainables.local_ray import ray_folder
-from trainables.places import absolute
+from trainables.places import absolute, family_in, open_named
 from trainables.results import TrialResult
 
 ENVIRONMENT = {
@@ -304,6 +304,10 @@ def main(arguments: Sequence[str]) -> int:
 
         from trainables.prepare import prepare
 
+        open_named(config)
+        problems = not_of_the_family(family_in(config.model), config.point, config.protocol)
+        if problems:
+            raise InputError("\n".join(problems))
         prepared = prepare(config, log=lambda line: print(line, file=sys.stderr))
         RunFolder(config).refuse_others(config, prepared.hashes)
         ray.init(address="local", log_to_driver=False, logging_level="ERROR")

@@ -28,7 +28,7 @@ def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict
         "seed",
     )
     fields = config.model_dump(mode="json", include=set(deciding))
-    for place in ("root", "generated_captions"):  # the digest says what is there; where it lies does not matter
+    for place in ("root", "generated_captions", "linked_folders"):  # the digest says what is there, wherever that is
         fields["data"].pop(place)
     fields["trial"]["workers"].pop("cpus_per_worker")
     return {**fields, "data_digest": data_digest, "code_digest": code_digest}

@@ -37,9 +37,10 @@ class UnitBox:
         self._levels = np.array([_levels(knob) for knob in space.values()])
         names = list(space)
         self._depends = [
-            (column, names.index(knob.above_zero))
+            (column, names.index(parent), place)
             for column, knob in enumerate(space.values())
-            if knob.above_zero is not None and self._value(knob.above_zero, 0.0) == 0
+            for parent, place, gone in ((knob.above_zero, 0.0, 0), (knob.below_one, 1.0, 1))
+            if parent is not None and self._value(parent, place) == gone
         ]
 
     def contains(self, point: Values) -> bool:
@@ -97,8 +98,8 @@ class UnitBox:
         return self._existing(np.where(self._levels > 0, levels / np.maximum(self._levels - 1, 1), rows))
 
     def _existing(self, units: Floats) -> Floats:
-        for column, parent in self._depends:
-            units[:, column] = np.where(units[:, parent] == 0, 0, units[:, column])
+        for column, parent, place in self._depends:
+            units[:, column] = np.where(units[:, parent] == place, 0, units[:, column])
         return units
 
     def _unit(self, name: str, value: Value) -> float:

@@ -103,6 +103,21 @@ def made(folder: Path, name: str) -> list[str]:
     return []
 
 
+def base_of(folder: Path, family: str, fields: dict[str, object]) -> list[str]:
+    base = folder / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({"model_type": family}))
+    return [*with_file(folder, fields), "--trial.model.base", str(base)]
+
+
+def everything_missing(folder: Path) -> list[str]:
+    attacks = {"attacks": ["both", "imgae", {"name": "long", "attack": "image", "options": {"step": 3}}]}
+    flags = ["--data.root", str(folder / "nowhere"), "--trial.model.masked-lm", str(folder / "bert")]
+    return [*with_file(folder, {"protocol": attacks, "objectives": [{"metric": "both/mr_r1"}]}), *flags]
+
+
+WEIGHT = {"kind": "float", "low": 0, "high": 0.9}
+MATCHED = {"space": {"contrastive_weight": WEIGHT, "companion": {"kind": "choice", "choices": ["matching"]}}}
 HELD: list[IO[str] | socket.socket] = []
 FLOAT_KNOB = {"kind": "float", "low": 0, "high": 2}
 
@@ -166,6 +181,30 @@ BAD: dict[str, tuple[Prepare, str]] = {
     ),
     "tracking unreachable": (lambda f: ["--tracking.uri", "http://127.0.0.1:9"], "tracking.uri"),
     "port of something else": (foreign_port, "cluster.address"),
+    "attack that is none": (everything_missing, "protocol.attacks, imgae: no attack 'imgae'; there are image, text"),
+    "option that is none": (everything_missing, "protocol.attacks, long: no option step; options are"),
+    "model that is not there": (everything_missing, "/bert; give a hub id, a folder, or a file of weights"),
+    "data that is not there": (everything_missing, "nowhere is no folder"),
+    "file of an attack": (
+        lambda f: with_file(f, {"protocol": {"attacks": ["image", "both", f"{f}/mine.py:Mine"]}}),
+        "mine.py; write FILE.py:CLASS",
+    ),
+    "companion that the base has not": (
+        lambda f: base_of(f, "clip", MATCHED),
+        "/base is a clip:\n  companion matching: a clip has no fusion transformer to match pairs with (for example at",
+    ),
+    "re-ranking that the base cannot": (
+        lambda f: base_of(f, "siglip", {"protocol": {"rerank": 9}}),
+        "protocol.rerank: a siglip has no fusion transformer",
+    ),
+    "data set without a root": (
+        lambda f: ["--data.captions", "dataset_coco.json"],
+        "data.captions describe a data set, but data.root does not say where it is",
+    ),
+    "variable that sets nothing": (
+        lambda f: ["--config", "$NOT_SET_ANYWHERE/study.yaml"],
+        "the variable $NOT_SET_ANYWHERE is not set",
+    ),
 }
 
 

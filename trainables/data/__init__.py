@@ -18,7 +18,7 @@ from trainables.data.shards import read_shards
 
 __all__ = ["DataError", "Dataset", "Split", "load_dataset", "read_pairs"]
 
-LAYOUT = ("images", "captions", "split", "train_splits", "eval_split", "eval_min_captions")
+LAYOUT = ("images", "captions", "split", "linked_folders", "train_splits", "eval_split", "eval_min_captions")
 """Fields that describe the files of a root. The embedded shapes are written in the default layout."""
 
 
@@ -71,9 +71,13 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
     cache_dir.mkdir(parents=True, exist_ok=True)
     root = config.root
     if root is None:
+        described = [name for name in LAYOUT if getattr(config, name) != DataConfig.model_fields[name].default]
+        if described:
+            raise DataError(
+                f"data.{', data.'.join(described)} describe a data set, but data.root does not say where it is; give "
+                "data.root, or leave them out for the embedded shapes"
+            )
         root = _shapes_root(config.shapes, cache_dir)
-        layout = {name: DataConfig.model_fields[name].default for name in LAYOUT}
-        config = config.model_copy(update=layout)
     train, test, files = read_pairs(config, root)
     digest = _digest(config, train, test, files)
     pixels = cache.load_pixels(files, config.image_pixels, config.resize, cache_dir / f"images-{digest}.npy")
@@ -93,7 +97,8 @@ def read_pairs(config: DataConfig, root: Path) -> tuple[list[Picture], list[Pict
         refuse_leaks(train, test, config)
         train, inside = train[: config.max_train_images], inside[: config.max_train_images]
     beside = test if inside else [*train, *test]
-    return train, test, [*inside, *cache.locate(root / config.images, [picture.file_name for picture in beside])]
+    names = [picture.file_name for picture in beside]
+    return train, test, [*inside, *cache.locate(root / config.images, names, config.linked_folders)]
 
 
 def _shapes_root(config: ShapesConfig, cache_dir: Path) -> Path:

@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trainables.data.errors import DataError
+from trainables.data.errors import DataError, holding
 
 VERSION = 2
 """Part of the data hash: raise it when the same file would decode to other pixels."""
@@ -53,19 +54,29 @@ class ImageFile:
             return BytesIO(file.read(self.size))
 
 
-def locate(folder: Path, names: Sequence[str]) -> list[ImageFile]:
+def locate(folder: Path, names: Sequence[str], linked: Sequence[Path] = ()) -> list[ImageFile]:
     """Where the images of an annotation file are, without opening them.
 
     Annotation files come from outside: no name may lead out of the folder. The folder itself may be a link.
+
+    Args:
+        folder: of the images.
+        names: below it.
+        linked: folders elsewhere that links below it may lead to.
 
     Raises:
         DataError: If there is no such folder, or with every name that leaves it.
     """
     if not folder.is_dir():
-        raise DataError(f"the image folder {folder} (data.images below data.root) does not exist")
+        raise DataError(
+            f"the image folder {folder} (data.images below data.root) does not exist; images such as "
+            f"{', '.join(names[:1])} are looked for in it; {holding(folder.parent, '*/')}"
+        )
     base = os.path.realpath(folder)
+    allowed = [base, *map(os.path.realpath, linked)]
     resolve_directory = cache(os.path.realpath)  # one resolution a directory, one lstat a file
     problems, files = [], []
+    links: Counter[str] = Counter()
     for name in names:
         path, size = os.path.join(base, name), MISSING
         if os.path.isabs(name) or ".." in PurePath(name).parts:
@@ -78,13 +89,25 @@ def locate(folder: Path, names: Sequence[str]) -> list[ImageFile]:
                 path = os.path.realpath(path)
                 status = os.lstat(path)
             size = status.st_size
-        if os.path.commonpath([base, path]) != base:
-            problems.append(f"{name}: leads to {path}")
+        if not any(os.path.commonpath([place, path]) == place for place in allowed):
+            links[_link(base, name)] += 1
             continue
         files.append(ImageFile(name, Path(path), size))
+    problems += [f"{link} ({count} images)" for link, count in links.items()]
     if problems:
-        raise DataError(f"file names that leave the image folder {folder}", problems)
+        advice = "; if the links are meant, name the folders they lead to in data.linked_folders" if links else ""
+        raise DataError(f"file names that leave the image folder {folder}{advice}", problems)
     return files
+
+
+def _link(base: str, name: str) -> str:
+    """The first link on the way to a file, and where it leads."""
+    path = base
+    for part in PurePath(name).parts:
+        path = os.path.join(path, part)
+        if os.path.islink(path):
+            break
+    return f"{os.path.relpath(path, base)} is a link to {os.path.realpath(path)}"
 
 
 def load_pixels(files: Sequence[ImageFile], pixels: int, resize: Resize, path: Path) -> np.ndarray:
@@ -194,9 +217,15 @@ def _build(files: Sequence[ImageFile], resize: Resize, path: Path, shape: tuple[
         with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
             # Pillow only warns of a decompression bomb up to twice its limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            problems = [problem for problem in pool.map(fill, range(len(files))) if problem]
+            found = list(pool.map(fill, range(len(files))))
+            problems = [problem for problem in found if problem]
         if problems:
-            raise DataError(f"{len(problems)} of {len(files)} image files cannot be used", problems)
+            example = next(file for file, problem in zip(files, found, strict=True) if problem)
+            raise DataError(
+                f"{len(problems)} of {len(files)} image files cannot be used, such as {example.path}; JPEG, PNG, WebP "
+                "and what else Pillow opens can",
+                problems,
+            )
         array.flush()
         os.replace(temporary, path)
     finally:

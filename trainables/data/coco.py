@@ -3,8 +3,8 @@
 Every accepted layout (`layouts`) is first rewritten as a COCO captions document, so that one checker and one index
 (pycocotools) serve them all.
 
-Splits come from the captions path if it has `{split}` in it (one file per split), else from the split file if
-there is one, else from the `split` of each image.
+Splits come from the captions path if it has `{split}` in it (one file per split), else from the split file if there is
+one, else from the `split` of each image. Where both are there and differ, the split file has to be named.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from trainables.config import DataConfig
-from trainables.data.errors import DataError
-from trainables.data.layouts import to_coco
+from trainables.data.errors import DataError, holding
+from trainables.data.layouts import CAPTIONS_FILE, to_coco
 
 OPTIONAL_SPLITS = frozenset({"restval"})
 """Only Karpathy's COCO has it, and some files fold it into `train`: naming it must not fail elsewhere."""
+
+SPLIT_NAME = "split.json"
+"""Of the split file, where none is named."""
 
 SPLIT_FILE = '{"train": [image id, ...], "test": [image id, ...]}'
 
@@ -51,23 +54,49 @@ def read_pictures(config: DataConfig, root: Path) -> tuple[list[Picture], list[P
     Raises:
         DataError: If files are missing, malformed or contradict each other, or if nothing is left.
     """
-    document = _load_captions(config, root)
-    pictures = index_pictures(to_coco(document, config.captions), config.captions)
-    split_file = root / config.split
-    if "{split}" not in config.captions and split_file.exists():
-        splits = _checked_splits(_load_json(split_file, "data.split"), config.split)
-    else:
-        splits = _carried_splits(pictures)
-        if not splits:
-            raise DataError(
-                f"{split_file} (data.split) does not exist and {config.captions} carries no splits; give a "
-                f"split file {SPLIT_FILE}, Karpathy JSON, "
-                "or one captions file per split with {split} in its name"
-            )
+    source = str(root / config.captions)
+    pictures = index_pictures(to_coco(_load_captions(config, root), source), source)
+    splits = _splits(config, root, pictures)
     train, test = select(pictures, splits, config)
     if config.generated_captions is not None:
         train = with_generated(train, pictures, config.generated_captions)
     return train, test
+
+
+def _splits(config: DataConfig, root: Path, pictures: Sequence[Picture]) -> dict[str, list[int]]:
+    """Image ids by split: of the split file if it is named, or there alone, else as the captions carry them.
+
+    Raises:
+        DataError: If there are none, or two that disagree and nobody said which counts.
+    """
+    carried = _carried_splits(pictures)
+    if "{split}" in config.captions:
+        return carried
+    name = config.split or SPLIT_NAME
+    if config.split is None and not (root / name).exists():
+        if carried:
+            return carried
+        raise DataError(
+            f"{root / name} (data.split) does not exist and {root / config.captions} carries no splits; give a split "
+            f"file {SPLIT_FILE}, Karpathy JSON, or one captions file per split with {{split}} in its name; "
+            f"{holding(root, '*.json')}"
+        )
+    given = _checked_splits(_load_json(root / name, "data.split", SPLIT_FILE), name)
+    if config.split is None and carried:
+        one, other = (_uses(splits, config) for splits in (carried, given))
+        moved = [number for number in sorted({*one, *other}) if one.get(number) != other.get(number)]
+        if moved:
+            raise DataError(
+                f"{root / config.captions} carries splits, and {root / name} beside it has others: {len(moved)} images "
+                f"change their place; if the file counts, name it (data.split {name}), else move it away",
+                [f"image {number}: {one.get(number)} by the one, {other.get(number)} by the other" for number in moved],
+            )
+    return given
+
+
+def _uses(splits: dict[str, list[int]], config: DataConfig) -> dict[int, str]:
+    trained = {i: "training" for name in config.train_splits if not config.shards for i in splits.get(name, [])}
+    return trained | dict.fromkeys(splits.get(config.eval_split, []), "evaluation")
 
 
 def with_generated(train: Sequence[Picture], pictures: Sequence[Picture], path: Path) -> list[Picture]:
@@ -85,7 +114,7 @@ def with_generated(train: Sequence[Picture], pictures: Sequence[Picture], path: 
         DataError: If there is no such file, with every entry that cannot be used, or if no training image has one.
     """
     source = f"{path} (data.generated_captions)"
-    rows = _load_json(path, "data.generated_captions")
+    rows = _load_json(path, "data.generated_captions", "a list [{image_id, caption}]")
     if not isinstance(rows, list):
         raise DataError(f"{source} is no list of {{image_id, caption}}, but a {type(rows).__name__}")
     known = {picture.id for picture in pictures}
@@ -259,13 +288,13 @@ def _repeated(kind: str, items: Sequence[Any]) -> list[str]:
 def _load_captions(config: DataConfig, root: Path) -> Any:
     """The captions file as it is, or those of the used splits joined, each image tagged with its split."""
     if "{split}" not in config.captions:
-        return _load_json(root / config.captions, "data.captions")
+        return _load_json(root / config.captions, "data.captions", CAPTIONS_FILE)
     paths = {
         split: root / config.captions.replace("{split}", split)
         for split in dict.fromkeys([*(() if config.shards else config.train_splits), config.eval_split])
     }
     parts = {
-        split: _load_json(path, "data.captions")
+        split: _load_json(path, "data.captions", CAPTIONS_FILE)
         for split, path in paths.items()
         if path.exists() or split not in OPTIONAL_SPLITS
     }
@@ -273,7 +302,7 @@ def _load_captions(config: DataConfig, root: Path) -> Any:
         return [entry for split, part in parts.items() for entry in _tagged(part, split)]
     joined: dict[str, list[Any]] = {}
     for split, part in parts.items():
-        document = to_coco(part, paths[split].name)
+        document = to_coco(part, str(paths[split]))
         joined.setdefault("images", []).extend(_tagged(document["images"], split))
         joined.setdefault("annotations", []).extend(document["annotations"])
     return joined
@@ -307,12 +336,24 @@ def _checked_splits(value: Any, source: str) -> dict[str, list[int]]:
     return value
 
 
-def _load_json(path: Path, field: str) -> Any:
+def _load_json(path: Path, field: str, accepted: str) -> Any:
+    """Raises DataError with what would be accepted, and what else is there."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), object_pairs_hook=_each_once if field == "data.split" else None)
     except FileNotFoundError:
-        raise DataError(f"{path} ({field}) does not exist") from None
+        raise DataError(
+            f"{path} ({field}) does not exist; read is {accepted}; {holding(path.parent, '*.json')}"
+        ) from None
     except OSError as error:
-        raise DataError(f"{path} ({field}) cannot be read: {error.strerror}") from None
+        raise DataError(f"{path} ({field}) cannot be read: {error.strerror}; read is {accepted}") from None
     except ValueError as error:
-        raise DataError(f"{path} ({field}) is no valid JSON: {error}") from None
+        raise DataError(f"{path} ({field}) is no valid JSON: {error}; read is {accepted}") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of equal keys, JSON would keep the last."""
+    names = [name for name, _ in pairs]
+    repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is there more than once")
+    return dict(pairs)

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-LISTED_PROBLEMS = 20
+LISTED_PROBLEMS, LISTED_NAMES = 20, 8
+
+
+def holding(folder: Path, pattern: str) -> str:
+    """What is there of the kind that was looked for, to be put behind a message."""
+    if not folder.is_dir():
+        return f"{folder} is no folder"
+    found = sorted(str(path.relative_to(folder)) for path in folder.glob(pattern))
+    more = f" and {len(found) - LISTED_NAMES} more" if len(found) > LISTED_NAMES else ""
+    return f"{folder} has {', '.join(found[:LISTED_NAMES]) or f'no {pattern}'}{more}"
 
 
 class DataError(ValueError):

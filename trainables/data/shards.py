@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainables.data.cache import ImageFile
 from trainables.data.coco import Picture
-from trainables.data.errors import DataError
+from trainables.data.errors import DataError, holding
 from trainables.data.layouts import number_files
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -42,7 +42,10 @@ def read_shards(root: Path, pattern: str, first_id: int) -> tuple[list[Picture],
     except (ValueError, NotImplementedError) as error:
         raise DataError(f"data.shards {pattern!r}: is no pattern of files, such as 'train-*.tar': {error}") from None
     if not paths:
-        raise DataError(f"no file below {root} fits data.shards {pattern!r}")
+        raise DataError(
+            f"no file below {root} fits data.shards {pattern!r}; shards are plain tar files with NAME.jpg and "
+            f"NAME.txt or NAME.json; {holding(root, '*.t*')}"
+        )
     problems: list[str] = []
     found: dict[str, tuple[ImageFile, list[str]]] = {}
     for path in paths:

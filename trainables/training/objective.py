@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainables.command import InputError
-from trainables.config import Point
-from trainables.models import FusionModel, Part, RetrievalModel, parameters_of
+from trainables.config import Companion, Point, parts_in_loss
+from trainables.models import FusionModel, RetrievalModel, parameters_of
 from trainables.training.losses import (
     anchor_loss,
     consistency_loss,
@@ -21,8 +21,6 @@ from trainables.training.losses import (
     matching_loss,
     similarity,
 )
-
-Companion = Literal["anchor", "matching", "consistency"]
 
 MOMENTUM = 0.995
 """Of the teacher in momentum distillation: what it keeps of itself at a step (Li et al. 2021, section 3.5)."""
@@ -54,14 +52,6 @@ def companion_of(point: Point, model: RetrievalModel) -> Companion:
     if point.companion == "matching" and not fusion:
         raise InputError(f"companion matching: {type(model).__name__} has no fusion transformer to match pairs with")
     return point.companion
-
-
-def parts_in_loss(point: Point, companion: Companion) -> set[Part]:
-    """What the loss depends on. Which words and pixels an attack changes has no gradient."""
-    if point.contrastive_weight == 0 and companion == "anchor":
-        return {"image"}
-    fused = point.contrastive_weight < 1 and companion == "matching"
-    return {"image", "text", "fusion"} if fused else {"image", "text"}
 
 
 class Trainee(nn.Module):

@@ -188,7 +188,7 @@ def test_all_bad_files_in_one_message(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_pixels(files, 16, "crop", path)
     first, *lines = str(caught.value).splitlines()
-    assert first == "9 of 10 image files cannot be used"
+    assert first.startswith(f"9 of 10 image files cannot be used, such as {folder.resolve() / 'truncated.jpg'}; JPEG")
     for line, (name, reason) in zip(lines, reasons.items(), strict=True):
         assert line.strip().startswith(f"{name}: ")
         assert reason in line

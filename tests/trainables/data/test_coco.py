@@ -118,6 +118,59 @@ def test_no_splits_at_all(root: Path) -> None:
         assert accepted in message
 
 
+def carrying(root: Path, splits: dict[int, str]) -> None:
+    document = coco_document()
+    for image in document["images"]:
+        image["split"] = splits[image["id"]]
+    dump(root / "captions.json", document)
+
+
+def test_a_split_file_beside_other_splits_has_to_be_named(root: Path) -> None:
+    carrying(root, {391895: "train", 7: "test", 42: "test"})
+    message = refused(root)  # split.json has 7 in train
+    assert (
+        f"{root / 'captions.json'} carries splits, and {root / 'split.json'} beside it has others: 1 images" in message
+    )
+    assert "image 7: evaluation by the one, training by the other" in message
+    assert "data.split split.json" in message
+    assert load(root, split="split.json").test.image_ids.tolist() == [42]
+    (root / "split.json").unlink()
+    assert load(root).test.image_ids.tolist() == [7, 42] or load(root).test.image_ids.tolist() == [42, 7]
+    assert "split.json (data.split) does not exist" in refused(root, split="split.json")
+
+
+def test_a_split_file_that_says_the_same_is_no_matter(root: Path) -> None:
+    carrying(root, {391895: "train", 7: "restval", 42: "test"})  # both are trained on
+    assert load(root).train.image_ids.tolist() == [391895, 7]
+
+
+def test_one_file_a_split_is_named_by_itself(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"one file a split, so give no data\.split"):
+        load(root, captions="captions_{split}.json", split="split.json")
+
+
+def test_a_split_that_is_given_twice(root: Path) -> None:
+    (root / "split.json").write_text('{"train": [7], "test": [42], "train": [391895]}')
+    assert "train is there more than once" in refused(root)
+
+
+def test_messages_name_the_file_what_is_read_and_what_is_there(root: Path) -> None:
+    (root / "captions.json").rename(root / "dataset_coco.json")
+    message = refused(root)
+    assert f"{root / 'captions.json'} (data.captions) does not exist" in message
+    assert "COCO captions {images, annotations}, Karpathy" in message
+    assert f"{root} has dataset_coco.json, split.json" in message
+    (root / "val2014").mkdir()
+    message = refused(root, captions="dataset_coco.json", images="train2014")
+    assert f"the image folder {root / 'train2014'} (data.images below data.root) does not exist" in message
+    assert f"images such as {NAMES[391895]} are looked for in it" in message
+    assert f"{root} has images, val2014" in message
+    (root / "dataset_coco.json").write_text('{"info": 1}')
+    message = refused(root, captions="dataset_coco.json")
+    assert f"{root / 'dataset_coco.json'} is no captions file: expected COCO captions" in message
+    assert f"{root / 'no'} is no folder" in refused(root / "no")
+
+
 def test_leak_by_id(root: Path) -> None:
     dump(root / "split.json", {"train": [391895, 7, 42], "test": [42, 391895]})
     message = refused(root)
@@ -245,15 +298,50 @@ def test_names_that_leave_the_folder(root: Path) -> None:
     (root / "images" / "link.png").symlink_to(outside / "secret.png")
     (root / "images" / "folder").symlink_to(outside)
     (root / "images" / "near.jpg").symlink_to(root / "images" / NAMES[7])
-    names = ["../split.json", "a/../../split.json", "..", str(outside / "secret.png"), "link.png"]
-    names += ["folder/secret.png", "folder/missing.png"]
+    names = ["../split.json", "a/../../split.json", "..", str(outside / "secret.png")]
+    linked = ["link.png", "folder/secret.png", "folder/missing.png"]
     with pytest.raises(DataError) as caught:
-        locate(root / "images", [*names, "near.jpg", NAMES[42], "missing.jpg"])
-    lines = str(caught.value).splitlines()[1:]
-    assert [line.split(": ")[0].strip() for line in lines] == names
+        locate(root / "images", [*names, *linked, "near.jpg", NAMES[42], "missing.jpg"])
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert [line.split(": ")[0] for line in lines[:4]] == names
+    assert lines[4:] == [
+        f"link.png is a link to {outside / 'secret.png'} (1 images)",
+        f"folder is a link to {outside} (2 images)",
+    ]
     near, plain, missing = locate(root / "images", ["near.jpg", NAMES[42], "missing.jpg"])
     assert near.path == (root / "images" / NAMES[7]).resolve()
     assert (plain.size, missing.size) == ((root / "images" / NAMES[42]).stat().st_size, -1)
+
+
+def test_links_may_lead_to_folders_that_are_named(root: Path) -> None:
+    photos = root.parent / "disk" / "photos"
+    photos.mkdir(parents=True)
+    (root / "images" / NAMES[42]).rename(photos / NAMES[42])  # a linked file, as git-annex and DVC have it
+    (root / "images" / NAMES[42]).symlink_to(photos / NAMES[42])
+    message = refused(root)
+    assert f"{NAMES[42]} is a link to {photos / NAMES[42]} (1 images)" in message
+    assert "name the folders they lead to in data.linked_folders" in message
+    assert load(root, linked_folders=(photos,)).test.image_ids.tolist() == [42]
+    assert load(root, linked_folders=(root.parent / "disk",)).test.image_ids.tolist() == [42]
+    assert "is a link to" in refused(root, linked_folders=(root.parent / "dis",))  # the same letters, another folder
+    # What is named opens no way for names that lead out by themselves.
+    document = coco_document()
+    document["images"][1]["file_name"] = f"../../disk/photos/{NAMES[42]}"
+    dump(root / "captions.json", document)
+    assert "absolute, or with '..'" in refused(root, linked_folders=(photos,))
+
+
+def test_a_linked_folder_of_images(root: Path) -> None:
+    photos = root.parent / "val2014"
+    (root / "images").rename(photos)
+    (root / "images").mkdir()
+    (root / "images" / "val2014").symlink_to(photos)
+    document = coco_document()
+    for image in document["images"]:
+        image["file_name"] = f"val2014/{image['file_name']}"
+    dump(root / "captions.json", document)
+    assert f"val2014 is a link to {photos} (3 images)" in refused(root)
+    assert load(root, linked_folders=(photos,)).test.image_ids.tolist() == [42]
 
 
 def test_annotations_that_leave_the_folder(root: Path) -> None:
@@ -348,9 +436,10 @@ def test_embedded_shapes(tmp_path: Path) -> None:
     data = load_dataset(config, tmp_path)
     assert (data.train.pixels.shape, data.test.pixels.shape) == ((12, 3, 16, 16), (8, 3, 16, 16))
     assert (len(data.train.captions), len(data.test.captions)) == (60, 40)
-    # The fields that describe a root do not reach the embedded set.
-    elsewhere = config.model_copy(update={"captions": "x.json", "train_splits": ("a",), "eval_split": "b"})
-    assert load_dataset(elsewhere, tmp_path).digest == data.digest
+    # A data set that was described and not named is not the embedded one.
+    elsewhere = config.model_copy(update={"captions": "x.json", "train_splits": ("a",)})
+    with pytest.raises(DataError, match=r"data.captions, data.train_splits describe a data set, but data.root"):
+        load_dataset(elsewhere, tmp_path)
     other = config.model_copy(update={"shapes": ShapesConfig(train_images=12, test_images=8, seed=1)})
     assert load_dataset(other, tmp_path).digest != data.digest
 

@@ -76,10 +76,10 @@ def drawn(rng: np.random.Generator, prepared: Prepared, fixed: dict[str, Any]) -
     while True:
         fields = {name: ends[rng.integers(len(ends))] for name, ends in KNOBS.items()} | fixed
         fields["attack_steps"] *= fields["epsilon"] > 0
-        point = Point.model_validate({**fields, "temperature": 0.1})
         try:
+            point = Point.model_validate({**fields, "temperature": 0.1})
             Trainee(copy.deepcopy(prepared.base), point)
-        except InputError:
+        except ValueError:  # what the schema or the family refuses
             continue
         return point
 
@@ -152,7 +152,7 @@ def test_drawn_points_go_on_from_every_checkpoint(
 
 
 def test_a_point_that_trains_only_what_its_loss_leaves_out_is_refused(started: tuple[TrialConfig, Prepared]) -> None:
-    for family, weight, part in [("clip", 0.0, "text"), ("albef", 1.0, "fusion"), ("blip", 1.0, "fusion")]:
-        with pytest.raises(InputError, match=f"trainable: {part}, but at contrastive_weight {weight:g}"):
-            Trainee(of_family(family, started[1]).base, Point(contrastive_weight=weight, trainable=part))
-    Trainee(of_family("albef", started[1]).base, Point(contrastive_weight=0.0, trainable="text"))
+    text = Point(contrastive_weight=0.0, trainable="text")  # whose companion is the family's
+    with pytest.raises(InputError, match="trainable: text, but at contrastive_weight 0 with companion anchor"):
+        Trainee(of_family("clip", started[1]).base, text)
+    Trainee(of_family("albef", started[1]).base, text)
