@@ -25,7 +25,7 @@ from search_spaces.joint import JOINT, SPACES
 from search_spaces.recipes import Recipe, recipe_point
 from search_spaces.space import Knob, Space, check_space, corners, example_of, typed, typed_space, wrong_point
 from study.records import StudyPaths, read_frozen
-from trainables.command import InputError, place, read_yaml
+from trainables.command import InputError, read_yaml
 from trainables.config import (
     DIRECTIONS,
     DataConfig,
@@ -38,7 +38,7 @@ from trainables.config import (
     WorkersConfig,
     raise_all,
 )
-from trainables.fields import Name, Place, Seed, Separated, Url, parse_epsilon
+from trainables.fields import Name, Place, Seed, Separated, Url, expanded, parse_epsilon
 from trainables.flags import Flags, from_command_line
 
 PRESETS = Path(__file__).parent / "presets"
@@ -377,14 +377,15 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
     given = list(sys.argv[1:] if arguments is None else arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default=os.environ.get("PARETOVL_PRESET"))
-    early.add_argument("--config", type=place, default=os.environ.get("PARETOVL_CONFIG"))
+    early.add_argument("--config", default=os.environ.get("PARETOVL_CONFIG"))
     early.add_argument("--name", default=os.environ.get("PARETOVL_NAME"))
-    early.add_argument("--studies-dir", type=place, default=os.environ.get("PARETOVL_STUDIES_DIR"))
+    early.add_argument("--studies-dir", default=os.environ.get("PARETOVL_STUDIES_DIR"))
     where, _ = early.parse_known_args(given)
-    own = {} if where.config is None else read_yaml(where.config)
+    own = {} if where.config is None else read_yaml(_place("config", where.config))
     values = _preset(where.preset or "quickstart")
     name = where.name or own.get("name", values["name"])
-    paths = StudyPaths(Path(where.studies_dir or own.get("studies_dir", "studies")) / str(name))
+    root = _place("studies_dir", where.studies_dir or own.get("studies_dir", "studies"))
+    paths = StudyPaths(root / str(name))
     what = "the study's configuration"
     if paths.config.exists():
         frozen = read_frozen(paths)
@@ -398,6 +399,13 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
             values |= {"name": name, "studies_dir": paths.root.parent}
             what = f"{paths.config} and what is given beside it"
     return from_command_line(schema, given, _merged(values, own), what)
+
+
+def _place(field: str, value: object) -> Path:
+    try:
+        return Path(str(expanded(value)))
+    except ValueError as error:
+        raise InputError(f"{field}: {error}") from None
 
 
 def _preset(name: str) -> dict[str, Any]:

@@ -176,3 +176,19 @@ def test_a_damaged_study_yaml_is_told_by_every_command(content: str | None, told
         with pytest.raises(InputError, match=r"study\.yaml") as refused:
             read()
         assert told in str(refused.value)
+
+
+def test_a_study_below_home_goes_on_with_what_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PARETOVL_STUDIES_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nstudies_dir: ~/studies\n")
+    config = parse(["--config", str(file), "--seed", "7"])
+    config.paths.root.mkdir(parents=True)
+    freeze(config, fingerprint(config, "d", "c"), False)
+    assert parse(["--config", str(file)]).seed == 7
+    file.write_text("name: mine\nstudies_dir: $NOT_SET_ANYWHERE\n")
+    with pytest.raises(InputError, match=r"studies_dir: the variable \$NOT_SET_ANYWHERE is not set"):
+        parse(["--config", str(file)])
