@@ -63,6 +63,7 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> s
     fields["storage"] = None if config.storage is None else redacted(config.storage)
     for place, given in (("root", config.data.root), ("generated_captions", config.data.generated_captions)):
         fields["data"][place] = None if given is None else str(given.resolve())  # found from any folder
+    fields["data"]["linked_folders"] = [str(folder.resolve()) for folder in config.data.linked_folders]
     frozen = Frozen(config=fields, preset=preset, hash=content_hash(mark), fingerprint=mark, accepted=accepted)
     write_atomically(paths.config, dump(frozen.model_dump(mode="json")))
     return frozen.hash

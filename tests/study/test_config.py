@@ -192,3 +192,13 @@ def test_a_study_below_home_goes_on_with_what_it_was_begun_with(
     file.write_text("name: mine\nstudies_dir: $NOT_SET_ANYWHERE\n")
     with pytest.raises(InputError, match=r"studies_dir: the variable \$NOT_SET_ANYWHERE is not set"):
         parse(["--config", str(file)])
+
+
+def test_folders_that_links_lead_to_are_found_from_anywhere_and_decide_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = freeze(*frozen(tmp_path, "--data.linked-folders", "disk"), False)
+    config, mark = frozen(tmp_path, "--data.linked-folders", "elsewhere")
+    assert freeze(config, mark, False) == first
+    assert load_frozen(config.paths).data.linked_folders == (tmp_path / "elsewhere",)
