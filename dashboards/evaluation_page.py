@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from dashboards.page import html_page, interval_cell, table_section
+from dashboards.page import caveat_section, html_page, interval_cell, table_section
 
 if TYPE_CHECKING:
     from trainables.evaluation.examples import Answer, Example
@@ -48,7 +48,7 @@ def evaluation_page(manifest: EvaluationManifest, target: str, examples: Sequenc
     )
     if manifest.transfer_from is not None:
         summary += f" · attacked: {manifest.transfer_from}"
-    body = _metrics_section(manifest)
+    body = caveat_section(manifest.caveats) + _metrics_section(manifest)
     if manifest.audit is not None:
         body += _audit_section(manifest.audit)
     if examples:

@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces.notation import SYMBOLS, number, written
 from search_spaces.recipes import title as title_of
-from trainables.results import Metric
+from trainables.results import Caveat, Metric
 
 INK = "#1f2933"
 
@@ -51,6 +51,8 @@ tbody th { font-weight: 600; }
   td::before { content: attr(data-head) " "; color: #52606d; }
   .interval { display: inline; }
 }
+.caveats { border-left: 4px solid #d55e00; }
+.caveats ul { margin: 0; padding-left: 1.25rem; overflow-wrap: anywhere; }
 """
 
 
@@ -70,6 +72,14 @@ def html_page(title: str, summary: str, body: str, style: str = "") -> str:
         f'<h1>{escape(title)}</h1>\n<p class="summary">{summary}</p>\n'
         f"{body}</main>\n</body>\n</html>\n"
     )
+
+
+def caveat_section(caveats: Sequence[Caveat]) -> str:
+    """What has to be known before the numbers are relied on; nothing where that is nothing."""
+    if not caveats:
+        return ""
+    items = "".join(f"<li>{escape(caveat.text)}</li>\n" for caveat in caveats)
+    return f'<section class="caveats">\n<h2>Before you rely on this</h2>\n<ul>\n{items}</ul>\n</section>\n'
 
 
 def table_section(title: str, name: str, heads: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> str:

@@ -8,6 +8,7 @@ from html import escape
 
 from dashboards.page import (
     INK,
+    caveat_section,
     duration,
     html_page,
     interval_cell,
@@ -35,9 +36,12 @@ from dashboards.scatter import (
 )
 from search_spaces.notation import ordered
 from study.config import Objective
+from study.front.caveats import study_caveats
 from study.front.estimates import Estimate, FrontEntry, estimates, front, write_front
 from study.front.hypervolume import hypervolume_history
 from study.records import Manifest, StudyPaths, short_key, write_if_changed
+from trainables.config import Protocol
+from trainables.results import Caveat
 
 History = Sequence[tuple[float, int, float, float]]
 
@@ -59,6 +63,7 @@ def pareto_page(
     objectives: Sequence[Objective],
     history: History,
     title: str,
+    caveats: Sequence[Caveat] = (),
 ) -> str:
     """The whole page; the same input gives the same bytes.
 
@@ -68,12 +73,17 @@ def pareto_page(
         objectives: 1 to 4; every pair gets a plot, the one that conflicts most the large one.
         history: `study.front.hypervolume.hypervolume_history`.
         title: the heading.
+        caveats: of the front, `study.front.caveats.study_caveats`; they come first.
     """
     found = estimates(manifests, objectives)
     if found:
         points = Points(found, frozenset(entry.key for entry in entries))
         axes = [objective_axis(objective, points) for objective in objectives]
-        body = _front_section(points, axes, objectives) + _table_section(points, entries, objectives)
+        body = (
+            caveat_section(caveats)
+            + _front_section(points, axes, objectives)
+            + _table_section(points, entries, objectives)
+        )
         body += _knobs_section(points, axes) + _history_section(history)
     else:
         body = "<section><p>No trial has been completed yet. The front appears with the first one.</p></section>"
@@ -81,13 +91,18 @@ def pareto_page(
 
 
 def write_front_files(
-    paths: StudyPaths, manifests: Sequence[Manifest], objectives: Sequence[Objective], title: str
+    paths: StudyPaths,
+    manifests: Sequence[Manifest],
+    objectives: Sequence[Objective],
+    title: str,
+    protocol: Protocol,
 ) -> list[FrontEntry]:
     """Bring the study's `front.json` and `pareto.html` up to date and return the front."""
     entries = front(manifests, objectives)
     write_front(paths.front, entries)
     history = hypervolume_history(manifests, objectives)
-    write_if_changed(paths.pareto_page, pareto_page(manifests, entries, objectives, history, title))
+    caveats = study_caveats(manifests, entries, objectives, protocol)
+    write_if_changed(paths.pareto_page, pareto_page(manifests, entries, objectives, history, title, caveats))
     return entries
 
 

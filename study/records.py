@@ -219,8 +219,10 @@ class Manifest(Model):
     versions: dict[str, str] = {}
     hashes: dict[str, str] = {}
     fingerprint: str
+    untouched: str | None = None
     correct: dict[str, str] = {}
     queries: dict[str, int] = {}
+    captions_per_image: list[int] = []
     ended: float
 
 

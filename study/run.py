@@ -12,6 +12,7 @@ from pathlib import Path
 from study.config import Arguments, StudyConfig, parse, trials_of, wrong_trials
 from study.ledger.frozen import fingerprint, freeze
 from study.records import StudyPaths
+from trainables.caveats import foreseen
 from trainables.command import InputError, exit_on_input_error
 from trainables.config import Protocol
 from trainables.places import family_in, open_named
@@ -71,6 +72,8 @@ def run(config: Arguments) -> int:
     dataset = open_named(template)
     if not config.paths.config.exists():  # later, the fingerprint guards it
         refuse_what_has_no(family_in(template.model), config)
+    for caveat in foreseen(template, len(dataset.train.image_ids), len(dataset.test.image_ids)):
+        print(f"warning: {caveat.text}", flush=True)
     storage = open_storage(config.paths, config.storage)
     with Lease(storage.engine, config.name, lost=leave_at_once) as lease:
         with storage_as_input_errors(config):

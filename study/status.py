@@ -13,6 +13,7 @@ from study.records import StudyPaths, read_events
 from study.view import StudyView, read_study, study_parser
 from trainables.command import InputError, exit_on_input_error
 from trainables.config import Model
+from trainables.results import Caveat
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -57,6 +58,7 @@ class Status(Model):
     states: dict[str, int]
     front: list[dict[str, Any]]
     hypervolume: float
+    caveats: list[Caveat]
     limits: list[LimitStatus]
     wall_seconds: float
     device_seconds: float
@@ -78,6 +80,7 @@ class Status(Model):
 
 def status_of(view: StudyView, shown_events: int = 8) -> Status:
     """Everything about a study, from what is recorded of it."""
+    from study.front.caveats import study_caveats
     from study.front.estimates import front
     from study.front.hypervolume import hypervolume_history
 
@@ -88,6 +91,7 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
     device = device_kind(config.price, kinds[-1:])
     found = limits(config.budget, config.price, device, used)
     by = ended_by(found, view.records)
+    entries = front(view.manifests, config.objectives)
     history = hypervolume_history(view.manifests, config.objectives)
     priced = device in config.price.device_hour
     return Status(
@@ -96,8 +100,9 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
         ended_by=str(by) if by else None,
         trials=used.planned_trials,
         states=dict(Counter(record.state for record in view.records)),
-        front=[entry.model_dump(mode="json") for entry in front(view.manifests, config.objectives)],
+        front=[entry.model_dump(mode="json") for entry in entries],
         hypervolume=history[-1][-1] if history else 0.0,
+        caveats=study_caveats(view.manifests, entries, config.objectives, config.protocol),
         limits=[_limit(limit) for limit in found],
         wall_seconds=wall,
         device_seconds=used.device_seconds,
@@ -175,6 +180,7 @@ def page(status: Status, view: StudyView) -> Group:
     if status.resume is not None:
         lines += [f"to go on: {status.resume}"]
     lines += [f"{failure.key} {failure.state}: {failure.reason}" for failure in status.failures]
+    lines += [f"warning: {caveat.text}" for caveat in status.caveats]
     budget = Table(box=None, pad_edge=False)
     for name in ("budget", "spent", "left", "of", ""):
         budget.add_column(name, justify="left" if name in ("budget", "") else "right")

@@ -35,7 +35,8 @@ def _track(paths: StudyPaths, uri: str | None, rebuild: bool) -> None:
     if view.running:
         raise InputError(f"the study {paths.root.name!r} is running and updates MLflow itself; try it afterwards")
     config = view.config
-    entries = write_front_files(paths, view.manifests, config.objectives, f"Pareto front of {config.name}")
+    title = f"Pareto front of {config.name}"
+    entries = write_front_files(paths, view.manifests, config.objectives, title, config.protocol)
     uri = uri or config.tracking.uri
     projection = Projection(paths, uri, config.name, config.objectives, replace=rebuild)
     final: Final = "finished" if status_of(view).done else "interrupted"

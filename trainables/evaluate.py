@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from trainables.caveats import evaluation_caveats
 from trainables.command import exit_on_input_error, place
 from trainables.config import CLEAN, CaptionForm, DataConfig, ModelConfig, Protocol, TrialConfig, content_hash
 from trainables.fields import Epsilon, Place, PlaceOrName, Seed
@@ -296,6 +297,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
         seconds=round(time.time() - started, 3),
         versions=library_versions(),
     )
+    manifest = manifest.model_copy(update={"caveats": evaluation_caveats(manifest, protocol)})
     out = arguments.out or Path("evaluations") / f"{Path(arguments.model).name}-{Path(arguments.protocol).stem}"
     out.mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
@@ -364,6 +366,8 @@ def _print(manifest: EvaluationManifest, out: Path) -> None:
             if not check.passed:
                 evidence = ", ".join(f"{name} {value:.3f}" for name, value in check.evidence.items())
                 console.print(f"  failed: {check.name} ({check.loss} loss): {evidence}")
+    for caveat in manifest.caveats:
+        console.print(f"warning: {caveat.text}", soft_wrap=True, markup=False)
     console.print(f"files: {out / 'manifest.json'}  {out / 'table.csv'}  {out / 'examples.html'}", soft_wrap=True)
 
 
@@ -372,10 +376,10 @@ def _log(line: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
+    """Entry point; returns the exit code: 1 where nothing can be concluded from what was measured."""
     with exit_on_input_error():
-        run(parse(arguments))
-    return 0
+        manifest = run(parse(arguments))
+    return int(any(caveat.void for caveat in manifest.caveats))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,13 @@ class Metric(Model):
     high: float
 
 
+class Caveat(Model):
+    """Something that the numbers alone do not say."""
+
+    text: str
+    void: bool = Field(False, description="nothing can be concluded from the result as a whole")
+
+
 Loss = Literal["own", "protocol"]
 """Which loss an audit's attack follows: the cross-entropy at the model's own temperature, as a naive evaluation would
 take it, or the scale-free one that all numbers here are measured with."""
@@ -64,6 +71,7 @@ class TrialResult(Model):
     metrics: dict[str, Metric]
     correct: dict[str, str] = Field(description="per `target/direction_rk`: query bits, np.packbits in base64")
     queries: dict[str, int] = Field(description="number of queries per direction, `tr` and `ir`")
+    captions_per_image: list[int] = Field([], description="so that the bits can be compared with another model's")
     device_seconds: float = Field(ge=0, description="workers x seconds held, all attempts up to their checkpoints")
     peak_memory_gb: float | None = Field(
         None, ge=0, description="1e9 bytes, most that a worker held: of its GPU, or resident on CPUs"
@@ -73,6 +81,7 @@ class TrialResult(Model):
     resumed_from_steps: list[int] = Field(description="optimiser step each further attempt went on from")
     passed_over: list[str] = Field([], description="checkpoints that could not be read, and why")
     temperature: float = Field(description="at the end of training")
+    untouched: str | None = Field(None, description="why the model is still the one training began with, if it is")
     audit: Audit | None = Field(None, description="of gradient masking, where the protocol asks for it")
     hashes: dict[str, str] = Field(description="data, base, substitutes and protocol the numbers belong to")
     versions: dict[str, str]
@@ -104,6 +113,7 @@ class EvaluationManifest(Model):
     correct: dict[str, str]
     queries: dict[str, int]
     captions_per_image: list[int] = Field([], description="so that the bits can be compared with another model's")
+    caveats: list[Caveat] = Field([], description="what has to be known before the numbers are relied on")
     seconds: float
     versions: dict[str, str]
 

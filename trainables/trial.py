@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from trainables.caveats import evaluation_caveats, foreseen
 from trainables.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
 from trainables.command import InputError, exit_on_input_error, read_config
 from trainables.config import Model, TrialConfig, not_of_the_family
 from trainables.local_ray import ray_folder
 from trainables.places import absolute, family_in, open_named
-from trainables.results import TrialResult
+from trainables.results import Caveat, TrialResult
 
 ENVIRONMENT = {
     # How often Ray looks whether workers are done; its default of 2 s costs seconds a trial.
@@ -295,7 +296,7 @@ def tune_trial(config: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Entry point; returns the exit code."""
+    """Entry point; returns the exit code: 1 without a result, or with one from which nothing can be concluded."""
     with exit_on_input_error():
         config = absolute(read_config(arguments, "python -m trainables.trial"))
         os.environ.update(ENVIRONMENT)
@@ -310,13 +311,23 @@ def main(arguments: Sequence[str]) -> int:
             raise InputError("\n".join(problems))
         prepared = prepare(config, log=lambda line: print(line, file=sys.stderr))
         RunFolder(config).refuse_others(config, prepared.hashes)
+        images = len(prepared.dataset.train.image_ids), len(prepared.gallery.pixels)
+        for caveat in foreseen(config, *images):
+            print(f"warning: {caveat.text}", file=sys.stderr)
         ray.init(address="local", log_to_driver=False, logging_level="ERROR")
         if config.workers.gpus_per_worker is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
             config = config.model_copy(update={"workers": config.workers.model_copy(update={"gpus_per_worker": gpus})})
         outcome = run_trial(config, Patience(), [])
         print(outcome.model_dump_json(indent=1))
-        return 0 if outcome.state == "complete" else 1
+        if outcome.result is None:
+            return 1
+        caveats = evaluation_caveats(outcome.result, config.protocol)
+        if outcome.result.untouched:
+            caveats.append(Caveat(text=f"the untouched base model: {outcome.result.untouched}"))
+        for caveat in caveats:
+            print(f"warning: {caveat.text}", file=sys.stderr)
+        return int(any(caveat.void for caveat in caveats))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from study.costs.budget import Limit, device_kind, ended_by, limits, planned_tri
 from study.execution.display import Display, front_table
 from study.execution.failures import AlikeFailures
 from study.execution.fork_server import ForkServer
+from study.front.caveats import study_caveats
 from study.front.estimates import FrontEntry, front
 from study.front.hypervolume import hypervolume_history
 from study.ledger.lease import Lease
@@ -38,8 +39,8 @@ from trainables.local_ray import ray_folder
 from trainables.trial import ENVIRONMENT, RESERVED_SHARE, Patience, tune_trial
 
 DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
-"""Exit codes: done; done without one complete trial, or stopped by a bug; run the same command again; Ctrl-C. (2:
-unusable input.)"""
+"""Exit codes: done; done without a result (no trial is complete, or nothing can be concluded), or stopped by a bug; run
+the same command again; Ctrl-C. (2: unusable input.)"""
 
 LOCAL_ENVIRONMENT = {
     "RAY_maximum_startup_concurrency": "16",  # forks are cheap; Ray's default is one start per core
@@ -149,12 +150,15 @@ class Session:
         paths = self._paths
         say(f"files: {paths.front}  {paths.pareto_page}  {paths.root / 'trials'}")
         say(f"to look at it: {ui_command(self._config.tracking.uri, paths)}")
+        caveats = study_caveats(manifests, entries, self._config.objectives, self._config.protocol)
+        for caveat in caveats:
+            say(f"warning: {caveat.text}")
         if by is not None:
             stopped = sum(manifest.state == "stopped" for manifest in manifests)
             early = f", {stopped} of them stopped early" if stopped else ""
             say(f"study {self._config.name} is done: {len(manifests)} trials{early}, {len(entries)} on the front")
             say(f"ended by {by}")
-            return DONE if entries else FAILED
+            return DONE if entries and not any(caveat.void for caveat in caveats) else FAILED
         left = planned_trials(self._config.budget, records) - len(manifests)
         if self._alike.bug is not None:
             say(self._alike.report(self._config.name))
@@ -312,7 +316,8 @@ class Session:
         from dashboards.pareto_page import write_front_files
 
         manifests, objectives = self._ledger.manifests(), self._config.objectives
-        entries = write_front_files(self._paths, manifests, objectives, f"Pareto front of {self._config.name}")
+        title, protocol = f"Pareto front of {self._config.name}", self._config.protocol
+        entries = write_front_files(self._paths, manifests, objectives, title, protocol)
         self._front = entries
         history = hypervolume_history(manifests, objectives)
         self._display.front(entries, history[-1][-1] if history else 0.0)

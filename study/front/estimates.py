@@ -43,14 +43,22 @@ class Estimate:
     """What is known of one point of the space.
 
     Attributes:
-        first: manifest of its first run.
-        replicates: complete runs.
+        runs: manifests of its complete runs, the first one first.
         metrics: mean of every objective over them, with its interval.
     """
 
-    first: Manifest
-    replicates: int
+    runs: tuple[Manifest, ...]
     metrics: dict[str, Metric]
+
+    @property
+    def first(self) -> Manifest:
+        """Of its first run."""
+        return self.runs[0]
+
+    @property
+    def replicates(self) -> int:
+        """Complete runs."""
+        return len(self.runs)
 
 
 def estimates(manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> list[Estimate]:
@@ -66,7 +74,7 @@ def estimates(manifests: Sequence[Manifest], objectives: Sequence[Objective]) ->
             groups.setdefault(manifest.key.rsplit("-s", 1)[0], []).append(manifest)
     names = [objective.metric for objective in objectives]
     return [
-        Estimate(runs[0], len(runs), {name: mean_metric([measured(run, name) for run in runs]) for name in names})
+        Estimate(tuple(runs), {name: mean_metric([measured(run, name) for run in runs]) for name in names})
         for runs in groups.values()
         if runs[0].replicate == 0
     ]

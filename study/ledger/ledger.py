@@ -281,6 +281,8 @@ class Ledger:
             "hashes": result.hashes,
             "correct": result.correct,
             "queries": result.queries,
+            "captions_per_image": result.captions_per_image,
+            "untouched": result.untouched,
         }
         values = {name: metric.value for name, metric in result.metrics.items()}
         values |= {metric: value for metric, value in costs.items() if value is not None}

@@ -69,7 +69,7 @@ def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
 
         def changed(record: TrialRecord, what: Event | Manifest) -> None:
             if isinstance(what, Manifest):
-                write_front_files(config.paths, ledger.manifests(), config.objectives, config.name)
+                write_front_files(config.paths, ledger.manifests(), config.objectives, config.name, config.protocol)
             if tracking is not None:
                 tracking.request(ledger.records())
 
@@ -79,7 +79,7 @@ def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
         searcher = LedgerSearcher(ledger, make, Patience(), lambda: True, changed)
         while isinstance(suggestion := searcher.suggest("only"), dict):
             run(config.paths, searcher, TrialConfig.model_validate(suggestion["trial"]), rung_seconds)
-        write_front_files(config.paths, ledger.manifests(), config.objectives, config.name)
+        write_front_files(config.paths, ledger.manifests(), config.objectives, config.name, config.protocol)
         if tracking is not None:
             tracking.finish(ledger.records(), "finished")
             if tracking.last_error is not None:

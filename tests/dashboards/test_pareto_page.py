@@ -16,6 +16,8 @@ from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
 from study.records import Manifest, StudyPaths
 from tests.pages import dom_of, layout_of, measured, needs_browser, traces_of
+from trainables.config import Protocol
+from trainables.results import Caveat
 
 OBJECTIVES = (
     Objective(metric="both/mr_r5"),
@@ -332,12 +334,25 @@ def test_nothing_hides_on_a_phone_or_a_wide_screen(width: int, tmp_path: Path) -
     assert found["touching"] == []
 
 
+def test_what_has_to_be_known_first_comes_first() -> None:
+    found = manifests()
+    entries, history = front(found, OBJECTIVES[:2]), hypervolume_history(found, OBJECTIVES[:2])
+    caveats = [Caveat(text="the gallery has <b>few</b> images"), Caveat(text="at chance", void=True)]
+    page = pareto_page(found, entries, OBJECTIVES[:2], history, "A study", caveats)
+    assert "<li>the gallery has &lt;b&gt;few&lt;/b&gt; images</li>\n<li>at chance</li>" in page
+    assert page.index("Before you rely on this") < page.index("<h2>Front</h2>")
+    assert "Before you rely on this" not in page_of(found)
+
+
 def test_front_files_are_written_once_and_follow_the_trials(tmp_path: Path) -> None:
     paths = StudyPaths(tmp_path)
-    entries = write_front_files(paths, manifests(), OBJECTIVES[:2], "A study")
+    entries = write_front_files(paths, manifests(), OBJECTIVES[:2], "A study", Protocol())
     assert [entry["key"] for entry in json.loads(paths.front.read_text())] == [entry.key for entry in entries]
     before = paths.pareto_page.stat().st_mtime_ns
-    write_front_files(paths, manifests(), OBJECTIVES[:2], "A study")
+    write_front_files(paths, manifests(), OBJECTIVES[:2], "A study", Protocol())
     assert paths.pareto_page.stat().st_mtime_ns == before
-    write_front_files(paths, [*manifests(), manifest(5, 0.8, 0.8)], OBJECTIVES[:2], "A study")
+    write_front_files(paths, [*manifests(), manifest(5, 0.8, 0.8)], OBJECTIVES[:2], "A study", Protocol())
     assert "s-t00005-s0" in paths.pareto_page.read_text()
+    equal = [manifest(1, 0.5, 0.5), manifest(2, 0.5, 0.5)]
+    write_front_files(paths, equal, OBJECTIVES[:2], "A study", Protocol())
+    assert "all 2 complete trials are equal in every objective" in paths.pareto_page.read_text()

@@ -82,6 +82,19 @@ def test_status_for_people(config: StudyConfig, capsys: pytest.CaptureFixture[st
     assert "s-t00002-s0 failed: lost" in shown
 
 
+def test_what_the_numbers_do_not_say(config: StudyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = opened(config)
+    for _ in range(2):
+        run_next(ledger, config, complete(0.9, 0.1))
+    words = "all 2 complete trials are equal in every objective, so nothing can be concluded"
+    status.main(arguments(config))
+    assert f"warning: {words}: clean/mr_r1 0.900" in " ".join(capsys.readouterr().out.split())
+    status.main(arguments(config, "--json"))
+    (caveat,) = json.loads(capsys.readouterr().out)["caveats"]
+    assert caveat["text"].startswith(words)
+    assert caveat["void"]
+
+
 def test_a_study_is_running_while_its_driver_lives(config: StudyConfig) -> None:
     half_done(config)
     with Lease(open_storage(config.paths, None).engine, "s", lambda: None):

@@ -21,6 +21,7 @@ from study.records import (
 )
 from study.tracking.mlflow_store import import_mlflow
 from study.tracking.projection import Projection
+from trainables.config import Protocol
 
 OBJECTIVES = (Objective(metric="both/mr_r5"), Objective(metric="clean/mr_r5"))
 CALLS = (
@@ -95,7 +96,7 @@ class FakeStudy:
 
     def write_pages(self) -> None:
         manifests = [read_manifest(self.paths.manifest(record.key)) for record in self.records]
-        write_front_files(self.paths, [one for one in manifests if one is not None], OBJECTIVES, "study")
+        write_front_files(self.paths, [one for one in manifests if one is not None], OBJECTIVES, "study", Protocol())
 
     def life(self) -> Iterator[None]:
         """A whole study with every kind of trial, one file written between yields."""

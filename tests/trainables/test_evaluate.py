@@ -14,7 +14,7 @@ from dashboards.evaluation_page import marked
 from trainables.attacks.natural import NATURAL_ATTACKS
 from trainables.command import InputError
 from trainables.config import Point, TinyConfig, TrialConfig
-from trainables.evaluate import load_subject, parse, protocol_of, run, settled
+from trainables.evaluate import load_subject, main, parse, protocol_of, run, settled
 from trainables.evaluation.protocols import named_protocol
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
@@ -131,6 +131,26 @@ def test_a_stopped_cache_goes_on_where_it_was(trial_run: Path, base: Path, tmp_p
     pixels[3:] = 0
     second = evaluated(tmp_path / "second", "--model", str(trial_run), "--transfer-from", str(base), "--seed", "5")
     assert second.metrics == first.metrics
+
+
+def test_a_model_at_chance_is_told(
+    trial_run: Path, tiny_trial: TrialConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    untrained = prepare(tiny_trial).base
+    torch.manual_seed(0)
+    for parameter in untrained.parameters():
+        parameter.data = torch.randn_like(parameter) / 10
+    untrained.save(tmp_path / "model")
+    flags = ["--model", str(tmp_path / "model"), "--max-tokens", "32", "--data.image-pixels", "32"]
+    flags += ["--data.shapes.train-images", "64", "--data.shapes.test-images", "16"]
+    flags += ["--cache-dir", str(tiny_trial.cache_dir), "--out", str(tmp_path / "out")]
+    assert main(flags) == 1
+    told = capsys.readouterr().out
+    assert "warning: no better than chance before any attack: clean/mr_r10 is " in told
+    assert "warning: the gallery has 16 images, protocol.gallery_images asks for 200" in told
+    manifest = EvaluationManifest.model_validate_json((tmp_path / "out" / "manifest.json").read_text())
+    assert [caveat.void for caveat in manifest.caveats] == [True, False]
+    assert "Before you rely on this" in (tmp_path / "out" / "examples.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from trainables.training.batches import (
     random_crops,
     rate_factor,
 )
+from trainables.training.effect import trained_weights, untouched
 from trainables.training.losses import positive_pairs
 from trainables.training.objective import Pairs, Trainee
 from trainables.training.sharding import distribute, full_state, gather, load_full_state, merge, whole
@@ -238,6 +239,7 @@ def finetune(
     if training.gradient_checkpointing:
         prepared.base.checkpoint_layers()
     trainee = Trainee(prepared.base, config.point).to(device)
+    begun_with = trained_weights(trainee) if leader else {}
     originals = original_embeddings(prepared, device) if trainee.needs_original else None
     _, per_epoch = epoch_shape(config, len(prepared.dataset.train.image_ids))
     steps = training.epochs * per_epoch
@@ -323,6 +325,8 @@ def finetune(
                     metrics=metrics,
                     correct=correct_bits(ranks, protocol),
                     queries={"tr": len(ranks["clean"].tr), "ir": len(ranks["clean"].ir)},
+                    captions_per_image=np.bincount(gallery.caption_image).tolist(),
+                    untouched=untouched(trainee, begun_with, steps),
                     device_seconds=device_seconds,
                     peak_memory_gb=peak,
                     seconds={name: round(value, 3) for name, value in clock.seconds.items() if name},

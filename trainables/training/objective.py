@@ -111,6 +111,11 @@ class Trainee(nn.Module):
         return anchored or self.point.attack_objective == "deviation"
 
     @property
+    def nothing_to_learn(self) -> bool:
+        """Whether the loss is at its least from the beginning: the anchor alone, on images that nothing attacks."""
+        return self.point.contrastive_weight == 0 and self.companion == "anchor" and self.point.epsilon == 0
+
+    @property
     def leaves_parts_out(self) -> bool:
         """Whether some trained parameters may not take part in the loss, which DDP has to know."""
         idle_fusion = isinstance(self.model, FusionModel) and self.companion != "matching"

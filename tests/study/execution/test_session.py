@@ -11,7 +11,7 @@ import pytest
 
 from dashboards import pareto_page
 from study.execution import session as session_module
-from study.execution.session import FAILED, RESUMABLE, Session
+from study.execution.session import DONE, FAILED, RESUMABLE, Session
 from study.ledger.ledger import Ledger
 from study.records import Event
 from tests.study.helpers import complete, opened, run_next, study
@@ -24,7 +24,11 @@ class NoTracking:
 
     def __init__(self, *_: Any) -> None: ...
 
+    last_error = None
+
     def request(self, *_: Any) -> None: ...
+
+    def finish(self, *_: Any) -> None: ...
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +38,7 @@ def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def session_of(config: Any, ledger: Ledger) -> Session:
-    lease: Any = SimpleNamespace(last_device=None)
+    lease: Any = SimpleNamespace(last_device=None, worked_seconds=lambda: 1.0)
     return Session(config, ledger, TrialConfig(), lease)
 
 
@@ -53,7 +57,7 @@ def test_the_front_is_written_when_it_moved(tmp_path: Path, monkeypatch: pytest.
         session._changed(ledger.records()[manifest.number], manifest)
     assert writes == [1, 4], "only the first and the last of four moved it"
     written = config.paths.front.read_text()
-    original(config.paths, ledger.manifests(), config.objectives, "x")
+    original(config.paths, ledger.manifests(), config.objectives, "x", config.protocol)
     assert config.paths.front.read_text() == written
 
 
@@ -72,14 +76,6 @@ def test_checkpoints_of_stopped_trials_go_and_others_stay(tmp_path: Path) -> Non
     ledger.stop(records[2], "killed before it tidied up", TrialConfig())
     session_of(config, ledger)
     assert [path.exists() for path in checkpoints] == [True, False, False]
-
-
-class Gone(NoTracking):
-    """A projection that is told of the end."""
-
-    last_error = None
-
-    def finish(self, *_: Any) -> None: ...
 
 
 def interrupted(self: Session, stack: object) -> tuple[float, float]:
@@ -108,9 +104,8 @@ def test_a_resumed_session_begins_with_the_front_that_is_known(
 
 
 def test_a_session_that_moves_nothing_does_not_ask_to_be_run_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(session_module, "BackgroundProjection", Gone)
     config = study(tmp_path, trials=2, recipes=())
     ledger = opened(config)
     run_next(ledger, config, complete())
@@ -126,3 +121,25 @@ def test_a_session_that_moves_nothing_does_not_ask_to_be_run_again(
     going = ledger.take()
     session._changed(going, Event(time=1, event="rung", step=1))
     assert session.close() == RESUMABLE, "it came further"
+
+
+@pytest.mark.parametrize("robust", [(0.1, 0.2), (0.1, 0.1)])
+def test_done_does_not_stand_over_a_result_that_means_nothing(
+    robust: tuple[float, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = study(tmp_path, trials=2, recipes=())
+    ledger = opened(config)
+    for value in robust:
+        run_next(ledger, config, complete(1 - 5 * value, value))
+    code = session_of(config, ledger).close()
+    lines = capsys.readouterr().out.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    if robust[0] != robust[1]:
+        assert (code, warnings) == (DONE, [])
+    else:
+        assert code == FAILED
+        (told,) = warnings
+        assert (
+            "all 2 complete trials are equal in every objective, so nothing can be concluded: clean/mr_r1 0.500" in told
+        )
+    assert any(line.startswith("study s is done: 2 trials") for line in lines[-2:])
