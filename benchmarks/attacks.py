@@ -118,8 +118,8 @@ def table_of(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Entry point; 1 if a result is not equal to its reference."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attacks", description=__doc__.split("\n")[0])
     parser.add_argument("--captions", type=Path, default=SHARED / "coco_karpathy_test_captions.json")
     parser.add_argument("--data", type=Path, default=SHARED / "coco_small", help="folder in COCO format")
@@ -130,7 +130,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", choices=("text", "sga", "re-ranking"), help="one comparison instead of all")
     parser.add_argument("--karpathy", action="store_true", help="cost of attacking the whole test split instead")
     parser.add_argument("--limit", type=int, default=200, help="captions that --karpathy measures")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point; 1 if a result is not equal to its reference."""
+    options = parser().parse_args(arguments)
     torch.set_num_threads(1)
     captions = read_captions(options.captions)
     if options.karpathy:

@@ -178,13 +178,18 @@ def measure(finished: int, running: int, rounds: int, folder: Path) -> dict[str,
     return {**row, "resident, MB": f"{resident / 1e6:.0f}"}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Entry point."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--finished", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--running", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=100)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point."""
+    options = parser().parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         rows = {count: measure(count, options.running, options.rounds, Path(folder)) for count in options.finished}
     width = max(len(name) for row in rows.values() for name in row) + 2

@@ -57,13 +57,18 @@ def table_of(runs: Mapping[Recipe, Sequence[Manifest]], measure: str) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Entry point; the exit code of a study that did not end well, else 0."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--measure", default="mr_r10", help="of every target, such as mr_r1")
     parser.add_argument("--studies-dir", type=Path, default=Path("studies"))
-    options, flags = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point; the exit code of a study that did not end well, else 0."""
+    options, flags = parser().parse_known_args(arguments)
     attacks = "[" + ", ".join(f'"{attack}"' for attack in ATTACKS) + "]"
     recipes = "[" + ", ".join(f'"{recipe}"' for recipe in COMPARED) + "]"
     runs: dict[Recipe, list[Manifest]] = {recipe: [] for recipe in COMPARED}

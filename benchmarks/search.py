@@ -232,14 +232,19 @@ PROBLEMS: dict[str, tuple[Callable[[int], Problem], int, int, float, tuple[Recip
 that every method begins with and pays for."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Entry point."""
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=FRESH)
     parser.add_argument("--problem", choices=[*PROBLEMS], action="append", help="only this one; may be repeated")
     parser.add_argument("--gp", action="store_true", help="Optuna's Gaussian processes, too: minutes a study")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point."""
+    options = parser().parse_args(arguments)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     left_out = () if options.gp else (GP,)
     with ProcessPoolExecutor(initializer=_quiet) as pool:

@@ -49,6 +49,15 @@ class Knob(Model):
             raise ValueError(f"an int needs whole bounds, got low={self.low}, high={self.high}")
         return self
 
+    def __str__(self) -> str:
+        if self.kind == "choice":
+            drawn = "|".join(
+                str(value).lower() if isinstance(value, bool) else str(value) for value in self.choices or ()
+            )
+        else:
+            drawn = f"{self.low:.4g}..{self.high:.4g}" + (" log" if self.log else "")
+        return drawn + (f" where {self.above_zero} > 0" if self.above_zero else "")
+
     def suggest(self, name: str, trial: optuna.Trial) -> Value:
         """Draw a value, or take the one the trial was enqueued with."""
         if self.kind == "choice":

@@ -7,6 +7,7 @@ masking. What cannot be relied on, or is not on the front of the new measurement
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import sys
@@ -265,13 +266,21 @@ def _change(certificate: Certificate, metric: str) -> str:
     return f"{certificate.claimed[metric].value:.3f} -> {now.value:.3f} [{now.low:.3f}, {now.high:.3f}]"
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    examples = "python -m study.certify --name quickstart", "python -m study.certify --protocol harder.yaml --seed 7"
+    parser = study_parser("python -m study.certify", __doc__, *examples)
+    parser.add_argument("--protocol", default="strong", help="strong, or a YAML file (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help=f"of the attacks (default: {FRESH} beyond the study's own)")
+    parser.add_argument(
+        "--gallery-images", type=int, metavar="IMAGES", help="evaluation images (default: all there are)"
+    )
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 1 where nothing of the front is left."""
-    parser = study_parser("python -m study.certify", __doc__)
-    parser.add_argument("--protocol", default="strong", help="or a YAML file (default: %(default)s)")
-    parser.add_argument("--seed", type=int, help=f"of the attacks (default: {FRESH} beyond the study's own)")
-    parser.add_argument("--gallery-images", type=int, help="evaluation images (default: all there are)")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with exit_on_input_error():
         return _run(StudyPaths(options.studies_dir / options.name), vars(options))
 

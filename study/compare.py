@@ -21,7 +21,7 @@ from study.front.estimates import front
 from study.front.hypervolume import attainment, hypervolume_history, hypervolume_share
 from study.records import StudyPaths, read_frozen, write_if_changed
 from study.view import StudyView, read_study
-from trainables.command import InputError, argument, exit_on_input_error, place
+from trainables.command import InputError, argument, command_parser, exit_on_input_error, place
 from trainables.fields import check_name
 from trainables.identity import differences
 
@@ -146,16 +146,35 @@ def _print(found: Comparison) -> None:
         console.print(Text(f"seeds of one study ({names}): hypervolume attained: {attained}"))
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    examples = (
+        "python -m study.compare clip albef",
+        "python -m study.compare clip albef --metrics clean/mr_r1 both/mr_r1",
+    )
+    parser = command_parser("python -m study.compare", __doc__, *examples)
+    parser.add_argument("names", nargs="+", type=argument(check_name), metavar="NAME", help="two studies or more")
+    parser.add_argument(
+        "--studies-dir",
+        type=place,
+        metavar="PATH",
+        default=Path("studies"),
+        help="root of all studies (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="METRIC", default=(), help="1 to 4 (default: the objectives of the first study)"
+    )
+    parser.add_argument(
+        "--page", type=place, metavar="PATH", help="its file (default: comparison.html in the folder of the studies)"
+    )
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     from dashboards.comparison_page import comparison_page
 
-    parser = argparse.ArgumentParser(prog="python -m study.compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument("names", nargs="+", type=argument(check_name), metavar="NAME", help="two studies or more")
-    parser.add_argument("--studies-dir", type=place, default=Path("studies"), help="default: %(default)s")
-    parser.add_argument("--metrics", nargs="+", default=(), help="1 to 4 (default: the objectives of the first study)")
-    parser.add_argument("--page", type=place, help="default: comparison.html in the folder of the studies")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with exit_on_input_error():
         names = list(dict.fromkeys(options.names))
         if len(names) < 2:

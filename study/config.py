@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, overload
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, overload
 
 from pydantic import (
     BeforeValidator,
@@ -72,6 +72,9 @@ class Objective(Model):
     low: float = 0.0
     high: float = 1.0
 
+    def __str__(self) -> str:
+        return self.metric + (" (minimize)" if self.direction == "minimize" else "")
+
     @model_validator(mode="after")
     def _range(self) -> Objective:
         if self.metric in COSTS and not {"direction", "low", "high"} <= self.model_fields_set:
@@ -120,7 +123,7 @@ class Constraint(Model):
 class EarlyStopping(Model):
     """Successive halving: at a rung, only the best `1 / eta` of the trials that reached it go on."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="whether trials are stopped early")
     eta: int = Field(2, ge=2, description="a rung lets 1/eta of the trials go on, and the next rung is eta times later")
     first_epoch: int = Field(1, ge=1, description="epoch after which the first rung is")
 
@@ -230,6 +233,7 @@ class StudyConfig(Model):
     protocol: Protocol = Protocol()
     objectives: tuple[Objective, ...] = Field(
         (Objective(metric="clean/mr_r1"), Objective(metric="both/mr_r1")),
+        description="1 to 4 measured numbers, each with metric, direction, low and high",
         min_length=1,
         max_length=4,
         validate_default=True,
@@ -337,6 +341,11 @@ class StudyConfig(Model):
         return StudyPaths(self.studies_dir / self.name)
 
 
+def known_presets() -> list[str]:
+    """Their names."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
 class Arguments(StudyConfig, Flags):
     """Explore how contrastive weight, temperature and training attack decide robustness; run again to go on.
 
@@ -345,8 +354,19 @@ class Arguments(StudyConfig, Flags):
     """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m study.run")
+    common_fields: ClassVar[tuple[str, ...]] = (
+        *("preset", "config", "name", "data.root", "data.image_pixels", "trial.model.base", "trial.training.epochs"),
+        *("trial.training.learning_rate", "protocol.epsilon", "protocol.gallery_images", "objectives", "space"),
+        *("budget.trials", "budget.wall_hours", "trial.workers.count", "cluster.address"),
+    )
+    example_commands: ClassVar[tuple[str, ...]] = (
+        "python -m study.run",
+        "python -m study.run --preset coco_clip_b16 --data.root DIR --budget.trials 24",
+        "python -m study.run --name mine --config my_study.yaml",
+        "python -m study.run --preset coco_clip_b16 --help protocol",
+    )
 
-    preset: str = Field("quickstart", description="a ready study, see study/presets")
+    preset: str = Field("quickstart", description=f"a ready study: {', '.join(known_presets())}")
     config: Place | None = Field(None, description="YAML file with any of these fields")
     rerun: Annotated[tuple[str, ...], Separated] = Field(
         (), description="ended trials to run again, by key; what came of them is kept in set_aside/"
@@ -411,8 +431,7 @@ def _place(field: str, value: object) -> Path:
 def _preset(name: str) -> dict[str, Any]:
     path = PRESETS / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-        raise InputError(f"preset {name!r}: there is none of that name; presets are {known}")
+        raise InputError(f"preset {name!r}: there is none of that name; presets are {', '.join(known_presets())}")
     return {"name": name, **read_yaml(path)}
 
 

@@ -4,6 +4,7 @@ the configuration that `python -m trainables.trial` runs.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -98,13 +99,21 @@ def trial_yaml(view: StudyView, key: str) -> str:
     return dump(trial.model_dump(mode="json", exclude={"storage_path"}))
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    examples = "python -m study.export --name quickstart", "python -m study.export --trial quickstart-t00009-s0"
+    parser = study_parser("python -m study.export", __doc__, *examples)
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="of both tables (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=place, metavar="PATH", help="folder for the files (default: export in the study's folder)"
+    )
+    parser.add_argument("--trial", metavar="KEY", help="this trial's configuration, instead of the tables")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = study_parser("python -m study.export", __doc__)
-    parser.add_argument("--format", choices=FORMATS, default="csv", help="default: %(default)s")
-    parser.add_argument("--out", type=place, help="folder for the files (default: export in the study's folder)")
-    parser.add_argument("--trial", metavar="KEY", help="this trial's configuration, instead of the tables")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with exit_on_input_error():
         view = read_study(StudyPaths(options.studies_dir / options.name))
         folder = options.out or view.paths.root / "export"

@@ -44,6 +44,15 @@ class Arguments(StudyArguments):
     """Say what a study will take on a device, with the arithmetic. Nothing is run."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m study.plan")
+    common_fields = (
+        *("preset", "device", "devices", "as_json", "config", "data.root", "trial.model.base", "data.image_pixels"),
+        *("trial.training.epochs", "trial.training.batch_size", "protocol.gallery_images", "budget.trials"),
+        *("budget.wall_hours", "price.device_hour", "trial.workers.count"),
+    )
+    example_commands = (
+        "python -m study.plan --preset coco_clip_b16 --data.root DIR --device a100-80g",
+        "python -m study.plan --preset coco_albef --device l4 --price.device-hour l4=1",
+    )
 
     device: Literal["a100-80g", "h100", "l4", "cpu"] = Field("cpu", description="kind of device trials would run on")
     devices: int | None = Field(None, ge=1, description="how many; empty: 8 GPUs, or the cores of this machine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections import Counter
@@ -134,12 +135,20 @@ def _last_events(view: StudyView, count: int) -> list[EventStatus]:
     return sorted(happened, key=lambda event: event.time)[-count:]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    examples = "python -m study.status --name quickstart", "python -m study.status --json --events 0"
+    parser = study_parser("python -m study.status", __doc__, *examples)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--events", type=int, metavar="N", default=8, help="how many of the last events (default: %(default)s)"
+    )
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = study_parser("python -m study.status", __doc__)
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--events", type=int, default=8, help="how many of the last events (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with exit_on_input_error():
         if options.events < 0:
             raise InputError(f"--events: {options.events} is negative; 0 shows none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,12 +13,20 @@ from study.view import read_study, study_parser
 from trainables.command import InputError, exit_on_input_error, redacted
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    examples = "python -m study.track --name quickstart", "python -m study.track --name quickstart --rebuild"
+    parser = study_parser("python -m study.track", __doc__, *examples)
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="of MLflow's server or database (default: that of the study)"
+    )
+    parser.add_argument("--rebuild", action="store_true", help="delete what MLflow has of the study first")
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0, or 1 where MLflow fails."""
-    parser = study_parser("python -m study.track", __doc__)
-    parser.add_argument("--tracking-uri", help="default: that of the study")
-    parser.add_argument("--rebuild", action="store_true", help="delete what MLflow has of the study first")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     with exit_on_input_error():
         try:
             _track(StudyPaths(options.studies_dir / options.name), options.tracking_uri, options.rebuild)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
 from study.records import Manifest, StudyPaths, TrialRecord, accounted, read_manifests
-from trainables.command import InputError, argument, place
+from trainables.command import InputError, argument, command_parser, place
 from trainables.fields import check_name
 
 if TYPE_CHECKING:
@@ -42,13 +42,19 @@ class StudyView:
     running: bool
 
 
-def study_parser(program: str, description: str | None) -> argparse.ArgumentParser:
-    """Flags of every command about an existing study."""
-    parser = argparse.ArgumentParser(prog=program, description=description, allow_abbrev=False)
+def study_parser(program: str, description: str | None, *examples: str) -> argparse.ArgumentParser:
+    """Flags of every command about an existing study; its help ends with examples."""
+    parser = command_parser(program, description, *examples)
     parser.add_argument(
         "--name", type=argument(check_name), default="quickstart", help="the study (default: %(default)s)"
     )
-    parser.add_argument("--studies-dir", type=place, default=Path("studies"), help="default: %(default)s")
+    parser.add_argument(
+        "--studies-dir",
+        type=place,
+        metavar="PATH",
+        default=Path("studies"),
+        help="root of all studies (default: %(default)s)",
+    )
     return parser
 
 

@@ -55,7 +55,7 @@ def test_flags_exist() -> None:
     named = {flag.replace("--no-", "--") for flag in named}  # how a switch is turned off
     assert len(named) > 10
     assert '"--long-chaos"' in (ROOT / "tests" / "conftest.py").read_text()
-    assert named - {"--help", "--long-chaos"} <= known_flags(study.plan.Arguments) | known_flags(
+    assert named - {"--help", "--help-all", "--long-chaos"} <= known_flags(study.plan.Arguments) | known_flags(
         trainables.evaluate.Arguments
     )
 
@@ -105,7 +105,7 @@ def test_every_file_can_be_used(text: str, files: Path, tiny_trial: TrialConfig)
     name = text.splitlines()[0].removeprefix("# ")
     (files / name).write_text(text)
     if name == "config.yaml":
-        protocol = read_config([name], "python -m trainables.trial").protocol
+        protocol = read_config(Path(name)).protocol
     elif name == "sga.yaml":
         protocol = named_protocol(name, {})
     else:

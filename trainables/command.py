@@ -128,7 +128,7 @@ def all_mistakes(error: ValidationError, schema: type[BaseModel], source: str) -
             given = f" (given: {item['input']!r})" if one else ""
             lines.append(f"  {field}: {item['msg'].removeprefix('Value error, ')}{given}")
     count = f"{len(lines)} mistakes" if len(lines) > 1 else "a mistake"
-    return InputError(f"{count} in {source}:\n" + "\n".join(lines) + "\nsee --help for every field")
+    return InputError(f"{count} in {source}:\n" + "\n".join(lines) + "\nsee --help-all for every field")
 
 
 def _meant(field: str, schema: type[BaseModel]) -> str:
@@ -154,15 +154,43 @@ def fields_of(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, 
             yield from fields_of(field.annotation, f"{prefix}{name}.")
 
 
-def read_config(arguments: Sequence[str], program: str) -> TrialConfig:
-    """The trial configuration named on the command line.
+class _Paragraphs(argparse.HelpFormatter):
+    """Fills paragraphs as wide as the terminal; indented lines, such as examples, stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(part if "\n  " in part else fill(part, width, indent) for part in text.strip().split("\n\n"))
+
+
+def command_parser(program: str, description: str | None, *examples: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with examples."""
+    return argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=examples_of(examples),
+        formatter_class=_Paragraphs,
+        allow_abbrev=False,
+    )
+
+
+def examples_of(commands: Sequence[str]) -> str:
+    """The last or first lines of a help."""
+    return "\n".join(["examples:", *(f"  {command}" for command in commands)])
+
+
+def config_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Of a command about one trial."""
+    parser = command_parser(program, description, f"{program} config.yaml")
+    parser.add_argument("config", type=place, help="YAML file with the fields of TrialConfig; an empty file is a trial")
+    return parser
+
+
+def read_config(path: Path) -> TrialConfig:
+    """The trial configuration of a file.
 
     Raises:
         InputError: with all its mistakes.
     """
-    parser = argparse.ArgumentParser(prog=program)
-    parser.add_argument("config", type=place, help="YAML file with the fields of TrialConfig; an empty file is a trial")
-    path = parser.parse_args(arguments).config
     try:
         return TrialConfig.model_validate(read_yaml(path))
     except ValidationError as error:

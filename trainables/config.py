@@ -136,9 +136,9 @@ def raise_all(problems: Iterable[str]) -> None:
 class ShapesConfig(Model):
     """The procedural data set used when no data root is given."""
 
-    train_images: int = Field(1500, ge=8, le=1_000_000)
-    test_images: int = Field(200, ge=8, le=100_000)
-    seed: Seed = 0
+    train_images: int = Field(1500, ge=8, le=1_000_000, description="drawn for training")
+    test_images: int = Field(200, ge=8, le=100_000, description="drawn for evaluation")
+    seed: Seed = Field(0, description="of the drawings")
 
 
 class DataConfig(Model):
@@ -159,8 +159,10 @@ class DataConfig(Model):
     generated_captions: Place | None = Field(
         None, description="a captioner's captions (COCO results: [{image_id, caption}]), added to training images'"
     )
-    train_splits: Annotated[tuple[str, ...], Separated] = ("train", "restval")
-    eval_split: str = "test"
+    train_splits: Annotated[tuple[str, ...], Separated] = Field(
+        ("train", "restval"), description="splits to train on, as far as there are such"
+    )
+    eval_split: str = Field("test", description="split to evaluate on")
     eval_min_captions: int = Field(5, ge=1, description="evaluate only images with at least this many captions")
     image_pixels: int = Field(64, ge=16, le=1024, description="images are resized once to this square")
     resize: Literal["stretch", "crop"] = Field("crop", description="centre crop of the short side, or stretch")
@@ -188,22 +190,22 @@ class PretrainConfig(Model):
     """How a base model is made from scratch, once, when no pretrained one is named."""
 
     root: Place | None = Field(None, description="COCO-format set to pre-train on; empty: the study's training split")
-    epochs: int = Field(24, ge=1, le=10_000)
-    batch_size: int = Field(64, ge=2)
-    learning_rate: float = Field(1e-3, gt=0, lt=1)
+    epochs: int = Field(24, ge=1, le=10_000, description="passes over the pre-training pairs")
+    batch_size: int = Field(64, ge=2, description="pairs of a step")
+    learning_rate: float = Field(1e-3, gt=0, lt=1, description="of AdamW, at its peak")
     temperature: float = Field(0.07, gt=0, le=1, description="start of the learned temperature")
     mlm_epochs: int = Field(8, ge=1, description="epochs of the tiny masked language model for text attacks")
-    seed: Seed = 0
+    seed: Seed = Field(0, description="of weights and order")
 
 
 class TinyConfig(Model):
     """Size of the CLIP that is built when no base is named."""
 
-    width: int = Field(64, ge=8, le=4096)
-    layers: int = Field(2, ge=1, le=48)
-    heads: int = Field(4, ge=1, le=64)
-    patch_pixels: int = Field(8, ge=2, le=64)
-    embedding: int = Field(64, ge=8, le=4096)
+    width: int = Field(64, ge=8, le=4096, description="of the hidden states of both towers")
+    layers: int = Field(2, ge=1, le=48, description="of each tower")
+    heads: int = Field(4, ge=1, le=64, description="attention heads of a layer; they divide the width")
+    patch_pixels: int = Field(8, ge=2, le=64, description="side of an image patch")
+    embedding: int = Field(64, ge=8, le=4096, description="of the space both towers share")
 
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> TinyConfig:
@@ -264,15 +266,15 @@ class TrainingConfig(Model):
     epochs: int = Field(3, ge=1, le=1000, description="each ends in a checkpoint and a small evaluation (a rung)")
     epoch_images: int | None = Field(None, ge=2, description="images an epoch draws at random; empty: all of them")
     batch_size: int = Field(32, ge=2, description="global batch: the number of contrastive pairs over all workers")
-    learning_rate: float = Field(3e-4, gt=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0, lt=1)
+    learning_rate: float = Field(3e-4, gt=0, lt=1, description="of AdamW, at its peak")
+    weight_decay: float = Field(1e-4, ge=0, lt=1, description="of AdamW")
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
     gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in backward passes: a fraction of the memory, more time"
     )
     attack_candidates: int = Field(5, ge=1, le=10, description="masked-LM substitutes the training attack tries a word")
-    log_every_steps: int = Field(5, ge=1)
+    log_every_steps: int = Field(5, ge=1, description="how often loss and temperature are kept")
 
     @model_validator(mode="after")
     def _an_epoch_has_a_batch(self) -> TrainingConfig:
@@ -313,6 +315,9 @@ class AttackConfig(Model):
             return {"name": value.rpartition(":")[2].lower(), "attack": value}
         return {"attack": value["name"], **value} if isinstance(value, dict) and "name" in value else value
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def file(self) -> Path | None:
         """Where its class is, if that is a file of somebody's own."""
@@ -336,7 +341,7 @@ class Protocol(Model):
     attacks: Annotated[tuple[AttackConfig, ...], Separated] = Field(
         SEARCHED_ATTACKS, description="measured beside clean retrieval: images, captions and both (Sep-Attack)"
     )
-    epsilon: Epsilon = 2 / 255
+    epsilon: Epsilon = Field(2 / 255, description="L-inf radius of the image attacks, in [0, 1] or as 2/255")
     image_steps: int = Field(10, ge=1, le=1000, description="PGD steps; each moves by 2.5 epsilon / steps")
     words: int = Field(1, ge=0, le=10, description="words the text attack may change in a caption")
     candidates: int = Field(10, ge=1, le=10, description="masked-LM substitutes tried per word")
@@ -350,16 +355,16 @@ class Protocol(Model):
         description="after a share s of the training, the small evaluation has rung_growth x s of the images and the "
         "steps of the final one, if that is more than the least; 0: all small evaluations are alike",
     )
-    recall_at: Annotated[tuple[int, ...], Separated] = (1, 5, 10)
-    bootstrap_samples: int = Field(1000, ge=100, le=100_000)
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    recall_at: Annotated[tuple[int, ...], Separated] = Field((1, 5, 10), description="the k of R@k, rising")
+    bootstrap_samples: int = Field(1000, ge=100, le=100_000, description="galleries drawn for the intervals")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="share of the draws within an interval")
     batch_images: int = Field(50, ge=1, description="images attacked at once; changes no result")
     eight_bit: bool = Field(True, description="score attacked images rounded to 8 bits, and beside it as they are")
     rerank: int | None = Field(
         None, ge=1, description="fusion families: put so many first candidates in order by image-text matching, too"
     )
     audit: bool = Field(False, description="look for gradient masking, too, in the final evaluation")
-    seed: Seed = 0
+    seed: Seed = Field(0, description="of the attacks and the intervals")
 
     @field_validator("attacks")
     @classmethod

@@ -41,6 +41,14 @@ class Arguments(Flags):
     """Measure a model, clean and under a named protocol of attacks."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m trainables.evaluate")
+    common_fields = (
+        *("model", "protocol", "data.root", "data.image_pixels", "epsilon", "words", "gallery_images", "max_tokens"),
+        *("masked_lm", "transfer_from", "out"),
+    )
+    example_commands = (
+        "python -m trainables.evaluate --model studies/mine/runs/mine-t00003-s0",
+        "python -m trainables.evaluate --model DIR --data.root DIR --protocol strong",
+    )
 
     model: PlaceOrName = Field(description="folder of a trial (studies/NAME/runs/KEY), folder of a model, or hub id")
     protocol: PlaceOrName = Field("search", description="search, strong, natural, grid, or a YAML file of a protocol")

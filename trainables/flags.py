@@ -7,9 +7,10 @@ import difflib
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_origin
+from typing import Any, ClassVar, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -22,6 +23,7 @@ from pydantic_settings import (
 )
 
 from trainables.command import InputError, all_mistakes, fields_of
+from trainables.help import asked, help_text, values_of
 
 PREFIX = "PARETOVL_"
 NOT_OURS = "PARETOVL_TEST_"
@@ -41,6 +43,11 @@ class Variables(EnvSettingsSource):
 
 class Flags(BaseSettings):
     """Base of what a command takes. Later wins: values of the constructor, variables, flags."""
+
+    common_fields: ClassVar[tuple[str, ...]] = ()
+    """Paths of the fields that are used most; `--help` shows them first."""
+    example_commands: ClassVar[tuple[str, ...]] = ()
+    """Whole commands."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -81,6 +88,10 @@ def from_command_line(schema: type[Parsed], given: Sequence[str], values: Mappin
         InputError: with all mistakes at once.
         SystemExit: after --help.
     """
+    group, given = asked(given)
+    if group is not None:
+        _print_help(schema, group, given, values)
+        raise SystemExit(0)
     refuse_unknown_variables(schema, os.environ)
     usage = io.StringIO()
     try:
@@ -98,6 +109,33 @@ def from_command_line(schema: type[Parsed], given: Sequence[str], values: Mappin
             f"{', '.join(field) or 'command line'}: cannot be read ({error.__cause__ or error}); a list or mapping is "
             'written as JSON here, such as \'[{"epsilon": "2/255"}]\', or as YAML in a --config file'
         ) from None
+
+
+def _print_help(schema: type[Flags], group: str, given: Sequence[str], values: Mapping[str, Any]) -> None:
+    """The help with what the other flags, variables and values make of the fields.
+
+    Raises:
+        InputError: there is no such group.
+    """
+    required = {name: name.upper() for name, field in schema.model_fields.items() if field.is_required()}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            effective = values_of(schema(_cli_parse_args=list(given), **{**required, **values}))
+    except (SystemExit, ValidationError, SettingsError):  # what is wrong is told without --help; here it may be unknown
+        effective = {path: field.get_default(call_default_factory=True) for path, field in fields_of(schema)}
+    try:
+        text = help_text(
+            schema,
+            group,
+            effective,
+            program=schema.model_config.get("cli_prog_name") or "",
+            common=schema.common_fields,
+            examples=schema.example_commands,
+            width=shutil.get_terminal_size().columns,
+        )
+    except KeyError as error:
+        raise InputError(f"--help: {error.args[0]}") from None
+    print(text)
 
 
 def refuse_unknown_variables(schema: type[BaseModel], environment: Mapping[str, str]) -> None:
@@ -147,4 +185,4 @@ def _flag_mistake(told: str) -> InputError:
         close = difflib.get_close_matches(flag.replace("_", "-"), known, n=3)
         if close and flag not in known:
             lines.append(f"  {flag}: did you mean {' or '.join(close)}?")
-    return InputError("\n".join([*lines, "  --help lists every flag"]))
+    return InputError("\n".join([*lines, "  --help-all lists every flag"]))

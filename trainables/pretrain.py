@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
-from trainables.command import exit_on_input_error, read_config
+from trainables.command import config_parser, exit_on_input_error, read_config
 from trainables.places import absolute
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    return config_parser("python -m trainables.pretrain", __doc__)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code."""
-    from trainables.prepare import prepare
-
+    path = parser().parse_args(arguments).config
     with exit_on_input_error():
-        prepare(absolute(read_config(arguments, "python -m trainables.pretrain")), log=print)
+        config = absolute(read_config(path))
+        from trainables.prepare import prepare
+
+        prepare(config, log=print)
     return 0
 
 

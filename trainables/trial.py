@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -19,7 +20,7 @@ from pydantic import Field
 
 from trainables.caveats import evaluation_caveats, foreseen
 from trainables.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
-from trainables.command import InputError, exit_on_input_error, read_config
+from trainables.command import InputError, config_parser, exit_on_input_error, read_config
 from trainables.config import Model, TrialConfig, not_of_the_family
 from trainables.local_ray import ray_folder
 from trainables.places import absolute, family_in, open_named
@@ -295,10 +296,16 @@ def tune_trial(config: dict[str, Any]) -> None:
     tune.report({"outcome": end.model_dump_json()})
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    return config_parser("python -m trainables.trial", __doc__)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code: 1 without a result, or with one from which nothing can be concluded."""
+    path = parser().parse_args(arguments).config
     with exit_on_input_error():
-        config = absolute(read_config(arguments, "python -m trainables.trial"))
+        config = absolute(read_config(path))
         os.environ.update(ENVIRONMENT)
         ray_folder()
         import ray
