@@ -49,9 +49,11 @@ def read_by_click(program: str, given: Sequence[str]) -> None:
     Raises:
         click.UsageError: it has no such flag.
     """
+    import click
+
     command: Any
     if program == "mlflow":
         from mlflow.cli import cli as command
     else:
         from ray.scripts.scripts import cli as command
-    command.commands[given[0]].make_context(given[0], list(given[1:]))
+    command.get_command(click.Context(command), given[0]).make_context(given[0], list(given[1:]))

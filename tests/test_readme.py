@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import json
 import re
+import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +22,9 @@ import trainables.evaluate
 from search_spaces.recipes import RECIPES, recipe_point
 from study.config import PRESETS, parse
 from study.records import StudyPaths
+from tests.commands import read_by_click, read_command
+from tests.study.helpers import complete, opened, run_next
+from tests.study.helpers import study as small_study
 from trainables.attacks.registry import build_attacks
 from trainables.command import read_config
 from trainables.config import TrialConfig
@@ -60,11 +67,74 @@ def test_flags_exist() -> None:
     )
 
 
-def test_flags_of_other_commands_exist() -> None:
-    shared = (ROOT / "study" / "view.py").read_text()
-    for package, module, rest in re.findall(OTHERS, README):
-        source = shared + (ROOT / package / f"{module}.py").read_text()
-        assert all(f'"{flag}"' in source for flag in re.findall(r"--[a-z-]+", rest)), module
+COMMANDS = [
+    line.strip()
+    for text in re.findall(r"^```bash\n(.*?)^```", README, flags=re.S | re.M)
+    for line in text.replace("\\\n", " ").splitlines()
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_is_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By bash, and by the parsers that it meets, with a file or folder where the page has a word in capitals."""
+    subprocess.run(["bash", "-n", "-c", line], check=True)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("DIR", "MODEL"):
+        (tmp_path / folder).mkdir()
+    for file in ("FILE", "my_study.yaml", "sga.yaml"):
+        (tmp_path / file).touch()
+    for part in line.replace("FLAGS", "--preset real_small").split(" && "):
+        words = shlex.split(part)
+        while re.fullmatch(r"PARETOVL_\w+=\S+", words[0]):
+            monkeypatch.setenv(*words.pop(0).split("="))
+        if words[:2] == ["uv", "run"]:
+            words = words[2:]
+        if words[0] == "python":
+            read_command(shlex.join(words))
+        elif words[0] in ("mlflow", "ray"):
+            read_by_click(words[0], words[1:])
+            inner = [word for word in words if "python -m " in word]  # what another machine is to run
+            for text in inner:
+                read_command("python -m " + text.partition("python -m ")[2])
+        else:
+            assert words[:2] in (["pip", "install"], ["pytest"]), part
+
+
+def test_commands_about_a_study_run_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that take seconds and no network; `quickstart` and the studies of the comparison are there."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("quickstart", "clip", "albef", "blip")):
+        config = small_study(Path("studies"), name=name, recipes=(), sampler="random")
+        ledger = opened(config)
+        for clean in (0.9, 0.5):
+            run_next(ledger, config, complete(clean - number / 100, 1 - clean))
+    (tmp_path / "DIR").mkdir()
+    photos = [
+        {
+            "filepath": "val2014",
+            "filename": f"{number}.jpg",
+            "split": split,
+            "cocoid": number,
+            "sentences": [{"raw": "a cat", "sentid": 5 * number + k, "imgid": number} for k in range(5)],
+        }
+        for number, split in enumerate(("train", "test"))
+    ]
+    (tmp_path / "DIR" / "dataset_coco.json").write_text(json.dumps({"images": photos}))
+    ran = set()
+    for line in COMMANDS:
+        words = shlex.split(line)
+        module = words[4] if words[:4] == ["uv", "run", "python", "-m"] else ""
+        if module not in ("study.plan", "study.status", "study.export", "study.compare", "study.track"):
+            continue
+        if "--trial" not in words:  # that is of a study with more trials
+            assert importlib.import_module(module).main(words[5:]) == 0, line
+            assert capsys.readouterr().out
+            ran.add(module)
+    assert len(ran) == 5
+    assert (tmp_path / "studies" / "quickstart" / "export" / "trials.parquet").exists()
+    assert (tmp_path / "studies" / "comparison.html").exists()
 
 
 def test_modules_and_files_exist() -> None:
