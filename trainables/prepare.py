@@ -31,7 +31,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-VERSION = 6
+VERSION = 7
 """Of how tokenizers, masked language models and base models are made: part of their identity."""
 
 
@@ -136,7 +136,14 @@ class Workshop:
                 masked_lm, tokenizer = self.masked_lm()
                 self.log(f"substitutes for {len(captions)} captions")
                 masked_lm_substitutes(self._texts(captions), masked_lm, tokenizer, quirks).save(path)
-        return Substitutes.load(path)
+        found = Substitutes.load(path)
+        if self._changes_words and not (found.options >= 0).any():
+            raise InputError(
+                f"model.masked_lm {self.config.model.masked_lm or 'of the captions'} proposes no word for any of "
+                f"{len(captions)} captions: its tokenizer has pieces or characters where they have words\n"
+                "  give one with whole words, such as google-bert/bert-base-uncased, or leave it empty"
+            )
+        return found
 
     def gallery(self) -> Gallery:
         """What is evaluated on, whole."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, islice, product
@@ -16,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainables.attacks.quirks import FIRST_WORDS, Quirks
 from trainables.captions import core, put
+from trainables.command import InputError
+from trainables.models.tokenizers import word_entries
 
 SUBSTITUTES = 10
 """Predictions kept per word; attacks may use fewer."""
@@ -127,20 +130,23 @@ def masked_lm_substitutes(
     """BERT-Attack's candidates (Li et al. 2020): one forward pass a caption, nothing masked.
 
     A word's candidates are the `SUBSTITUTES` best predictions at its own first token; kept are whole alphabetic words
-    that are neither the word itself nor a stop word. Stop words get none. As in the literature, the model reads the
-    words without their punctuation; they have it again where one is replaced.
+    in lower case, as captions are, that are neither the word itself nor a stop word. Stop words get none. Which entries
+    are whole words is read off the tokenizer, however it marks them; one of characters proposes nothing. As in the
+    literature, the model reads the words without their punctuation; they have it again where one is replaced.
 
     Args:
         texts: of the corpus's captions, see `captions`.
         masked_lm: in eval mode.
         tokenizer: its own.
         quirks: of which `SUBSTITUTE_QUIRKS` matter.
+
+    Raises:
+        InputError: a quirk that its tokenizer cannot have.
     """
     device = masked_lm.device
-    vocabulary = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    vocabulary = word_entries(tokenizer)
     usable = _is_new_word if "symbols" in quirks else _is_alphabetic_word
-    special = set(tokenizer.all_special_tokens)  # an attacker types text
-    fit = [usable(token) and token not in special for token in vocabulary]
+    fit = [usable(word) for word in vocabulary]
     unfit = ~torch.tensor(fit, device=device)
     refill, early = "no_refill" not in quirks, "cls_offset" in quirks
     wanted = min(SUBSTITUTES + 1, sum(fit)) if refill else SUBSTITUTES  # one more, as the word itself is dropped
@@ -148,22 +154,27 @@ def masked_lm_substitutes(
     words = [[word[core(word)] for word in caption] for caption in written]
     seen = [caption[:FIRST_WORDS] for caption in words] if "first_30_words" in quirks else words
     options: list[list[list[str]]] = [[[] for _ in caption] for caption in words]
+    if not _reads(vocabulary, words):
+        return Substitutes.build(written, options)
+    if "subword_product" in quirks and not _marks_pieces_as_bert(tokenizer):
+        raise InputError("quirk subword_product joins BERT's word pieces; this masked language model has others")
+    spelled = tokenizer.convert_ids_to_tokens(list(range(len(vocabulary))))
     pieces: dict[int, list[tuple[int, int, list[list[int]]]]] = {}
     order = sorted(range(len(words)), key=lambda row: len(words[row]))  # saves padding
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
         batch = tokenizer(
-            [seen[row] for row in rows],
-            is_split_into_words=True,
+            [" ".join(filter(None, seen[row])) for row in rows],
             padding=True,
             truncation=True,
-            max_length=masked_lm.config.max_position_embeddings,
+            max_length=_longest(masked_lm, tokenizer),
+            return_offsets_mapping=True,
             return_tensors="pt",
         )
         places: dict[tuple[int, int], list[int]] = {}
         for index, row in enumerate(rows):
-            for position, word in enumerate(batch.word_ids(index)):
-                if word is not None and words[row][word] not in STOP_WORDS:
+            for position, word in _words_at(batch["offset_mapping"][index].tolist(), seen[row]):
+                if words[row][word] not in STOP_WORDS:
                     places.setdefault((index, word), []).append(position - early)
         logits = _logits_at(
             [(index, position) for (index, _), own in places.items() for position in own],
@@ -191,7 +202,7 @@ def masked_lm_substitutes(
             part = same_length[start : start + BATCH // 4]
             plausible = _plausible([best for _, _, best in part], masked_lm)
             for (row, word, _), combinations in zip(part, plausible, strict=True):
-                joined = [_joined([vocabulary[token] for token in tokens]) for tokens in combinations]
+                joined = [_joined([spelled[token] for token in tokens]) for tokens in combinations]
                 kept = [text if usable(text) and text != words[row][word] else "" for text in joined]
                 options[row][word] = [""] * SUBSTITUTES + kept
     return Substitutes.build(
@@ -217,18 +228,57 @@ def _logits_at(
     head = masked_lm.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, given: (given[0][at[:, 0], at[:, 1]],))
     try:
-        return masked_lm(tokens, attention_mask=mask).logits[:, :entries]
+        logits = masked_lm(tokens, attention_mask=mask).logits
     finally:
         hook.remove()
+    chosen = logits[at[:, 0], at[:, 1]] if logits.ndim == 3 else logits  # some heads do not call their embeddings
+    return chosen[:, :entries]
+
+
+def _words_at(spans: Sequence[Sequence[int]], words: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Position of every token of a word, and that word's number.
+
+    Args:
+        spans: (tokens, 2) where each begins and ends in the words with spaces between; empty for special ones.
+        words: of the caption; empty ones are not in its text.
+    """
+    kept = [number for number, word in enumerate(words) if word]
+    begins = list(accumulate((len(words[number]) + 1 for number in kept), initial=0))
+    for position, (begin, end) in enumerate(spans):
+        if end > begin:
+            place = bisect_right(begins, end - 1) - 1
+            if end < begins[place + 1]:  # no token of the space alone
+                yield position, kept[place]
+
+
+def _longest(masked_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that it reads at once; RoBERTa counts positions from behind the one for padding."""
+    longest = getattr(masked_lm.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    for name, module in masked_lm.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            longest -= module.padding_idx + 1
+    return min(longest, tokenizer.model_max_length)
+
+
+def _reads(vocabulary: Sequence[str], words: Sequence[Sequence[str]]) -> bool:
+    """Whether words are what it predicts: of the captions', it knows a tenth at least. Of letters, it knows next to
+    none."""
+    known = set(vocabulary)
+    asked = [word in known for caption in words for word in caption if word and word not in STOP_WORDS]
+    return 10 * sum(asked) >= len(asked)
+
+
+def _marks_pieces_as_bert(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) == "##"
 
 
 def _is_new_word(token: str) -> bool:
-    return "##" not in token and token not in STOP_WORDS and len(token.split()) == 1
+    return "##" not in token and token not in STOP_WORDS and len(token.split()) == 1 and token == token.lower()
 
 
 def _is_alphabetic_word(token: str) -> bool:
     letters = all(letter.isalpha() or category(letter).startswith("M") for letter in token)
-    return letters and token[:1].isalpha() and token not in STOP_WORDS
+    return letters and token[:1].isalpha() and token not in STOP_WORDS and token == token.lower()
 
 
 def _joined(pieces: Sequence[str]) -> str:

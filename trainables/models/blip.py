@@ -63,8 +63,12 @@ class Blip(VitBert):
         Raises:
             OSError: nothing there, or not a BLIP.
         """
-        network = from_directory(BlipForImageTextRetrieval, name)
-        return cls(network, load_tokenizer(name, network.config.text_config.vocab_size))
+        config = BlipConfig.from_pretrained(name)
+        guesses = _as_published(config)
+        network = from_directory(BlipForImageTextRetrieval, name, config=config)
+        model = cls(network, load_tokenizer(name, network.config.text_config.vocab_size))
+        model.guesses = guesses
+        return model
 
     @classmethod
     def from_official(cls, state: State, path: Path, image_pixels: int | None) -> Blip:
@@ -89,3 +93,21 @@ class Blip(VitBert):
         """A small random one over the tokenizer's vocabulary and the two further tokens."""
         values = tiny_config(config, image_pixels, max_tokens, len(tokenizer) + 2, tokenizer.pad_token_id)
         return cls(BlipForImageTextRetrieval(BlipConfig(**values)), tokenizer)
+
+
+def _as_published(config: BlipConfig) -> tuple[str, ...]:
+    """Correct what `transformers` assumes for BLIP and its converted weights were not trained with.
+
+    The published ViT has a LayerNorm epsilon of 1e-6 and the published BERT 12 heads (`models/vit.py` and
+    `configs/med_config.json` of salesforce/BLIP); the defaults are 1e-5 and 8, and conversions wrote them down
+    (huggingface/transformers#22625, salesforce/LAVIS#106).
+    """
+    vision, text = config.vision_config, config.text_config
+    guesses = []
+    if vision.layer_norm_eps == 1e-5:
+        vision.layer_norm_eps = 1e-6
+        guesses.append("LayerNorm epsilon 1e-6 in the ViT, as BLIP was trained, not the 1e-5 of its configuration")
+    if (text.hidden_size, text.num_attention_heads) == (768, 8):
+        text.num_attention_heads = 12
+        guesses.append("12 attention heads in the text encoder, as BLIP was trained, not the 8 of its configuration")
+    return tuple(guesses)

@@ -136,6 +136,12 @@ def tiny_towers(
     return text, {**tower, "image_size": image_pixels, "patch_size": config.patch_pixels}
 
 
+def write_temperature(logit_scale: Tensor, temperature: float | None) -> None:
+    """Put it where it is read from, unless it is there to the bit."""
+    if temperature is not None and math.exp(-logit_scale.item()) != temperature:
+        logit_scale.data.fill_(-math.log(temperature))
+
+
 class PooledLayer(CLIPEncoderLayer):
     """The last layer of a tower that is read at one token, computed for that token alone.
 
@@ -222,6 +228,7 @@ class Clip(RetrievalModel):
 
     def save(self, folder: Path) -> None:
         """Write a directory that `transformers` and `Clip.load` read."""
+        write_temperature(self.clip.logit_scale, self.own_temperature)
         self.clip.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

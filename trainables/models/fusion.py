@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.blip.modeling_blip import BlipAttention
 
+from trainables.command import InputError
 from trainables.config import TinyConfig
 from trainables.models import FusionModel
 from trainables.models.official import State, layers, resampled
@@ -70,6 +72,7 @@ class VitBert(FusionModel):
         for layer in network.vision_model.encoder.layers:
             layer.self_attn.__class__ = FusedAttention  # the same weights under the same names
         self.tokenizer = tokenizer
+        self.own_temperature = getattr(network.config, "contrastive_temperature", None)
         self._fused: Callable[..., Tensor] = _fused
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)
@@ -120,6 +123,7 @@ class VitBert(FusionModel):
 
     def save(self, folder: Path) -> None:
         """Write configuration, weights and tokenizer."""
+        self.network.config.contrastive_temperature = self.own_temperature
         self.network.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -139,7 +143,7 @@ VIT_RULES = (
 DROPPED = (
     r"\w+_m\..*",  # momentum copies
     r"image_queue|text_queue|idx_queue|queue_ptr|ptr_queue",
-    r"temp",
+    r"temp",  # kept as `own_temperature`
     r"text_encoder\.(bert\.)?embeddings\.position_ids",  # 0, 1, 2, ...
 )
 """What ALBEF's and BLIP's checkpoints hold for going on with their own training."""
@@ -178,7 +182,18 @@ def official_config(state: State, text: str, image_pixels: int | None) -> dict[s
             "attention_probs_dropout_prob": 0.1,
         },
         "image_text_hidden_size": state["vision_proj.weight"].shape[0],
+        "contrastive_temperature": _temperature(state),
     }
+
+
+def _temperature(state: State) -> float | None:
+    """What similarities are divided by before the softmax."""
+    if "temp" not in state:
+        return None
+    value = float(state["temp"])
+    if not 0 < value < math.inf:
+        raise InputError(f"the temperature that the checkpoint holds as temp is {value}")
+    return value
 
 
 def at_size(entries: State, config: Any) -> State:

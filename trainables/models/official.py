@@ -113,12 +113,13 @@ def fill(network: nn.Module, entries: State, path: Path) -> None:
     network.load_state_dict(entries)
 
 
-def from_directory(network: Any, name: str) -> Any:
+def from_directory(network: Any, name: str, **options: Any) -> Any:
     """`network.from_pretrained` in float32, but nothing may stay as it was initialised.
 
     Args:
         network: a class, or an automatic one; a pooler that the checkpoint lacks is left out.
         name: hub id or directory.
+        options: further ones of `from_pretrained`.
 
     Raises:
         InputError: naming what is missing or of another shape.
@@ -131,6 +132,7 @@ def from_directory(network: Any, name: str) -> Any:
         ignore_mismatched_sizes=True,  # told below instead
         trust_remote_code=False,
         dtype=torch.float32,
+        **options,
     )
     without_pooler(found, info["missing_keys"])
     mistakes = {

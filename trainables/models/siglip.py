@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
 
 from trainables.config import TinyConfig
 from trainables.models import RetrievalModel
-from trainables.models.clip import tiny_towers
+from trainables.models.clip import tiny_towers, write_temperature
 from trainables.models.official import from_directory
 from trainables.models.tokenizers import load_tokenizer
 
@@ -31,6 +32,7 @@ class Siglip(RetrievalModel):
         self.siglip, self.tokenizer = siglip, tokenizer
         self.siglip.logit_scale.requires_grad_(False)
         self.siglip.logit_bias.requires_grad_(False)
+        self.own_temperature = math.exp(-self.siglip.logit_scale.item())
 
     @property
     def image_pixels(self) -> int:
@@ -67,6 +69,7 @@ class Siglip(RetrievalModel):
 
     def save(self, folder: Path) -> None:
         """Write a directory that `transformers` and `Siglip.load` read."""
+        write_temperature(self.siglip.logit_scale, self.own_temperature)
         self.siglip.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 

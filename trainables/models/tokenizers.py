@@ -95,6 +95,14 @@ def whole_words(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> list[in
     return found
 
 
+def word_entries(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The word that each entry is by itself, in the order of their ids; nothing for pieces of words."""
+    texts = texts_of(tokenizer)
+    words = sorted({text for text in texts if len(text.split()) == 1})
+    entry = dict(zip(words, whole_words(tokenizer, words), strict=True))
+    return [text if entry.get(text) == place else "" for place, text in enumerate(texts)]
+
+
 def _wanted(name: str | Path, kind: Any) -> str:
     """Where was looked for what."""
     files = getattr(kind, "vocab_files_names", {})

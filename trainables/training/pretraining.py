@@ -202,6 +202,7 @@ def _train_pairs(
             _step(loss, trained, optimiser, schedule)
             losses.append(loss.detach())
         log(f"base model: epoch {epoch + 1}/{pretrain.epochs}, loss {torch.stack(losses).mean():.3f}")
+    model.own_temperature = log_temperature.exp().item()
 
 
 def _optimiser(parameters: Iterable[nn.Parameter], rate: float, steps: int) -> tuple[Optimizer, LRScheduler]:

@@ -137,10 +137,12 @@ def clip_shapes(openai: bool) -> Shapes:
 def random_state(shapes: Shapes) -> dict[str, Tensor]:
     """Norms around 1, the rest around 0; what should be left out is NaN and takes no memory."""
     generator = torch.Generator().manual_seed(0)
-    left_out = ("_m.", "queue", "temp", "position_ids", ".cls.", "input_resolution", "context_length", "vocab_size")
+    left_out = ("_m.", "queue", "position_ids", ".cls.", "input_resolution", "context_length", "vocab_size")
     state = {}
     for name, shape in shapes.items():
-        if any(part in name for part in left_out):
+        if name == "temp":
+            state[name] = torch.tensor(0.05)
+        elif any(part in name for part in left_out):
             state[name] = torch.tensor(float("nan")).expand(shape)
         else:
             spread = 0.02 if len(shape) > 1 else 0.1

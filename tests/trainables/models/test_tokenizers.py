@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from published_layouts import PUBLISHED, small, small_clip
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizer_kinds import CAPTIONS, KINDS, wrapped
+from tokenizers import pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -33,7 +34,6 @@ from trainables.models.siglip import Siglip
 from trainables.models.tokenizers import misfits, texts_of, whole_words
 from trainables.training.pretraining import train_tokenizer
 
-CAPTIONS = ["a man is holding a surfboard", "two women are holding umbrellas", "Holding on, a cat sleeps"] * 20
 TINY = TinyConfig(width=32, layers=1, heads=2, patch_pixels=8, embedding=16)
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -164,52 +164,13 @@ def test_a_broken_tokenizer_is_one_message(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-
-
-def byte_level() -> Tokenizer:
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
-        CAPTIONS, trainers.BpeTrainer(vocab_size=700, special_tokens=SPECIAL, initial_alphabet=alphabet)
-    )
-    return made
-
-
-def sentence_piece() -> Tokenizer:
-    words = sorted({word for caption in CAPTIONS for word in caption.replace(",", "").split()})
-    scored = [(f"▁{word}", -5.0) for word in words] + [
-        (piece, -9.0) for piece in ["▁", "surfbo", *map(chr, range(97, 123))]
-    ]
-    made = Tokenizer(models.Unigram([(entry, 0.0) for entry in SPECIAL] + scored, SPECIAL.index("<unk>")))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    return made
-
-
-def end_of_word() -> Tokenizer:
-    made = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
-    made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    made.decoder = decoders.BPEDecoder()
-    made.train_from_iterator(
-        CAPTIONS, trainers.BpeTrainer(vocab_size=200, end_of_word_suffix="</w>", special_tokens=SPECIAL)
-    )
-    return made
-
-
-def word_piece() -> Tokenizer:
-    made: Tokenizer = tokenizer().backend_tokenizer
-    return made
-
-
-KINDS = {"byte-level": byte_level, "sentencepiece": sentence_piece, "end of word": end_of_word, "wordpiece": word_piece}
 MARKED = {"byte-level": "Ġholding", "sentencepiece": "▁holding", "end of word": "holding</w>", "wordpiece": "holding"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whole_words_are_found_however_they_are_marked(kind: str) -> None:
     """What is found comes back from the tokens of a sentence; pieces of words do not count."""
-    made = PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), pad_token="<pad>", unk_token="<unk>")
+    made = wrapped(KINDS[kind]())
     (found,) = whole_words(made, ["holding"])
     assert made.convert_ids_to_tokens(found) == MARKED[kind]
     texts = texts_of(made)
