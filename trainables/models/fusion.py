@@ -23,6 +23,7 @@ from trainables.config import TinyConfig
 from trainables.models import FusionModel
 from trainables.models.official import State, layers, resampled
 from trainables.models.patches import PatchEmbedding
+from trainables.models.pixels import write_statistics
 
 
 class FusedAttention(BlipAttention):
@@ -125,6 +126,7 @@ class VitBert(FusionModel):
         """Write configuration, weights and tokenizer."""
         self.network.config.contrastive_temperature = self.own_temperature
         self.network.save_pretrained(folder)
+        write_statistics(folder, (self.mean.flatten().tolist(), self.std.flatten().tolist()))
         self.tokenizer.save_pretrained(folder)
 
 

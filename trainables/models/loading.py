@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +19,7 @@ from trainables.models.clip import Clip
 from trainables.models.dual import Dual
 from trainables.models.official import State, check_weights, from_directory, read_state
 from trainables.models.open_clip import CONFIG
+from trainables.models.pixels import said_statistics
 from trainables.models.siglip import Siglip
 from trainables.models.tokenizers import load_tokenizer
 
@@ -56,6 +59,11 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
         file = _file(name)
         model = _family(name).load(name) if file is None else _from_file(file, image_pixels)
         check_weights(model, name)
+        said = said_statistics(name, None if file is None else file.with_name(CONFIG))
+        if said is not None and not isinstance(model, Dual):  # which has them among its weights
+            buffers: tuple[Any, Any] = model.mean, model.std
+            for buffer, values in zip(buffers, said, strict=True):
+                buffer.copy_(torch.tensor(values).view_as(buffer))
     return model
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, SiglipConfig, SiglipModel
@@ -14,6 +15,7 @@ from trainables.config import TinyConfig
 from trainables.models import RetrievalModel
 from trainables.models.clip import tiny_towers, write_temperature
 from trainables.models.official import from_directory
+from trainables.models.pixels import write_statistics
 from trainables.models.tokenizers import load_tokenizer
 
 
@@ -27,12 +29,17 @@ class Siglip(RetrievalModel):
     family = "siglip"
     resize = "stretch"
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, siglip: SiglipModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.siglip, self.tokenizer = siglip, tokenizer
         self.siglip.logit_scale.requires_grad_(False)
         self.siglip.logit_bias.requires_grad_(False)
         self.own_temperature = math.exp(-self.siglip.logit_scale.item())
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5), persistent=False)
+        self.register_buffer("std", torch.full((3, 1, 1), 0.5), persistent=False)
 
     @property
     def image_pixels(self) -> int:
@@ -47,7 +54,9 @@ class Siglip(RetrievalModel):
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, dim)."""
         own_size = pixels.shape[-1] == self.image_pixels
-        return self.siglip.get_image_features(2 * pixels - 1, interpolate_pos_encoding=not own_size).pooler_output
+        return self.siglip.get_image_features(
+            (pixels - self.mean) / self.std, interpolate_pos_encoding=not own_size
+        ).pooler_output
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, dim)."""
@@ -71,6 +80,7 @@ class Siglip(RetrievalModel):
         """Write a directory that `transformers` and `Siglip.load` read."""
         write_temperature(self.siglip.logit_scale, self.own_temperature)
         self.siglip.save_pretrained(folder)
+        write_statistics(folder, (self.mean.flatten().tolist(), self.std.flatten().tolist()))
         self.tokenizer.save_pretrained(folder)
 
     @classmethod

@@ -72,6 +72,8 @@ def test_a_published_file_is_looked_at_too(tmp_path: Path) -> None:
 def test_half_precision_is_computed_in_full(family: str, tmp_path: Path) -> None:
     model = saved(family, tmp_path)
     changed(tmp_path, lambda weights: weights.update({name: value.half() for name, value in weights.items()}))
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
     found = load(str(tmp_path))
     assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
     torch.testing.assert_close(dict(found.state_dict()), dict(model.state_dict()), atol=2e-3, rtol=2e-3)
@@ -199,6 +201,39 @@ def test_a_published_temperature_is_read_and_kept(family: str, tmp_path: Path) -
     torch.save({"model": {**state, "temp": torch.tensor(math.nan)}}, path)
     with pytest.raises(InputError, match="temp is nan"):
         load(str(path))
+
+
+STATISTICS = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.75]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_pixels_are_normalised_as_its_files_say(family: str, tmp_path: Path) -> None:
+    """Some of open_clip's weights were trained with other means than OpenAI's."""
+    model, pixels = saved(family, tmp_path), torch.rand(2, 3, 32, 32)
+    usual = load(str(tmp_path)).encode_image(pixels)
+    assert torch.equal(usual, model.encode_image(pixels))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(STATISTICS))
+    read = load(str(tmp_path))
+    model.mean.copy_(torch.tensor(STATISTICS["image_mean"]).view(3, 1, 1))
+    model.std.copy_(torch.tensor(STATISTICS["image_std"]).view(3, 1, 1))
+    found = read.encode_image(pixels)
+    assert torch.equal(found, model.encode_image(pixels))
+    assert (found - usual).abs().max() > 1e-4
+    read.save(tmp_path / "again")
+    assert torch.equal(load(str(tmp_path / "again")).encode_image(pixels), found)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**STATISTICS, "do_normalize": False}))
+    with pytest.raises(InputError, match="in a way that is not done here: do_normalize"):
+        load(str(tmp_path))
+
+
+def test_open_clip_says_how_pixels_are_normalised(tmp_path: Path) -> None:
+    said = {"model_cfg": {}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.5, 0.5]}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(said))
+    torch.save(small_clip(tmp_path), tmp_path / "a.pt")
+    model: Any = load(str(tmp_path / "a.pt"))
+    assert model.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert model.std.flatten().tolist() == [0.25, 0.5, 0.5]
 
 
 def test_blip_is_computed_as_it_was_trained(tmp_path: Path) -> None:
