@@ -155,15 +155,19 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
 
 
 def settled(arguments: Arguments, model: RetrievalModel) -> Arguments:
-    """The arguments, with what is not given as the model's family publishes it. A trial gives everything."""
+    """The arguments, with what is not given as the model's family publishes it. A trial gives everything.
+
+    Raises:
+        InputError: more tokens than the model reads.
+    """
+    from trainables.models import check_length
+
     data = arguments.data
     own = {"image_pixels": model.image_pixels, "resize": model.resize}
     taken = {name: value for name, value in own.items() if value is not None and name not in data.model_fields_set}
-    changes = {
-        "data": data.model_copy(update=taken),
-        "max_tokens": model.max_tokens if arguments.max_tokens is None else arguments.max_tokens,
-    }
-    return arguments.model_copy(update=changes)
+    max_tokens = model.max_tokens if arguments.max_tokens is None else arguments.max_tokens
+    check_length(model, max_tokens)
+    return arguments.model_copy(update={"data": data.model_copy(update=taken), "max_tokens": max_tokens})
 
 
 def _reranked(arguments: Arguments, subject: Subject) -> int | None:

@@ -23,7 +23,7 @@ from trainables.data import Dataset, load_dataset
 from trainables.data.cache import locked
 from trainables.evaluation.robustness import Gallery
 from trainables.identity import model_files_digest
-from trainables.models import RetrievalModel
+from trainables.models import RetrievalModel, check_length
 from trainables.models.loading import family_of, load, load_masked_lm
 from trainables.training.pretraining import Log, make_base, make_masked_lm, make_tokenizer
 
@@ -166,6 +166,7 @@ class Workshop:
                 self.log(f"{model.base}: {guess}")
             if model.family not in (None, base.family):
                 raise InputError(f"model.family is {model.family}, but {model.base} is a {base.family}")
+            check_length(base, model.max_tokens)
             return base
         tokenizer = self.tokenizer()
         pairs = replace(self.pretraining.train, captions=self._texts(self.pretraining.train.captions))

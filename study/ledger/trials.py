@@ -31,9 +31,13 @@ def trial_of(config: StudyConfig, template: TrialConfig, record: TrialRecord) ->
 
 
 def trial_template(config: StudyConfig) -> TrialConfig:
-    """What all trials of the study share."""
+    """What all trials of the study share. Its point changes words if any of them does: captions have to allow it."""
+    recipes = (recipe_point(recipe, config.protocol.epsilon, config.recipe_temperature) for recipe in config.recipes)
+    words = any(point.words or point.text_augmentation != "none" for point in recipes)
+    words = words or not {"words", "text_augmentation"}.isdisjoint(config.space)
     return absolute(
         TrialConfig(
+            point=Point(words=int(words)),
             data=config.data,
             model=config.trial.model,
             training=config.trial.training,

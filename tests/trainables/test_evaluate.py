@@ -242,3 +242,11 @@ def test_flags_come_over_the_familys(tiny_trial: TrialConfig, tmp_path: Path) ->
     assert (own.data.image_pixels, own.data.resize, own.max_tokens) == (32, "crop", 20)
     assert protocol_of(own, subject).rerank is None
     assert protocol_of(own.model_copy(update={"rerank": 5}), subject).rerank == 5
+
+
+def test_more_tokens_than_the_model_reads_are_refused(tmp_path: Path) -> None:
+    for family, positions in (("clip", 40), ("blip", 40)):
+        model = load_subject(str(tiny_model(family, tmp_path))).model
+        settled(parse(["--model", family, "--max-tokens", str(positions)]), model)
+        with pytest.raises(InputError, match=f"max_tokens 41: this {family} reads 40 tokens at most"):
+            settled(parse(["--model", family, "--max-tokens", "41"]), model)

@@ -52,6 +52,11 @@ class RetrievalModel(nn.Module, ABC):
         """Where its publication cuts captions, or its longest caption if that is less."""
         return 77
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens that its text tower can read at most; None if any number."""
+        return None
+
     @abstractmethod
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) -> (batch, dim)."""
@@ -131,6 +136,12 @@ class FusionModel(RetrievalModel):
         Returns:
             (images x n, 2): logits of "no match" and "match".
         """
+
+
+def check_length(model: RetrievalModel, max_tokens: int) -> None:
+    """Raise InputError if captions of so many tokens are too long for the model."""
+    if model.positions is not None and max_tokens > model.positions:
+        raise InputError(f"max_tokens {max_tokens}: this {model.family} reads {model.positions} tokens at most")
 
 
 def parameters_of(model: RetrievalModel, part: Part) -> list[nn.Parameter]:

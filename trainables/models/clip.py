@@ -200,6 +200,11 @@ class Clip(RetrievalModel):
     @property
     def max_tokens(self) -> int:
         """See `RetrievalModel`."""
+        return self.positions
+
+    @property
+    def positions(self) -> int:
+        """See `RetrievalModel`."""
         return self.clip.config.text_config.max_position_embeddings
 
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -86,7 +86,12 @@ class VitBert(FusionModel):
     @property
     def max_tokens(self) -> int:
         """See `RetrievalModel`."""
-        return min(self.published_tokens, self.network.config.text_config.max_position_embeddings)
+        return min(self.published_tokens, self.positions)
+
+    @property
+    def positions(self) -> int:
+        """See `RetrievalModel`."""
+        return self.network.config.text_config.max_position_embeddings
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, 1 + patches, width)."""

@@ -49,6 +49,11 @@ class Siglip(RetrievalModel):
     @property
     def max_tokens(self) -> int:
         """See `RetrievalModel`."""
+        return self.positions
+
+    @property
+    def positions(self) -> int:
+        """See `RetrievalModel`."""
         return self.siglip.config.text_config.max_position_embeddings
 
     def encode_image(self, pixels: Tensor) -> Tensor:
