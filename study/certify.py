@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from study.config import COSTS, Objective
 from study.front.dominance import front_mask, measured, oriented
 from study.front.estimates import FrontEntry, front
-from study.records import Manifest, StudyPaths, write_atomically
+from study.records import Manifest, StudyPaths, read_account, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.command import InputError, all_mistakes, exit_on_input_error
 from trainables.config import CLEAN, Model
@@ -191,7 +191,7 @@ def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, li
     for place, entry in enumerate(entries, 1):
         path = paths.certificate(entry.key)
         if path.exists():
-            certificate = Certificate.model_validate_json(path.read_text(encoding="utf-8"))
+            certificate = read_account(path, Certificate)
             if certificate.terms != terms:
                 raise InputError(
                     f"{path} was made on other terms ({certificate.terms}); give the same, or move {path.parent} away"

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -226,6 +226,9 @@ class Manifest(Model):
     ended: float
 
 
+Account = TypeVar("Account", bound=Model)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`, or leave it as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,10 +261,17 @@ def read_manifest(path: Path) -> Manifest | None:
     Raises:
         InputError: what is there is none.
     """
-    if not path.exists():
-        return None
+    return read_account(path, Manifest) if path.exists() else None
+
+
+def read_account(path: Path, schema: type[Account]) -> Account:
+    """What was written once of a trial.
+
+    Raises:
+        InputError: what is there is empty, cut short, or something else.
+    """
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        return schema.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValidationError, UnicodeDecodeError) as error:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from study.config import Arguments, StudyConfig, parse, trials_of, wrong_trials
 from study.ledger.frozen import fingerprint, freeze
-from study.records import StudyPaths
+from study.records import Frozen, StudyPaths, read_frozen
 from trainables.caveats import foreseen
 from trainables.command import InputError, exit_on_input_error
 from trainables.config import Protocol
+from trainables.identity import differences
 from trainables.places import family_in, open_named
 
 FREE_BYTES = 500_000_000
@@ -78,7 +79,9 @@ def run(config: Arguments) -> int:
     with Lease(storage.engine, config.name, lost=leave_at_once) as lease:
         with storage_as_input_errors(config):
             claim(config, storage, config.accept_changes)
+        begun = read_frozen(config.paths) if config.paths.config.exists() else None
         mark = freeze(config, fingerprint(config, dataset.digest, code_digest(config.protocol)), config.accept_changes)
+        print(told(config.name, begun, read_frozen(config.paths)), flush=True)
         with storage_as_input_errors(config):
             set_aside(config.paths, read_records(config.name, storage), config.rerun)
             ledger = Ledger(config, config.paths, mark)
@@ -101,6 +104,14 @@ def refuse_what_has_no(family: str, config: StudyConfig) -> None:
     problems = wrong_trials(drawn, trial, config.protocol, config.data)
     if problems:
         raise InputError("\n  ".join([f"trial.model.base {model.base} is a {family}:", *problems]))
+
+
+def told(name: str, begun: Frozen | None, now: Frozen) -> str:
+    """Whether the study is new, and what is not as it was when it was last run."""
+    if begun is None:
+        return f"study {name} is new, with the preset {now.preset}"
+    changed = [line for line in differences(begun.config, now.config) if not line.startswith("studies_dir:")]
+    return "\n  ".join([f"study {name} goes on with what it was begun with" + ", but for" * bool(changed), *changed])
 
 
 def leave_at_once() -> None:

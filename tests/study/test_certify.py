@@ -156,6 +156,14 @@ def test_only_the_honest_stay(planted: StudyConfig, capsys: pytest.CaptureFixtur
     assert claimed is not None
     assert claimed.metrics["both/mr_r5"].value == 0.8
 
+    certificate = planted.paths.certificate(keys[HONEST])
+    whole = certificate.read_text()
+    certificate.write_text(whole[:50])
+    with pytest.raises(SystemExit):
+        run(planted, "--protocol", str(harder))
+    assert "is not the account of a trial: it is empty or cut short" in capsys.readouterr().err
+    certificate.write_text(whole)
+
     with pytest.raises(SystemExit):
         run(planted, "--protocol", str(harder), "--seed", "5")
     assert "was made on other terms" in capsys.readouterr().err

@@ -13,7 +13,8 @@ import yaml
 
 from study.config import PRESETS, Arguments, parse
 from study.ledger.frozen import fingerprint, freeze, load_frozen
-from study.records import StudyPaths
+from study.records import StudyPaths, read_frozen
+from study.run import told
 from trainables.command import InputError
 from trainables.identity import differences
 
@@ -202,3 +203,16 @@ def test_folders_that_links_lead_to_are_found_from_anywhere_and_decide_nothing(
     config, mark = frozen(tmp_path, "--data.linked-folders", "elsewhere")
     assert freeze(config, mark, False) == first
     assert load_frozen(config.paths).data.linked_folders == (tmp_path / "elsewhere",)
+
+
+def test_a_run_says_whether_the_study_is_new_and_what_changed(tmp_path: Path) -> None:
+    config, mark = frozen(tmp_path, "--name", "mine")
+    freeze(config, mark, accept_changes=False)
+    first = read_frozen(config.paths)
+    assert told("mine", None, first) == "study mine is new, with the preset quickstart"
+    assert told("mine", first, first) == "study mine goes on with what it was begun with"
+    freeze(*frozen(tmp_path, "--name", "mine", "--budget.trials", "99"), accept_changes=False)
+    assert told("mine", first, read_frozen(config.paths)).splitlines() == [
+        "study mine goes on with what it was begun with, but for",
+        "  budget.trials: 12 -> 99",
+    ]

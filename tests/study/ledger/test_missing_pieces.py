@@ -73,6 +73,7 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "folder in place of a manifest": (lambda c: in_place(c.paths.manifest(KEY)), "cannot be read: Is a directory"),
     "manifest of another trial": (exchange, "is the account of another trial"),
     "database": (lambda c: c.paths.database.unlink(), "has no study 's', but"),
+    "torn database": (lambda c: c.paths.database.write_bytes(b"half" * 999), "file is not a database"),
     "empty database": (lambda c: c.paths.database.write_bytes(b""), "has no study 's', but"),
     "study in the database": (
         lambda c: optuna.delete_study(study_name="s", storage=open_storage(c.paths, None)),
