@@ -44,7 +44,7 @@ def evaluation_page(manifest: EvaluationManifest, target: str, examples: Sequenc
     protocol = manifest.protocol
     summary = (
         f"{manifest.queries['tr']} images, {manifest.queries['ir']} captions · epsilon "
-        f"{255 * protocol.epsilon:g}/255, {protocol.words} words · protocol {manifest.protocol_hash}"
+        f"{255 * protocol.epsilon:g}/255, words {protocol.words} · protocol {manifest.protocol_hash}"
     )
     if manifest.transfer_from is not None:
         summary += f" · attacked: {manifest.transfer_from}"
@@ -74,7 +74,7 @@ def _audit_section(audit: Audit) -> str:
         passed = "passed" if check.passed else '<span class="failed">failed</span>'
         rows.append([escape(check.name), escape(check.loss), passed, escape(evidence)])
     heads = ["check", "loss", "result", "evidence"]
-    return table_section("Gradient masking", "audit", heads, rows, f"The model: {escape(audit.finding)}.")
+    return table_section("Gradient masking", "audit", heads, rows, f"The model: {audit.finding}.")
 
 
 def _example(example: Example) -> str:

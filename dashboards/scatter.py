@@ -120,6 +120,8 @@ def knob_axis(name: str, points: Points) -> Axis:
     log = numbers[0] > 0 and numbers[-1] > 4 * numbers[0] and any(isinstance(value, float) for value in values)
     nice = [digit * 10.0**power for power in range(-9, 9) for digit in (1, 2, 5)]
     ticks = [tick for tick in nice if numbers[0] / 1.5 <= tick <= numbers[-1] * 1.5] if log else []
+    if len(ticks) > 7:
+        ticks = [tick for tick in ticks if math.log10(tick).is_integer()]
     if all(isinstance(value, int) for value in values) and len(numbers) <= 8:
         ticks = numbers
     title = escape(symbol(name)) + ", in 1/255" * (name in RADII)
@@ -226,7 +228,6 @@ def _traces(points: Points, x: Axis, y: Axis, small: bool = False) -> list[dict[
                         "symbol": "star" if recipe else "circle",
                         "color": [radius(one) for one in shown],
                         "coloraxis": "coloraxis",
-                        "opacity": 1 if member or recipe else 0.75,
                         "line": {"width": 2 if member else 0, "color": INK},
                     },
                     "hovertext": [_hover(one, points.on_front(one)) for one in shown],

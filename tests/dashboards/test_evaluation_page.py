@@ -54,6 +54,7 @@ def test_every_measure_stands_under_its_head_and_names_are_escaped() -> None:
     assert "Gradient masking" in shown
     assert "hides its gradients from the protocol" in shown
     assert "<img src=x" not in shown
+    assert "&amp;" not in shown, "escaped once"
     assert shown.count("&lt;img src=x") > 5
 
 

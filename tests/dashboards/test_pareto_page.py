@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from dashboards.page import INK
 from dashboards.pareto_page import pareto_page, write_front_files
-from dashboards.scatter import pairs_by_conflict
+from dashboards.scatter import COLOURS, pairs_by_conflict
 from search_spaces.recipes import recipe_point
 from study.config import Objective
 from study.front.estimates import front
@@ -97,6 +98,33 @@ def test_outlined_means_on_the_front_and_nothing_else() -> None:
             "published recipe",
             "published recipe, on the front",
         }
+
+
+def luminance(colour: str) -> float:
+    """Relative, as WCAG 2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_marks_differ_from_the_page_and_from_the_outline_of_the_front(colour: str) -> None:
+    page, mark, outline = (luminance(given) + 0.05 for given in ("#ffffff", colour, INK))
+    assert page / mark >= 3, "WCAG 2.1, 1.4.11"
+    assert mark / outline >= 3
+    for trace in traces_of(page_of(manifests()), "front").values():
+        assert "opacity" not in trace.get("marker", {}), "it would be paler than that"
+
+
+@pytest.mark.parametrize(
+    ("low", "expected"), [(0.02, ["0.02", "0.05", "0.1", "0.2"]), (1e-4, ["0.0001", "0.001", "0.01", "0.1"])]
+)
+def test_ratios_have_few_ticks_however_far_apart(low: float, expected: list[str]) -> None:
+    trials = [
+        manifest(n, n / 4, 1 - n / 4, params={"temperature": at}, point={"temperature": at})
+        for n, at in enumerate((low, 0.2))
+    ]
+    assert layout_of(page_of(trials), "knob-0")["xaxis2"]["ticktext"] == expected
 
 
 def test_replicates_are_one_point_with_their_mean() -> None:
