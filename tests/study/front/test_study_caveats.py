@@ -104,6 +104,9 @@ def test_an_objective_in_which_all_are_equal() -> None:
     found = told(trial(1, answered(0.9), answered(0.2)), trial(2, answered(0.9), answered(0.3)))
     assert "clean/mr_r1 is 0.900 in all" in found[0].text
     assert "too strong" not in found[0].text
+    found = told(trial(1, answered(0.9), answered(0.2)), trial(2, answered(0.8), answered(0.2)))
+    assert "both/mr_r1 is 0.200 in all" in found[0].text
+    assert "too strong" not in found[0].text
 
 
 def test_an_attack_without_effect() -> None:
@@ -135,6 +138,12 @@ def test_the_same_images_tell_what_intervals_beside_each_other_do_not() -> None:
         "1 of 2 searched trials on the front cannot be told from a recipe on these 100 images:"
     )
     assert "s-t00001-s0 from mat (both/mr_r1 by 0.080 [-0.0" in found.text
+
+
+def test_what_is_clearly_worse_in_one_objective_is_no_recipe() -> None:
+    defence = trial(0, answered(0.9), answered(0.40), recipe="mat")
+    traded = trial(1, answered(0.6), answered(0.41))
+    assert told(defence, traded) == []
 
 
 def test_members_like_a_recipe_are_named_with_the_largest_difference() -> None:
