@@ -159,7 +159,7 @@ def test_a_trial_as_a_configuration_is_the_trial(
     assert f"python -m trainables.trial {file}" in capsys.readouterr().out
     record = read_study(config.paths).records[number]
     trial = trial_of(config, trial_template(config), record)
-    read = read_config([str(file)], "test")
+    read = read_config(file)
     assert read == trial.model_copy(update={"storage_path": TrialConfig().storage_path}), of
     assert read.cache_dir.is_absolute()
     assert read.point.temperature == record.params.get("temperature", config.recipe_temperature)
