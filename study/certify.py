@@ -24,14 +24,16 @@ from study.front.estimates import FrontEntry, front
 from study.records import Manifest, StudyPaths, read_account, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.command import InputError, all_mistakes, exit_on_input_error
-from trainables.config import CLEAN, Model
+from trainables.config import CLEAN, Model, Point, TrialConfig, content_hash
 from trainables.fields import SEEDS, PlaceOrName, Seed
-from trainables.results import Audit, Metric
+from trainables.identity import differences
+from trainables.results import Audit, Metric, TrialResult
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from trainables.config import Protocol
+    from trainables.evaluate import Arguments
     from trainables.results import EvaluationManifest
 
 FRESH = 1000
@@ -189,18 +191,28 @@ def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, li
     entries = front(view.manifests, objectives)
     certificates = []
     for place, entry in enumerate(entries, 1):
-        path = paths.certificate(entry.key)
+        path, manifest = paths.certificate(entry.key), manifests[entry.key]
+        there = trial_folder(str(paths.runs / entry.key)) is not None
+        if there:
+            _refuse_other_model(paths, manifest)
         if path.exists():
             certificate = read_account(path, Certificate)
             if certificate.terms != terms:
                 raise InputError(
                     f"{path} was made on other terms ({certificate.terms}); give the same, or move {path.parent} away"
                 )
-        elif trial_folder(str(paths.runs / entry.key)) is None:
+            origin = _origin(view, manifest, terms, there)
+            if other := differences(certificate.model_dump(mode="json", include=set(origin)), origin):
+                raise InputError(
+                    f"{path} was made from something else than what is there now:\n  "
+                    + "\n  ".join(other)
+                    + "\nmove it away to have that measured"
+                )
+        elif not there:
             continue
         else:
             log(f"{place}/{len(entries)} {entry.key}")
-            certificate = _measure(view, manifests[entry.key], terms)
+            certificate = _measure(view, manifest, terms)
             write_atomically(path, certificate.model_dump_json(indent=1))
         certificates.append(certificate)
     decided = judge(terms, entries, certificates, objectives)
@@ -208,16 +220,61 @@ def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, li
     return decided, certificates
 
 
-def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
-    from trainables.data import load_dataset
-    from trainables.evaluate import parse, run
+def _refuse_other_model(paths: StudyPaths, manifest: Manifest) -> None:
+    """See that the model in a trial's run folder is the one that its manifest was measured on."""
+    from trainables.evaluate import trial_folder
+
+    folder = trial_folder(str(paths.runs / manifest.key))
+    assert folder is not None
+    trial = TrialConfig.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
+    result = TrialResult.model_validate_json((folder / "result.json").read_text(encoding="utf-8"))
+    found = {"point": trial.point.model_dump(mode="json"), "seed": trial.seed, "hashes": result.hashes}
+    point = Point.model_validate(manifest.point).model_dump(mode="json")
+    expected = {"point": point, "seed": manifest.seeds["trial"], "hashes": manifest.hashes}
+    if other := differences(expected, found):
+        raise InputError(
+            f"{folder} holds another model than the one that {paths.manifest(manifest.key)} was measured on:\n  "
+            + "\n  ".join(other)
+            + "\nput back what was there, or move that folder away: the trial is then left out"
+        )
+
+
+def _origin(view: StudyView, manifest: Manifest, terms: Terms, model_there: bool) -> dict[str, Any]:
+    """Those fields of a certificate that say what it was made from, as they have to be now."""
+    from trainables.evaluate import load_subject, protocol_of
+    from trainables.evaluation.adversarial import model_digest
+
+    claimed = {objective.metric: measured(manifest, objective.metric) for objective in view.config.objectives}
+    found: dict[str, Any] = {"claimed": {name: metric.model_dump(mode="json") for name, metric in claimed.items()}}
+    if model_there:
+        arguments = _arguments(view, manifest, terms)
+        subject = load_subject(arguments.model)
+        found["model_digest"] = model_digest(subject.model)
+        found["protocol_hash"] = content_hash(protocol_of(arguments, subject))
+    return found
+
+
+def _arguments(view: StudyView, manifest: Manifest, terms: Terms) -> Arguments:
+    from trainables.evaluate import parse
 
     folder = view.paths.runs / manifest.key
     flags = ["--model", str(folder), "--protocol", terms.protocol, "--seed", str(terms.seed)]
     flags += [] if terms.gallery_images is None else ["--gallery-images", str(terms.gallery_images)]
-    arguments = parse([*flags, "--out", str(view.paths.certificate(manifest.key).with_suffix(""))])
+    return parse([*flags, "--out", str(view.paths.certificate(manifest.key).with_suffix(""))])
+
+
+def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
+    from trainables.data import load_dataset
+    from trainables.evaluate import run
+
+    arguments = _arguments(view, manifest, terms)
     with contextlib.redirect_stdout(sys.stderr):
         evaluated = run(arguments)
+    if evaluated.data_digest != manifest.hashes["data"]:
+        raise InputError(
+            f"{arguments.data.root or 'the data'} is not what the study was made on (digest {manifest.hashes['data']}, "
+            f"now {evaluated.data_digest}); put back the data of the study"
+        )
     if evaluated.audit is None:
         raise InputError(f"protocol {terms.protocol} has no audit of gradient masking; set audit: true")
     owners = load_dataset(arguments.data, arguments.cache_dir).test.caption_image

@@ -281,6 +281,10 @@ def read_account(path: Path, schema: type[Account]) -> Account:
         raise InputError(f"{path}: is not the account of a trial: {reason}") from None
 
 
+WHO = ("key", "number", "recipe", "replicate", "params")
+"""What a manifest and the database both say of a trial."""
+
+
 def read_manifests(paths: StudyPaths, records: Sequence[TrialRecord]) -> list[Manifest]:
     """The accounts of those trials that have one, in the order they ended.
 
@@ -297,8 +301,9 @@ def read_manifests(paths: StudyPaths, records: Sequence[TrialRecord]) -> list[Ma
             continue
         if manifest is None:
             continue
-        if (manifest.key, manifest.number, manifest.params) != (record.key, record.number, record.params):
-            mistakes.append(f"{path}: is the account of another trial than the database's {record.key} {record.params}")
+        if any(getattr(manifest, name) != getattr(record, name) for name in WHO):
+            known = {name: getattr(record, name) for name in WHO}
+            mistakes.append(f"{path}: is the account of another trial than the database's {known}")
         found.append(manifest)
     if mistakes:
         raise InputError(

@@ -86,6 +86,7 @@ def run(config: Arguments) -> int:
             set_aside(config.paths, read_records(config.name, storage), config.rerun)
             ledger = Ledger(config, config.paths, mark)
         session = Session(config, ledger, template, lease)
+        session.refuse_others(dataset.digest)
         todo = session.left_to_do()
         if todo:
             session.explore(todo)

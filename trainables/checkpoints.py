@@ -123,7 +123,8 @@ class RunFolder:
                 raise InputError(
                     f"{self.path} holds a trial that was made from something else:\n  "
                     + "\n  ".join(other)
-                    + "\ngive this trial another key or storage_path, or move that folder away to begin anew"
+                    + "\ngive this trial another key or storage_path (in a study, another --name), or move that folder "
+                    "away to begin anew"
                 )
 
     def _names(self) -> list[str]:

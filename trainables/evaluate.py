@@ -207,7 +207,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
 
     from dashboards.evaluation_page import evaluation_page
     from trainables.attacks.registry import build_attacks
-    from trainables.evaluation.adversarial import AdversarialCache, model_digest, replay
+    from trainables.evaluation.adversarial import AdversarialCache, model_digest, replay, victim_digest
     from trainables.evaluation.audit import audit
     from trainables.evaluation.examples import examples
     from trainables.evaluation.protocols import budgets
@@ -242,9 +242,10 @@ def run(arguments: Arguments) -> EvaluationManifest:
         source = load_subject(arguments.transfer_from, preprocessing.image_pixels)
     source_tokens = preprocessing.max_tokens if source is subject else source.max_tokens
     attacks = build_attacks(protocol)
-    digest, data = model_digest(source.model), workshop.dataset.digest
+    hashes = {"data": workshop.dataset.digest, "substitutes": workshop.substitutes_hash}
+    victim = victim_digest(source.model, source_tokens)
     caches = {
-        name: AdversarialCache(arguments.cache_dir, digest, source_tokens, attack, protocol, gallery, data)
+        name: AdversarialCache(arguments.cache_dir, victim, attack, protocol, gallery, hashes)
         for name, attack in attacks.items()
     }
 
@@ -296,7 +297,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
         model_digest=model_digest(subject.model),
         temperature=subject.temperature,
         transfer_from=arguments.transfer_from,
-        data_digest=data,
+        data_digest=workshop.dataset.digest,
         preprocessing=preprocessing,
         protocol=protocol,
         protocol_hash=content_hash(protocol),

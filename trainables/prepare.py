@@ -181,8 +181,13 @@ class Workshop:
         return {
             "data": self.dataset.digest,
             "base": content_hash(self._base_identity),
-            "substitutes": content_hash({"text": self._text, "masked_lm": self._masked_lm_identity}),
+            "substitutes": self.substitutes_hash,
         }
+
+    @cached_property
+    def substitutes_hash(self) -> str:
+        """Of what proposes words."""
+        return content_hash({"text": self._text, "masked_lm": self._masked_lm_identity})
 
     @cached_property
     def _base_identity(self) -> dict[str, Any]:

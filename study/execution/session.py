@@ -32,6 +32,7 @@ from study.records import Event, Manifest, TrialRecord
 from study.search.samplers import reason
 from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import BackgroundProjection, Projection, ui_command
+from trainables.checkpoints import RunFolder
 from trainables.command import InputError
 from trainables.config import TrialConfig
 from trainables.data import DataError
@@ -99,6 +100,26 @@ class Session:
         remaining = self._ledger.remaining()
         waiting = sum(record.state == "waiting" for record in self._ledger.records())
         return len(remaining.resume) + (0 if reached(self._limits()) else remaining.fresh + waiting)
+
+    def refuse_others(self, data_digest: str) -> None:
+        """See that the checkpoints of interrupted trials are of these trials.
+
+        Args:
+            data_digest: of the study's data.
+
+        Raises:
+            InputError: some were made from something else; all are told.
+        """
+        records = self._ledger.records()
+        mistakes = []
+        for number in self._ledger.remaining().resume:
+            trial = self._ledger.trial(self._template, records[number])
+            try:
+                RunFolder(trial).refuse_others(trial, {"data": data_digest})
+            except InputError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise InputError("\n".join(mistakes))
 
     def explore(self, trials: int) -> None:
         """Run so many trials, or until a signal. Ray is started and stopped."""

@@ -23,6 +23,7 @@ from study.front.dominance import measured
 from study.front.estimates import near_front
 from study.ledger.prior_studies import prior_trials
 from study.ledger.store import EARLIER, MirroredStorage, open_storage, reopen
+from study.ledger.strays import marks, refuse_strays
 from study.ledger.trials import trial_of
 from study.records import (
     INFEASIBLE,
@@ -112,6 +113,8 @@ class Ledger:
         self._storage = MirroredStorage(database, config.name, directions)
         existing = [_record(trial, config.name) for trial in self._storage.whole()]
         manifests = read_manifests(paths, existing) if paths else []
+        if paths:
+            refuse_strays(paths, config.name, existing, manifests, {fingerprint, *marks(paths)})
         self.reopened = [
             before.key for before, now in zip(existing, accounted(existing, manifests), strict=True) if before != now
         ]

@@ -168,6 +168,36 @@ def test_only_the_honest_stay(planted: StudyConfig, capsys: pytest.CaptureFixtur
         run(planted, "--protocol", str(harder), "--seed", "5")
     assert "was made on other terms" in capsys.readouterr().err
 
+    # A certificate, a model and a protocol are known by what is in them.
+    harder.write_text(harder.read_text().replace("'torchattacks:APGD'", "text"))
+    refused(planted, harder, capsys, f"{keys[HONEST]}.json was made from something else", "protocol_hash: ")
+    harder.write_text(harder.read_text().replace("text", "'torchattacks:APGD'"))
+    claims = planted.paths.certificate(keys[LIAR])
+    kept = claims.read_text()
+    claims.write_text(kept.replace('"value": 0.8', '"value": 0.7'))
+    refused(planted, harder, capsys, f"{keys[LIAR]}.json was made from something else", "claimed.both/mr_r5.value: 0.7")
+    claims.write_text(kept)
+    saved = trial_folder(str(planted.paths.runs / keys[HONEST]))
+    assert saved is not None
+    weights = (saved / "model" / "model.safetensors").read_bytes()
+    (saved / "model" / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    refused(planted, harder, capsys, f"{keys[HONEST]}.json was made from something else", "model_digest: ")
+    (saved / "model" / "model.safetensors").write_bytes(weights)
+    assert run(planted, "--protocol", str(harder)) == 0
+    trial = TrialConfig.model_validate_json((saved / "trial.json").read_text())
+    other = trial.model_copy(update={"point": trial.point.model_copy(update={"temperature": 0.08})})
+    (saved / "trial.json").write_text(other.model_dump_json())
+    refused(planted, harder, capsys, "holds another model than the one that", "point.temperature: 0.07 -> 0.08")
+    (saved / "trial.json").write_text(trial.model_dump_json())
+
+
+def refused(config: StudyConfig, protocol: Path, capsys: pytest.CaptureFixture[str], *told: str) -> None:
+    with pytest.raises(SystemExit):
+        run(config, "--protocol", str(protocol))
+    message = capsys.readouterr().err
+    for part in told:
+        assert part in message
+
 
 def test_a_query_counts_only_if_it_survives_every_attack() -> None:
     def bits(*values: int) -> str:

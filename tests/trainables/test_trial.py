@@ -157,4 +157,4 @@ def test_a_trial_by_itself_in_its_own_folder(
     assert len([path for path in folder.glob("checkpoint_*") if path.is_dir()]) == 1
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "point.contrastive_weight: 0.0 -> 1.0" in refused.stderr
-    assert "another key or storage_path, or move that folder away" in refused.stderr
+    assert "give this trial another key or storage_path" in refused.stderr

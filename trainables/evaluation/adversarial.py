@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from trainables.attacks import contract
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.config import Protocol, content_hash
 from trainables.evaluation.robustness import Gallery
+from trainables.identity import file_digest, files_digest
 from trainables.models import RetrievalModel
+from trainables.results import library_versions
+
+ATTACKS = Path(contract.__file__).parent
+"""Code that all attacks share."""
 
 
 def model_digest(model: RetrievalModel) -> str:
@@ -26,6 +35,32 @@ def model_digest(model: RetrievalModel) -> str:
     return digest.hexdigest()[:16]
 
 
+def victim_digest(model: RetrievalModel, max_tokens: int) -> str:
+    """Hash of all that decides what a model computes: weights, configuration, tokenizer, and where captions are cut."""
+    configs = [getattr(part, "config", None) for part in model.children()]
+    tokenizer = model.tokenizer
+    return content_hash(
+        {
+            "weights": model_digest(model),
+            "modules": str(model),
+            "configs": [
+                {field: str(value) for field, value in config.to_dict().items() if field not in NO_CONTENT}
+                for config in configs
+                if config is not None
+            ],
+            "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else tokenizer.get_vocab(),
+            "max_tokens": max_tokens,
+        }
+    )
+
+
+NO_CONTENT = ("_name_or_path", "transformers_version")
+"""Fields of a configuration that say where it came from."""
+
+LIBRARIES = ("torch", "torchattacks", "transformers")
+"""Whose versions decide what an attack makes."""
+
+
 class AdversarialCache:
     """What one attack made of a gallery, on one model, as it is scored: 8-bit where the protocol is.
 
@@ -34,30 +69,30 @@ class AdversarialCache:
 
     Args:
         root: cache folder.
-        model: hash of the attacked model.
-        max_tokens: where it cut captions.
+        victim: see `victim_digest`.
         attack: with its budget; its code is part of the identity.
         protocol: seed and rounding.
         gallery: what is attacked.
-        data: hash of the data set.
+        hashes: of the data set and of the substitutes, see `prepare.Workshop.hashes`.
     """
 
     def __init__(
         self,
         root: Path,
-        model: str,
-        max_tokens: int,
+        victim: str,
         attack: Attack,
         protocol: Protocol,
         gallery: Gallery,
-        data: str,
+        hashes: Mapping[str, str],
     ) -> None:
+        versions = library_versions()
         identity = {
-            "model": model,
-            "max_tokens": max_tokens,
-            "attack": repr(attack),
-            "code": hashlib.sha256(Path(inspect.getfile(type(attack))).read_bytes()).hexdigest(),
-            "data": data,
+            "victim": victim,
+            "attack": [type(attack).__qualname__, {name: repr(value) for name, value in _options(attack).items()}],
+            "code": [files_digest(ATTACKS.glob("*.py"), ATTACKS), file_digest(Path(inspect.getfile(type(attack))))],
+            "versions": {name: versions[name] for name in LIBRARIES},
+            "data": hashes["data"],
+            "substitutes": hashes["substitutes"],
             "captions": hashlib.sha256("\n".join(gallery.texts).encode()).hexdigest(),
             "images": len(gallery.pixels),
             "seed": protocol.seed,
@@ -66,10 +101,13 @@ class AdversarialCache:
         self._gallery, self._eight_bit = gallery, protocol.eight_bit
         self.folder = root / f"adversarial-{content_hash(identity)}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._pixels = _memory_map(
-            self.folder / "pixels.npy", gallery.pixels.shape, np.uint8 if protocol.eight_bit else np.float32
-        )
         self._lines = self.folder / "captions.jsonl"
+        path, dtype = self.folder / "pixels.npy", np.dtype(np.uint8 if protocol.eight_bit else np.float32)
+        pixels = _memory_map(path, gallery.pixels.shape, dtype)
+        if pixels is None:  # none yet, or torn as it was made: then no caption has its pixels
+            self._lines.unlink(missing_ok=True)
+            pixels = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=gallery.pixels.shape)
+        self._pixels = pixels
         self._captions = _read_lines(self._lines)
 
     @property
@@ -128,10 +166,19 @@ def replay(made: Attack, cache: AdversarialCache) -> Replay:
     return Replay(cache=cache, changes=made.changes, epsilon=made.epsilon, words=made.words, characters=made.characters)
 
 
-def _memory_map(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.memmap:
-    if not path.exists():
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    return np.lib.format.open_memmap(path, mode="r+")
+def _options(attack: Attack) -> dict[str, object]:
+    """All fields of an attack, whatever its `repr` shows."""
+    assert dataclasses.is_dataclass(attack)  # the registry sees to it
+    return {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack)}
+
+
+def _memory_map(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap | None:
+    """The array there, or None if there is none of this kind."""
+    try:
+        found = np.lib.format.open_memmap(path, mode="r+")
+    except (OSError, ValueError):
+        return None
+    return found if found.shape == shape and found.dtype == dtype else None
 
 
 def _read_lines(path: Path) -> dict[int, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,10 @@ from study.execution.session import DONE, FAILED, RESUMABLE, Session
 from study.ledger.ledger import Ledger
 from study.records import Event
 from tests.study.helpers import complete, opened, run_next, study
+from trainables.checkpoints import seal
+from trainables.command import InputError
 from trainables.config import TrialConfig
+from trainables.identity import made_from
 from trainables.trial import Outcome
 
 
@@ -37,9 +41,9 @@ def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "BackgroundProjection", NoTracking)
 
 
-def session_of(config: Any, ledger: Ledger) -> Session:
+def session_of(config: Any, ledger: Ledger, template: TrialConfig | None = None) -> Session:
     lease: Any = SimpleNamespace(last_device=None, worked_seconds=lambda: 1.0)
-    return Session(config, ledger, TrialConfig(), lease)
+    return Session(config, ledger, template or TrialConfig(), lease)
 
 
 def test_the_front_is_written_when_it_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,3 +147,25 @@ def test_done_does_not_stand_over_a_result_that_means_nothing(
             "all 2 complete trials are equal in every objective, so nothing can be concluded: clean/mr_r1 0.500" in told
         )
     assert any(line.startswith("study s is done: 2 trials") for line in lines[-2:])
+
+
+def test_checkpoints_that_belong_to_other_trials_are_told_before_ray_starts(tmp_path: Path) -> None:
+    config = study(tmp_path, trials=3, recipes=())
+    ledger = opened(config)
+    taken = [ledger.take() for _ in range(3)]
+    template = TrialConfig(storage_path=str(config.paths.runs))
+    session = session_of(config, opened(config), template)
+    for record in taken:
+        folder = config.paths.runs / record.key / "checkpoint_1"
+        folder.mkdir(parents=True)
+        seal(folder, {"step": 2, "made_from": made_from(ledger.trial(template, record), {"data": "d"})})
+    session.refuse_others("d")
+    for record in taken[:2]:
+        shutil.rmtree(config.paths.runs / record.key)
+        shutil.copytree(config.paths.runs / taken[2].key, config.paths.runs / record.key)
+    with pytest.raises(InputError) as refused:
+        session.refuse_others("d")
+    assert str(refused.value).count("made from something else:\n  point.") == 2
+    assert taken[2].key not in str(refused.value)
+    with pytest.raises(InputError, match=r"data \(content\): d -> e"):
+        session.refuse_others("e")

@@ -41,6 +41,16 @@ def exchange(config: StudyConfig) -> None:
     config.paths.manifest(KEY).write_text(other)
 
 
+def rewrite(path: Path, **fields: str) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def older(config: StudyConfig) -> None:
+    """A database from before the last trial was asked for, as out of a backup."""
+    with open_storage(config.paths, None).engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM trials WHERE number = 5")
+
+
 def foreign(config: StudyConfig) -> None:
     """The folder is new, and another program has a study of its name in the database."""
     shutil.rmtree(config.paths.root)
@@ -72,6 +82,19 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "manifest that is no text": (lambda c: c.paths.manifest(KEY).write_bytes(b"\xff\xfe"), "is not the account"),
     "folder in place of a manifest": (lambda c: in_place(c.paths.manifest(KEY)), "cannot be read: Is a directory"),
     "manifest of another trial": (exchange, "is the account of another trial"),
+    "manifest of another recipe": (
+        lambda c: rewrite(c.paths.manifest("s-t00000-s0"), recipe="fare"),
+        "is the account of another trial",
+    ),
+    "manifest of other data": (
+        lambda c: rewrite(c.paths.manifest(KEY), fingerprint="0123456789abcdef"),
+        "was measured under other settings, data or code than this study ever had (fingerprint 0123456789abcdef)",
+    ),
+    "an older database": (older, "the database knows no such trial"),
+    "checkpoints of a trial to come": (
+        lambda c: (c.paths.runs / "s-t00006-s0").mkdir(),
+        "s-t00006-s0: the database knows no such trial",
+    ),
     "database": (lambda c: c.paths.database.unlink(), "has no study 's', but"),
     "torn database": (lambda c: c.paths.database.write_bytes(b"half" * 999), "file is not a database"),
     "empty database": (lambda c: c.paths.database.write_bytes(b""), "has no study 's', but"),
