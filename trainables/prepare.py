@@ -132,11 +132,12 @@ class Workshop:
         }
         path = self.cache / f"substitutes-{content_hash(identity)}.npz"
         with locked(path):
-            if not path.exists():
+            found = Substitutes.load(path) if path.exists() else None
+            if found is None:
                 masked_lm, tokenizer = self.masked_lm()
                 self.log(f"substitutes for {len(captions)} captions")
-                masked_lm_substitutes(self._texts(captions), masked_lm, tokenizer, quirks).save(path)
-        found = Substitutes.load(path)
+                found = masked_lm_substitutes(self._texts(captions), masked_lm, tokenizer, quirks)
+                found.save(path)
         if self._changes_words and not (found.options >= 0).any():
             raise InputError(
                 f"model.masked_lm {self.config.model.masked_lm or 'of the captions'} proposes no word for any of "

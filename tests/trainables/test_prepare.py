@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,39 @@ def test_a_masked_language_model_needs_its_tokenizer(tmp_path: Path) -> None:
     BertForMaskedLM(BertConfig(vocab_size=20, **sizes)).save_pretrained(folder)
     with pytest.raises(InputError, match="its vocabulary was not found"):
         workshop(tmp_path, folder).masked_lm()
+
+
+def test_what_is_named_is_known_by_its_content(tmp_path: Path) -> None:
+    workshop(tmp_path, None).masked_lm()
+    (made,) = tmp_path.glob("masked-lm-????????????????")
+    base = workshop(tmp_path, None)
+    base.base()
+    (clip,) = tmp_path.glob("base-????????????????")
+    named, moved = tmp_path / "named", tmp_path / "moved"
+    for folder in (named, moved):
+        shutil.copytree(made, folder / "masked-lm")
+        shutil.copytree(clip, folder / "clip")
+
+    def hashes(folder: Path) -> dict[str, str]:
+        model = ModelConfig(masked_lm=str(folder / "masked-lm"), base=str(folder / "clip"), pretrain=PRETRAIN)
+        return Workshop(TrialConfig(data=DATA, model=model, cache_dir=tmp_path), print).hashes
+
+    before = hashes(named)
+    assert hashes(moved) == before, "where it lies does not matter"
+    for name, changed in (("base", named / "clip" / "model.safetensors"), ("base", named / "clip" / "tokenizer.json")):
+        content = changed.read_bytes()
+        changed.write_bytes(content[:-1] + b" ")
+        assert {key for key, value in hashes(named).items() if value != before[key]} == {name}
+        changed.write_bytes(content)
+    weights = named / "masked-lm" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert {key for key, value in hashes(named).items() if value != before[key]} == {"substitutes"}
+
+
+def test_damaged_substitutes_are_made_again(tmp_path: Path) -> None:
+    made = workshop(tmp_path, None).substitutes()[0]
+    for path in tmp_path.glob("substitutes-*.npz"):
+        path.write_bytes(path.read_bytes()[:-200])
+    again = workshop(tmp_path, None).substitutes()[0]
+    assert again.texts() == made.texts()
+    assert (again.options == made.options).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -98,10 +100,13 @@ class Substitutes:
         part.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Substitutes:
-        """Read what `save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**arrays)
+    def load(cls, path: Path) -> Substitutes | None:
+        """Read what `save` wrote; None if that is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(**arrays)
+        except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error):
+            return None
 
     @classmethod
     def build(cls, words: Sequence[Sequence[str]], options: Sequence[Sequence[Sequence[str]]]) -> Substitutes:

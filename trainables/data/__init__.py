@@ -49,7 +49,7 @@ class Dataset:
     Attributes:
         train: Images of the training splits, in the order of the captions file.
         test: Images of the evaluation split that have enough captions.
-        digest: Hash of the ids, captions, image files (name and length) and settings that shape the two
+        digest: Hash of the ids, captions, image files (name and content) and settings that shape the two
             splits; the same on every machine.
     """
 
@@ -79,7 +79,7 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
             )
         root = _shapes_root(config.shapes, cache_dir)
     train, test, files = read_pairs(config, root)
-    digest = _digest(config, train, test, files)
+    digest = _digest(config, train, test, files, cache.content_digest(files, cache_dir))
     pixels = cache.load_pixels(files, config.image_pixels, config.resize, cache_dir / f"images-{digest}.npy")
     return Dataset(_split(train, pixels[: len(train)]), _split(test, pixels[len(train) :]), digest)
 
@@ -116,7 +116,11 @@ def _shapes_root(config: ShapesConfig, cache_dir: Path) -> Path:
 
 
 def _digest(
-    config: DataConfig, train: Sequence[Picture], test: Sequence[Picture], files: Sequence[cache.ImageFile]
+    config: DataConfig,
+    train: Sequence[Picture],
+    test: Sequence[Picture],
+    files: Sequence[cache.ImageFile],
+    content: str,
 ) -> str:
     pictures = [
         [picture.id, picture.file_name, file.size, picture.captions]
@@ -125,6 +129,7 @@ def _digest(
     return content_hash(
         {
             "versions": [cache.VERSION, shapes.VERSION if config.root is None else None],
+            "content": content,
             "image_pixels": config.image_pixels,
             "resize": config.resize,
             "train": pictures[: len(train)],

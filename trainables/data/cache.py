@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import warnings
@@ -37,21 +38,28 @@ ELONGATED = 100
 class ImageFile:
     """An image file below the image folder; `size` is its length in bytes, or `MISSING`.
 
-    With an `offset` it is that range of bytes of the file at `path`, a shard.
+    With an `offset` it is that range of bytes of the file at `path`, a shard. `stamp` tells when the file at `path` was
+    last changed: no program can set it back.
     """
 
     name: str
     path: Path
     size: int
+    stamp: int
     offset: int | None = None
 
     def source(self) -> Path | BytesIO:
         """What Pillow opens."""
-        if self.offset is None:
-            return self.path
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            return BytesIO(file.read(self.size))
+        return self.path if self.offset is None else BytesIO(self.read())
+
+    def read(self) -> bytes:
+        """The image, as it is encoded; nothing where it cannot be read."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset or 0)
+                return file.read(self.size)
+        except OSError:
+            return b""
 
 
 def locate(folder: Path, names: Sequence[str], linked: Sequence[Path] = ()) -> list[ImageFile]:
@@ -78,7 +86,7 @@ def locate(folder: Path, names: Sequence[str], linked: Sequence[Path] = ()) -> l
     problems, files = [], []
     links: Counter[str] = Counter()
     for name in names:
-        path, size = os.path.join(base, name), MISSING
+        path, size, stamp = os.path.join(base, name), MISSING, 0
         if os.path.isabs(name) or ".." in PurePath(name).parts:
             problems.append(f"{name}: absolute, or with '..'")
             continue
@@ -88,11 +96,11 @@ def locate(folder: Path, names: Sequence[str], linked: Sequence[Path] = ()) -> l
             if stat.S_ISLNK(status.st_mode):
                 path = os.path.realpath(path)
                 status = os.lstat(path)
-            size = status.st_size
+            size, stamp = status.st_size, status.st_ctime_ns
         if not any(os.path.commonpath([place, path]) == place for place in allowed):
             links[_link(base, name)] += 1
             continue
-        files.append(ImageFile(name, Path(path), size))
+        files.append(ImageFile(name, Path(path), size, stamp))
     problems += [f"{link} ({count} images)" for link, count in links.items()]
     if problems:
         advice = "; if the links are meant, name the folders they lead to in data.linked_folders" if links else ""
@@ -108,6 +116,30 @@ def _link(base: str, name: str) -> str:
         if os.path.islink(path):
             break
     return f"{os.path.relpath(path, base)} is a link to {os.path.realpath(path)}"
+
+
+def content_digest(files: Sequence[ImageFile], folder: Path) -> str:
+    """Hash of what all files hold, the same on every machine.
+
+    They are read once: where names, lengths and stamps are what they were, so is the content.
+
+    Args:
+        files: from `locate` or from shards.
+        folder: where the hash is kept.
+    """
+    known = hashlib.sha256()
+    for file in files:
+        known.update(f"{file.path}\0{file.size}\0{file.stamp}\0{file.offset}\n".encode(errors="surrogateescape"))
+    memo = folder / f"content-{known.hexdigest()[:16]}"
+    with locked(memo):
+        if not memo.exists():
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                parts = pool.map(lambda file: hashlib.sha256(file.read()).digest(), files)
+                digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+            part = memo.with_name(f"{memo.name}.tmp")
+            part.write_text(digest, encoding="utf-8")
+            os.replace(part, memo)
+    return memo.read_text(encoding="utf-8")
 
 
 def load_pixels(files: Sequence[ImageFile], pixels: int, resize: Resize, path: Path) -> np.ndarray:

@@ -69,6 +69,7 @@ def _read(path: Path, shard: str, found: dict[str, tuple[ImageFile, list[str]]],
     """Add a shard's images with their captions."""
     images: dict[str, list[ImageFile]] = defaultdict(list)
     texts: dict[str, dict[str, bytes]] = defaultdict(dict)
+    stamp = path.stat().st_ctime_ns
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             # Up to the first dot of the last part, as WebDataset has it; what comes behind is the kind.
@@ -79,7 +80,7 @@ def _read(path: Path, shard: str, found: dict[str, tuple[ImageFile, list[str]]],
                 continue
             if kind.lower() in IMAGES:
                 name = f"{shard}/{key}.{kind}"
-                images[key].append(ImageFile(name, path, member.size, member.offset_data))
+                images[key].append(ImageFile(name, path, member.size, stamp, member.offset_data))
             elif member.size > TEXT_BYTES:
                 problems.append(f"{shard}/{key}.{kind}: {member.size} bytes of text")
             else:

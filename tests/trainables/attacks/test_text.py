@@ -173,7 +173,9 @@ def test_words_and_substitutes(tmp_path: Path) -> None:
     assert [picked.words_of(0), picked.words_of(1)] == [words[2], words[0]]
     assert table.texts() == ["a red cat", "", "dog"]
     table.save(tmp_path / "s.npz")
-    assert Substitutes.load(tmp_path / "s.npz").options_of(0) == options[0]
+    again = Substitutes.load(tmp_path / "s.npz")
+    assert again is not None
+    assert again.options_of(0) == options[0]
 
 
 def test_a_rank_without_a_substitute_is_left_empty() -> None:

@@ -382,6 +382,22 @@ def test_digest_follows_content_only(root: Path, tmp_path: Path) -> None:
     assert len({first, *(data.digest for data in changes)}) == 6
 
 
+@pytest.mark.parametrize("same_time", [False, True])
+def test_an_image_in_place_of_another_as_long_is_seen(root: Path, same_time: bool) -> None:
+    image = root / "images" / NAMES[42]
+    Image.new("RGB", (16, 16), "red").save(image, "BMP")
+    before, status = load(root), image.stat()
+    time.sleep(0.02)  # more than a file system's tick
+    Image.new("RGB", (16, 16), "blue").save(image, "BMP")
+    if same_time:  # as `cp -p` and `rsync -t` leave it
+        os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert image.stat().st_size == status.st_size
+    after = load(root)
+    assert after.digest != before.digest
+    assert after.test.pixels[0, :, 8, 8].tolist() == [0, 0, 255]
+    assert before.test.pixels[0, :, 8, 8].tolist() == [255, 0, 0]
+
+
 def test_message_is_capped_and_survives_pickling() -> None:
     error = DataError("bad", [f"line {k}" for k in range(25)])
     assert str(error).splitlines()[-1].strip() == "... and 5 more (25 in all)"
