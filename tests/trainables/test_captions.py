@@ -77,15 +77,15 @@ def test_token_ids_are_as_published(reader: str) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """The captions above as a data set: two images to train on, one to evaluate, five captions each."""
+    """The captions above as a data set, five an image: three images to train on, and three like them to evaluate."""
     root = tmp_path_factory.mktemp("data")
     (root / "images").mkdir()
-    for image in range(3):
-        Image.fromarray(np.full((32, 32, 3), 80 * image, dtype=np.uint8)).save(root / "images" / f"{image}.png")
-    images = [{"id": image, "file_name": f"{image}.png"} for image in range(3)]
-    captions = [{"id": row, "image_id": row // 5, "caption": raw} for row, raw in enumerate(RAW)]
+    for image in range(6):
+        Image.fromarray(np.full((32, 32, 3), 40 * image, dtype=np.uint8)).save(root / "images" / f"{image}.png")
+    images = [{"id": image, "file_name": f"{image}.png"} for image in range(6)]
+    captions = [{"id": row, "image_id": row // 5, "caption": raw} for row, raw in enumerate([*RAW, *RAW])]
     (root / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
-    (root / "split.json").write_text(json.dumps({"train": [0, 1], "test": [2]}))
+    (root / "split.json").write_text(json.dumps({"train": [0, 1, 2], "test": [3, 4, 5]}))
     return DataConfig(root=root, image_pixels=32)
 
 
@@ -101,7 +101,7 @@ def test_what_is_trained_on_and_evaluated_is_the_published_text(
     model = {"caption_text": reader} if reader == "attack-literature" else {"family": reader}
     workshop = Workshop(trial(tiny_trial, data, **model), print)
     train, test = workshop.substitutes()
-    assert [*train.texts(), *test.texts()] == [text_of(reader, caption) for caption in RAW]
+    assert train.texts() == test.texts() == [text_of(reader, caption) for caption in RAW]
     assert workshop.gallery().texts == test.texts()
     vocabulary = set(workshop.masked_lm()[1].get_vocab())
     assert ("," in vocabulary) == (reader in ("clip", "blip")), "made tokenizers know the punctuation that is read"
@@ -149,7 +149,7 @@ def test_noise_that_the_family_does_not_read_does_nothing(tiny_trial: TrialConfi
         device=torch.device("cpu"),
         observe=lambda name, labels, attacked: made.extend(attacked.captions),
     )
-    assert made == prepared.gallery.texts
+    assert made == list(map(prepared.gallery.caption_text, prepared.gallery.texts))
 
 
 def core_of(word: str) -> str:
@@ -195,7 +195,7 @@ def test_substitutes_stand_where_the_word_stood() -> None:
     assert the == []
     expected = [[], [f"{o}," for o in small], [], [f'{o}"' for o in dog], [], [f"{o}." for o in runs]]
     assert written.options_of(0) == expected
-    (compound,) = masked_lm_substitutes(["half-asleep"], masked_lm, tokenizer).options_of(0)
+    (compound,) = masked_lm_substitutes(["half-asleep", "small dog"], masked_lm, tokenizer).options_of(0)
     assert compound
     assert not any("-" in option for option in compound), "what stands between spaces is one word"
 
@@ -239,7 +239,7 @@ def test_only_what_changes_words_needs_spaces(tiny_trial: TrialConfig, data: Dat
     image = tuple(AttackConfig.model_validate(name) for name in ("image", "torchattacks:PGD"))
     by_image = config.model_copy(update={"protocol": config.protocol.model_copy(update={"attacks": image})})
     train, _ = Workshop(by_image, print).substitutes()
-    assert train.texts() == [UNSPACED[0]] * 10
+    assert train.texts() == [UNSPACED[0]] * 15
     trained = by_image.model_copy(update={"point": Point(words=1)})
     for changing in (config, trained):
         with pytest.raises(DataError, match="have no spaces between their words"):
@@ -261,10 +261,18 @@ def test_marks_stay() -> None:
         assert tokenizer(bare, add_special_tokens=False)["input_ids"] != ids
 
 
-def test_families_and_forms_have_their_own_preparations(tiny_trial: TrialConfig, data: DataConfig) -> None:
-    """Equal words are equal captions whatever the punctuation, but texts are kept apart in the cache."""
+def test_families_and_forms_have_their_own_substitutes(
+    tiny_trial: TrialConfig, data: DataConfig, tmp_path: Path
+) -> None:
+    """Also where they share the masked language model."""
+    cache = tmp_path / "cache"
+    named = tiny_trial.model_copy(update={"cache_dir": cache})
+    Workshop(trial(named, data), print).masked_lm()
+    (masked_lm,) = cache.glob("masked-lm-????????????????")
     texts = {
-        (family, form): Workshop(trial(tiny_trial, data, family=family, caption_text=form), print).substitutes()[1]
+        (family, form): Workshop(
+            trial(named, data, family=family, caption_text=form, masked_lm=str(masked_lm)), print
+        ).substitutes()[1]
         for family in ("clip", "blip")
         for form in ("family", "attack-literature")
     }
