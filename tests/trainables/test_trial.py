@@ -143,7 +143,8 @@ def test_a_trial_by_itself_in_its_own_folder(
             return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
         done = run("a.yaml")
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "warning: no better than chance before any attack" in done.stderr, "as small as it is"
         elsewhere = list(Path(ray_folder).rglob("images-*.npy"))
         assert elsewhere == [], "a worker did not find what was prepared"
         assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == made
