@@ -19,6 +19,7 @@ from trainables.evaluation.protocols import named_protocol
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
+from trainables.models.loading import load
 from trainables.models.siglip import Siglip
 from trainables.prepare import prepare
 from trainables.results import EvaluationManifest, Preprocessing
@@ -60,6 +61,7 @@ def test_a_trial_measured_again_is_what_the_trial_measured(trial_run: Path, tmp_
     assert manifest.metrics["clean/rsum"].value > manifest.metrics["both/rsum"].value
     assert manifest.correct == result["correct"]
     assert manifest.temperature == pytest.approx(0.07)
+    assert load(str(next(trial_run.glob("*/model")))).own_temperature == pytest.approx(0.07)
     lines = (tmp_path / "table.csv").read_text().splitlines()
     assert len(lines) == 1 + len(manifest.metrics)
     page = (tmp_path / "examples.html").read_text()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizer_kinds import characters, wrapped
 from transformers import BertConfig, BertForMaskedLM
 
 from trainables.command import InputError
@@ -71,3 +72,12 @@ def test_damaged_substitutes_are_made_again(tmp_path: Path) -> None:
     again = workshop(tmp_path, None).substitutes()[0]
     assert again.texts() == made.texts()
     assert (again.options == made.options).all()
+
+
+def test_a_masked_language_model_of_characters_is_refused_where_words_are_changed(tmp_path: Path) -> None:
+    tokenizer = wrapped(characters())
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), pad_token_id=1, **sizes)).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    with pytest.raises(InputError, match="proposes no word for any of"):
+        workshop(tmp_path, tmp_path / "lm").substitutes()
