@@ -27,13 +27,15 @@ POINTS = {
     "deviation": Point(
         contrastive_weight=0.3, temperature=0.1, epsilon=4 / 255, attack_steps=2, attack_objective="deviation"
     ),
-    "crossed, consistent, augmented": Point(
+    "crossed": Point(
+        contrastive_weight=0.5, temperature=0.1, epsilon=4 / 255, attack_steps=1, words=1, pairs="crossed"
+    ),
+    "consistent, augmented": Point(
         contrastive_weight=0.5,
         temperature=0.1,
         epsilon=4 / 255,
         attack_steps=1,
         words=1,
-        pairs="crossed",
         companion="consistency",
         captions_per_image=2,
         text_augmentation="eda",
