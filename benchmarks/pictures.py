@@ -23,7 +23,8 @@ from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
 from study.records import StudyPaths, write_if_changed
 from study.view import StudyView, read_study, study_parser
-from trainables.command import InputError, exit_on_input_error
+from trainables.cli.command import exit_on_input_error
+from trainables.errors import InputError
 
 PICTURES = Path(__file__).resolve().parents[1] / "dashboards" / "pictures"
 

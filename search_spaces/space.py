@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from trainables.config import Model, Point
-from trainables.fields import parse_epsilon
+from trainables.config.fields import parse_epsilon
 
 if TYPE_CHECKING:
     import optuna

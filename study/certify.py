@@ -23,9 +23,10 @@ from study.front.dominance import front_mask, measured, oriented
 from study.front.estimates import FrontEntry, front
 from study.records import Manifest, StudyPaths, read_account, write_atomically
 from study.view import StudyView, read_study, study_parser
-from trainables.command import InputError, all_mistakes, exit_on_input_error
+from trainables.cli.command import all_mistakes, exit_on_input_error
 from trainables.config import CLEAN, Model, Point, TrialConfig, content_hash
-from trainables.fields import SEEDS, PlaceOrName, Seed
+from trainables.config.fields import SEEDS, PlaceOrName, Seed
+from trainables.errors import InputError
 from trainables.identity import differences
 from trainables.results import Audit, Metric, TrialResult
 

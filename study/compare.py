@@ -21,8 +21,9 @@ from study.front.estimates import front
 from study.front.hypervolume import attainment, hypervolume_history, hypervolume_share
 from study.records import StudyPaths, read_frozen, write_if_changed
 from study.view import StudyView, read_study
-from trainables.command import InputError, argument, command_parser, exit_on_input_error, place
-from trainables.fields import check_name
+from trainables.cli.command import argument, command_parser, exit_on_input_error, place
+from trainables.config.fields import check_name
+from trainables.errors import InputError
 from trainables.identity import differences
 
 LEVELS = {"best": 0.0, "median": 0.5, "worst": 1.0}

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events, write_atomically
 from study.view import StudyView, read_study, study_parser
-from trainables.command import InputError, exit_on_input_error, place
-from trainables.yaml_core import dump
+from trainables.cli.command import exit_on_input_error, place
+from trainables.cli.yaml_core import dump
+from trainables.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from study.config import COST, Objective, StudyConfig, parse
-from study.config import Arguments as StudyArguments
+from study.arguments import Arguments as StudyArguments
+from study.arguments import parse
+from study.config import COST, Objective, StudyConfig
 from study.costs.budget import Limit, Usage, limits, money, reached
 from study.costs.cost_model import DEVICES, Fusion, Shape, Tower, trial_memory, trial_work
 from study.costs.shapes import shape_of
-from trainables.command import exit_on_input_error
+from trainables.cli.command import exit_on_input_error
 from trainables.config import Model, Point, TrialConfig
 
 if TYPE_CHECKING:

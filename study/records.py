@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from trainables.command import InputError, read_yaml
+from trainables.cli.command import read_yaml
 from trainables.config import Model
+from trainables.errors import InputError
 from trainables.results import Metric
 
 Ended = Literal["complete", "stopped", "infeasible", "failed"]

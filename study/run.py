@@ -9,14 +9,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from study.config import Arguments, StudyConfig, parse, trials_of, wrong_trials
+from study.arguments import Arguments, parse
+from study.config import StudyConfig, trials_of, wrong_trials
 from study.ledger.frozen import fingerprint, freeze
 from study.records import Frozen, StudyPaths, read_frozen
 from trainables.caveats import foreseen
-from trainables.command import InputError, exit_on_input_error
+from trainables.cli.command import exit_on_input_error
 from trainables.config import Protocol
+from trainables.errors import InputError
+from trainables.execution.places import family_in, open_named
 from trainables.identity import differences
-from trainables.places import family_in, open_named
 
 FREE_BYTES = 500_000_000
 """Needed in the study's folder to begin."""

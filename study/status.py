@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from study.costs.budget import Limit, device_kind, ended_by, limits, money, remaining_seconds, usage
 from study.records import StudyPaths, read_events
 from study.view import StudyView, read_study, study_parser
-from trainables.command import InputError, exit_on_input_error
+from trainables.cli.command import exit_on_input_error
 from trainables.config import Model
+from trainables.errors import InputError
 from trainables.results import Caveat
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from study.records import StudyPaths
 from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import Final, Projection, ui_command
 from study.view import read_study, study_parser
-from trainables.command import InputError, exit_on_input_error, redacted
+from trainables.cli.command import exit_on_input_error
+from trainables.errors import InputError, redacted
 
 
 def parser() -> argparse.ArgumentParser:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
 from study.records import Manifest, StudyPaths, TrialRecord, accounted, read_manifests
-from trainables.command import InputError, argument, command_parser, place
-from trainables.fields import check_name
+from trainables.cli.command import argument, command_parser, place
+from trainables.config.fields import check_name
+from trainables.errors import InputError
 
 if TYPE_CHECKING:
     from study.ledger.lease import SessionRow

@@ -9,7 +9,7 @@ from typing import Any
 
 import study.plan
 import trainables.evaluate
-from study.config import parse
+from study.arguments import parse
 
 WHOLE = {
     "study.run": parse,

@@ -15,7 +15,8 @@ import yaml
 from packaging.specifiers import SpecifierSet
 from pydantic import BaseModel
 
-from study.config import PRESETS, StudyConfig
+from study.arguments import PRESETS
+from study.config import StudyConfig
 from study.records import StudyPaths
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,12 +12,13 @@ import pytest
 
 import study.plan
 import trainables.evaluate
-from study.config import Arguments, parse
+from study.arguments import Arguments, parse
 from tests.commands import read_command
-from trainables.command import InputError, fields_of
+from trainables.cli.command import fields_of
+from trainables.cli.flags import Flags
+from trainables.cli.help import asked, groups_of, in_words, values_of
 from trainables.config import TrialConfig
-from trainables.flags import Flags
-from trainables.help import asked, groups_of, in_words, values_of
+from trainables.errors import InputError
 
 COMMANDS = [
     *(f"study.{name}" for name in ("run", "plan", "status", "certify", "compare", "export", "track")),

@@ -20,13 +20,13 @@ from pydantic import BaseModel
 import study.plan
 import trainables.evaluate
 from search_spaces.recipes import RECIPES, recipe_point
-from study.config import PRESETS, parse
+from study.arguments import PRESETS, parse
 from study.records import StudyPaths
 from tests.commands import read_by_click, read_command
 from tests.study.helpers import complete, opened, run_next
 from tests.study.helpers import study as small_study
 from trainables.attacks.registry import build_attacks
-from trainables.command import read_config
+from trainables.cli.command import read_config
 from trainables.config import TrialConfig
 from trainables.evaluation.protocols import named_protocol
 from trainables.evaluation.robustness import evaluate

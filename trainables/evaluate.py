@@ -19,10 +19,10 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from trainables.caveats import evaluation_caveats
-from trainables.command import exit_on_input_error, place
+from trainables.cli.command import exit_on_input_error, place
+from trainables.cli.flags import Flags, from_command_line
 from trainables.config import CLEAN, CaptionForm, DataConfig, ModelConfig, Protocol, TrialConfig, content_hash
-from trainables.fields import Epsilon, Place, PlaceOrName, Seed
-from trainables.flags import Flags, from_command_line
+from trainables.config.fields import Epsilon, Place, PlaceOrName, Seed
 from trainables.results import EvaluationManifest, Preprocessing, TrialResult
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from trainables.attacks.quirks import Quirks
 from trainables.attacks.registry import build_attacks
 from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
 from trainables.captions import CaptionText, bare_text, caption_text, refuse_unspaced
-from trainables.command import InputError
 from trainables.config import TrialConfig, content_hash
 from trainables.data import Dataset, load_dataset
 from trainables.data.cache import locked
+from trainables.errors import InputError
 from trainables.evaluation.robustness import Gallery
 from trainables.identity import model_files_digest
 from trainables.models import RetrievalModel, check_length

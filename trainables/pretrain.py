@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trainables.command import config_parser, exit_on_input_error, read_config
-from trainables.places import absolute
+from trainables.cli.command import config_parser, exit_on_input_error, read_config
+from trainables.execution.places import absolute
 
 
 def parser() -> argparse.ArgumentParser:

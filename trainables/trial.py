@@ -19,11 +19,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from trainables.caveats import evaluation_caveats, foreseen
-from trainables.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
-from trainables.command import InputError, config_parser, exit_on_input_error, read_config
+from trainables.cli.command import config_parser, exit_on_input_error, read_config
 from trainables.config import Model, TrialConfig, not_of_the_family
-from trainables.local_ray import ray_folder
-from trainables.places import absolute, family_in, open_named
+from trainables.errors import InputError
+from trainables.execution.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
+from trainables.execution.local_ray import ray_folder
+from trainables.execution.places import absolute, family_in, open_named
 from trainables.results import Caveat, TrialResult
 
 ENVIRONMENT = {
@@ -274,7 +275,7 @@ def tune_trial(config: dict[str, Any]) -> None:
     from ray import tune
     from ray.util.queue import Queue
 
-    from trainables.stoppable import Forward
+    from trainables.execution.stoppable import Forward
 
     trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
     reports = Queue(actor_options={"num_cpus": 0})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from study.config import COST, Budget, Objective, Price
 from study.records import Manifest, StudyPaths, TrialRecord, read_events
-from trainables.command import InputError
+from trainables.errors import InputError
 
 SECONDS_AN_HOUR = 3600
 

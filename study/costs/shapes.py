@@ -10,8 +10,8 @@ from typing import Any
 
 from study.config import StudyConfig
 from study.costs.cost_model import Counted, Fusion, Shape, Tower
-from trainables.command import InputError
 from trainables.config import DataConfig, ModelConfig
+from trainables.errors import InputError
 
 COCO_CAPTION_WORDS = 10.5
 """Mean length of a COCO caption; used where no data is there yet."""

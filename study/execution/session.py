@@ -32,11 +32,11 @@ from study.records import Event, Manifest, TrialRecord
 from study.search.samplers import reason
 from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import BackgroundProjection, Projection, ui_command
-from trainables.checkpoints import RunFolder
-from trainables.command import InputError
 from trainables.config import TrialConfig
 from trainables.data import DataError
-from trainables.local_ray import ray_folder
+from trainables.errors import InputError
+from trainables.execution.checkpoints import RunFolder
+from trainables.execution.local_ray import ray_folder
 from trainables.trial import ENVIRONMENT, RESERVED_SHARE, Patience, tune_trial
 
 DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130

@@ -15,7 +15,7 @@ from study.config import COSTS
 from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
-from trainables.stoppable import abort
+from trainables.execution.stoppable import abort
 from trainables.trial import Outcome, Patience
 
 

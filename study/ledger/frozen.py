@@ -6,12 +6,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from study.config import Arguments, StudyConfig
+from study.arguments import Arguments
+from study.config import StudyConfig
 from study.records import Frozen, StudyPaths, read_frozen, write_atomically
-from trainables.command import InputError, all_mistakes, redacted
+from trainables.cli.command import all_mistakes
+from trainables.cli.yaml_core import dump
 from trainables.config import content_hash
+from trainables.errors import InputError, redacted
 from trainables.identity import differences
-from trainables.yaml_core import dump
 
 
 def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict[str, Any]:

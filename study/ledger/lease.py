@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from study.config import StudyConfig
-from trainables.command import InputError
+from trainables.errors import InputError
 
 HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0

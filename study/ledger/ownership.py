@@ -7,7 +7,7 @@ from optuna.study import StudyDirection
 
 from study.config import StudyConfig
 from study.records import StudyPaths, folder_id, write_atomically
-from trainables.command import InputError, redacted
+from trainables.errors import InputError, redacted
 
 OWNER = "paretovl_folder"
 """User attribute of the Optuna study: the id of the folder it belongs to."""

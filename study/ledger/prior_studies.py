@@ -11,7 +11,7 @@ from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
 from study.ledger.store import open_storage
 from study.records import StudyPaths, read_frozen
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.identity import differences
 
 FREE = {"seed", "recipes", "recipe_temperature"}

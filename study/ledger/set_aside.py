@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from study.records import StudyPaths, TrialRecord
-from trainables.command import InputError
+from trainables.errors import InputError
 
 
 def set_aside(paths: StudyPaths, records: Sequence[TrialRecord], keys: Sequence[str]) -> None:

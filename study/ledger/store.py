@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from study.config import StudyConfig
 from study.ledger.lease import make_sessions_table
 from study.records import StudyPaths, sqlite_url
-from trainables.command import InputError, redacted
+from trainables.errors import InputError, redacted
 
 HISTORY = 500
 """Ended trials that a sampler learns from: the last ones. TPE's time for a suggestion grows with them."""

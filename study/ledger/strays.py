@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Sequence
 
 from study.records import Manifest, StudyPaths, TrialRecord
-from trainables.command import InputError, read_yaml
+from trainables.cli.command import read_yaml
+from trainables.errors import InputError
 
 
 def marks(paths: StudyPaths) -> set[str]:

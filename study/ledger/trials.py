@@ -8,8 +8,8 @@ from search_spaces.recipes import Recipe, recipe_point
 from study.config import StudyConfig
 from study.records import TrialRecord
 from trainables.config import Point, TrialConfig
-from trainables.fields import SEEDS
-from trainables.places import absolute
+from trainables.config.fields import SEEDS
+from trainables.execution.places import absolute
 
 
 def point_of(config: StudyConfig, record: TrialRecord) -> Point:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from study.records import sqlite_url
-from trainables.command import redacted
+from trainables.errors import redacted
 
 Stamp = tuple[int, int]
 """Of a file: changes when its content does."""

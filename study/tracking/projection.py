@@ -42,7 +42,7 @@ from study.tracking.mlflow_store import (
     milliseconds,
     open_experiment,
 )
-from trainables.command import redacted
+from trainables.errors import redacted
 
 Final = Literal["finished", "interrupted"]
 """How a driver leaves the study: the budget is spent, or somebody or something stopped it."""

@@ -17,12 +17,13 @@ import yaml
 from PIL import Image
 from pydantic import ValidationError
 
-from study.config import StudyConfig, parse
+from study.arguments import parse
+from study.config import StudyConfig
 from study.ledger.store import open_storage
 from study.records import StudyPaths
 from study.run import main
-from trainables.command import InputError
 from trainables.config import Point
+from trainables.errors import InputError
 
 Prepare = Callable[[Path], list[str]]
 

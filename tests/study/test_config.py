@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from study.config import PRESETS, Arguments, parse
+from study.arguments import PRESETS, Arguments, parse
 from study.ledger.frozen import fingerprint, freeze, load_frozen
 from study.records import StudyPaths, read_frozen
 from study.run import told
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.identity import differences
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from study.config import StudyConfig, parse
-from trainables.command import InputError
+from study.arguments import parse
+from study.config import StudyConfig
+from trainables.cli.yaml_core import dump
 from trainables.config import AttackConfig, Protocol, TrialConfig
-from trainables.yaml_core import dump
+from trainables.errors import InputError
 
 COST = {"metric": "cost/device_seconds"}
 RECALL = {"metric": "clean/mr_r1"}

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.setup import Plain
 from study import plan
-from study.config import PRESETS, Budget, Price, StudyConfig, TrialTemplate, parse
+from study.arguments import PRESETS, parse
+from study.config import Budget, Price, StudyConfig, TrialTemplate
 from study.costs.budget import limits
 from study.costs.cost_model import (
     DEVICES,
@@ -31,8 +32,8 @@ from study.costs.cost_model import (
     trial_work,
 )
 from study.costs.shapes import shape_of
-from trainables.command import InputError
 from trainables.config import SEARCHED_ATTACKS, Point, Protocol, TrainingConfig, TrialConfig
+from trainables.errors import InputError
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip

@@ -20,7 +20,7 @@ from study.ledger.trials import trial_of, trial_template
 from study.records import Event, append_event
 from study.view import read_study
 from tests.study.helpers import complete, opened, run_next, study
-from trainables.command import read_config
+from trainables.cli.command import read_config
 from trainables.config import TrialConfig
 from trainables.trial import Outcome
 

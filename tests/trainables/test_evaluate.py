@@ -12,8 +12,8 @@ import yaml
 
 from dashboards.evaluation_page import marked
 from trainables.attacks.natural import NATURAL_ATTACKS
-from trainables.command import InputError
 from trainables.config import Point, TinyConfig, TrialConfig
+from trainables.errors import InputError
 from trainables.evaluate import load_subject, main, parse, protocol_of, run, settled
 from trainables.evaluation.protocols import named_protocol
 from trainables.models.albef import Albef

@@ -9,8 +9,8 @@ import pytest
 from tokenizer_kinds import characters, wrapped
 from transformers import BertConfig, BertForMaskedLM
 
-from trainables.command import InputError
 from trainables.config import DataConfig, ModelConfig, PretrainConfig, ShapesConfig, TrialConfig
+from trainables.errors import InputError
 from trainables.prepare import Workshop
 
 DATA = DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=8, test_images=8))

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainables.checkpoints import SNAPSHOT
 from trainables.config import Point, ShapesConfig, TrialConfig
 from trainables.data.shapes import write
-from trainables.places import absolute
+from trainables.execution.checkpoints import SNAPSHOT
+from trainables.execution.places import absolute
 from trainables.prepare import prepare
 from trainables.results import TrialResult
 from trainables.training.finetune import Diverged, finetune

@@ -10,7 +10,7 @@ from torch import Tensor
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.image import random_start, sign_ascent
 from trainables.attacks.text import BertAttack
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.models import FusionModel, tokenize
 
 

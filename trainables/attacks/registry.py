@@ -21,9 +21,9 @@ from trainables.attacks.quirks import Quirks
 from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
 from trainables.attacks.text import BertAttack, CharacterAttack
-from trainables.command import InputError
 from trainables.config import AttackConfig, Protocol
-from trainables.fields import parse_epsilon
+from trainables.config.fields import parse_epsilon
+from trainables.errors import InputError
 
 BUILT_IN: dict[str, type[Attack]] = {
     "image": Pgd,

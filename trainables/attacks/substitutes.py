@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainables.attacks.quirks import FIRST_WORDS, Quirks
 from trainables.captions import core, put
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.models.tokenizers import word_entries
 
 SUBSTITUTES = 10

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from trainables.command import InputError
+from trainables.errors import InputError
 
 Kind = Literal[
     "keyboard", "ocr", "character_insert", "character_replace", "character_swap", "character_delete",

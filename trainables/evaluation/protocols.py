@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainables.attacks.natural import NATURAL_ATTACKS
-from trainables.command import InputError, all_mistakes, read_yaml
+from trainables.cli.command import all_mistakes, read_yaml
 from trainables.config import CLEAN, AttackConfig, Protocol
+from trainables.errors import InputError
 from trainables.evaluation.expected import Budget
 
 EVERYTHING = 1_000_000

@@ -23,8 +23,8 @@ from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.attacks.threat_model import check, eight_bit
 from trainables.captions import CaptionText
-from trainables.command import InputError
 from trainables.config import CLEAN, FLOAT, MATCHING, Protocol
+from trainables.errors import InputError
 from trainables.evaluation.reranking import compact, reranked
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import FusionModel, RetrievalModel

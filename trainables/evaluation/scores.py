@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from trainables.command import InputError
 from trainables.config import CLEAN, MATCHING, Protocol
 from trainables.data import Split
+from trainables.errors import InputError
 from trainables.evaluation.eccv import extended_metrics
 from trainables.evaluation.expected import Budget, expected_robustness
 from trainables.evaluation.intervals import interval, robustness_metrics

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from trainables.command import InputError
+from trainables.errors import InputError
 
 Part = Literal["all", "image", "text", "fusion"]
 """Of a model: what is trained."""

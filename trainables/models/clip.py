@@ -15,8 +15,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokeniz
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from trainables.command import InputError
 from trainables.config import TinyConfig
+from trainables.errors import InputError
 from trainables.models import RetrievalModel
 from trainables.models.official import (
     State,

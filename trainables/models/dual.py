@@ -13,7 +13,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedTokenizerBase
 
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.models import RetrievalModel
 from trainables.models.official import check_weights, from_directory, without_pooler
 from trainables.models.tokenizers import load_tokenizer

@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.blip.modeling_blip import BlipAttention
 
-from trainables.command import InputError
 from trainables.config import TinyConfig
+from trainables.errors import InputError
 from trainables.models import FusionModel
 from trainables.models.official import State, layers, resampled
 from trainables.models.patches import PatchEmbedding

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trainables.command import InputError, reason
+from trainables.errors import InputError, reason
 from trainables.models import RetrievalModel
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip

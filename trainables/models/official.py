@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.command import InputError, reason
+from trainables.errors import InputError, reason
 from trainables.models.tokenizers import load_tokenizer
 
 State = dict[str, Tensor]

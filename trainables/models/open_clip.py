@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.models.official import State
 
 CONFIG = "open_clip_config.json"

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from trainables.command import InputError
+from trainables.errors import InputError
 
 Statistics = tuple[list[float], list[float]]
 """Mean and standard deviation of pixels in [0, 1], three each."""

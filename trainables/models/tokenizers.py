@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trainables.command import InputError, reason
+from trainables.errors import InputError, reason
 
 PROBED = 200
 """Words of the vocabulary that are tokenized again, the longest ones."""

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.attacks.noise import sample_keys
-from trainables.checkpoints import RESULT, other_origin, read_sealed, seal
-from trainables.command import InputError
 from trainables.config import TrialConfig, content_hash
+from trainables.errors import InputError
 from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import attackable, autocast, evaluate
 from trainables.evaluation.scores import correct_bits, recall_metrics
+from trainables.execution.checkpoints import RESULT, other_origin, read_sealed, seal
 from trainables.identity import made_from
 from trainables.models import tokenize
 from trainables.prepare import Prepared

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainables.command import InputError
 from trainables.config import Companion, Point, parts_in_loss
+from trainables.errors import InputError
 from trainables.models import FusionModel, RetrievalModel, parameters_of
 from trainables.training.losses import (
     anchor_loss,

@@ -20,7 +20,7 @@ from study.costs.budget import (
 )
 from study.records import Event, TrialRecord, append_event
 from tests.study.helpers import complete, opened, run_next, study
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.trial import Outcome
 
 PRICE = Price(device_hour={"l4": 2.0, "a100": 5.0}, head_hour=0.5)

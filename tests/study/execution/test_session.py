@@ -16,9 +16,9 @@ from study.execution.session import DONE, FAILED, RESUMABLE, Session
 from study.ledger.ledger import Ledger
 from study.records import Event
 from tests.study.helpers import complete, opened, run_next, study
-from trainables.checkpoints import seal
-from trainables.command import InputError
 from trainables.config import TrialConfig
+from trainables.errors import InputError
+from trainables.execution.checkpoints import seal
 from trainables.identity import made_from
 from trainables.trial import Outcome
 

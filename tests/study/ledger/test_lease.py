@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from study.ledger import lease as module
 from study.ledger.lease import EXPIRY_SECONDS, SESSIONS, Lease, sessions
-from trainables.command import InputError
+from trainables.errors import InputError
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from study.records import INFEASIBLE, Event, read_manifest
 from study.view import read_study
 from tests.chaos.simulated import drive, simulated_study
 from tests.study.helpers import complete, opened, run_next, study
-from trainables.command import InputError
 from trainables.config import TrialConfig
+from trainables.errors import InputError
 from trainables.trial import Outcome
 
 KEY = "s-t00002-s0"

@@ -26,7 +26,7 @@ from study.ledger.store import open_storage
 from study.records import StudyPaths
 from tests.study.conftest import PASSWORD
 from tests.study.helpers import study
-from trainables.command import InputError
+from trainables.errors import InputError
 
 TINY = {
     "recipes": ["finetune"],

@@ -14,7 +14,7 @@ from study.records import StudyPaths
 from study.tracking.mlflow_store import open_experiment
 from study.tracking.projection import default_uri
 from tests.study.helpers import complete, opened, run_next, study
-from trainables.command import InputError
+from trainables.errors import InputError
 
 
 class Killed(BaseException):

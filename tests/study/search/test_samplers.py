@@ -24,8 +24,8 @@ from study.search import samplers
 from study.search.gp_sampler import Known, read_trials
 from study.search.samplers import RepeatableSampler, reason
 from study.search.unit_box import UnitBox, Values
-from trainables.command import InputError
 from trainables.config import Protocol, TrainingConfig, TrialConfig, content_hash
+from trainables.errors import InputError
 
 
 def config(folder: Path = Path("unused"), **changes: Any) -> StudyConfig:

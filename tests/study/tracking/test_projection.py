@@ -18,7 +18,7 @@ from study.records import (
 )
 from study.tracking.mlflow_store import TrackingError, _create_database, import_mlflow, metric_name
 from study.tracking.projection import default_uri, event_points, ui_command
-from trainables.command import redacted
+from trainables.errors import redacted
 
 
 def test_rebuilding_gives_what_live_updates_gave(study: FakeStudy, other_uri: str) -> None:

@@ -17,8 +17,8 @@ from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.attacks.threat_model import check
 from trainables.captions import bare_text
-from trainables.command import InputError
 from trainables.config import AttackConfig, Protocol, TinyConfig
+from trainables.errors import InputError
 from trainables.models import parameters_of, tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip

@@ -13,7 +13,7 @@ from transformers import RobertaConfig, RobertaForMaskedLM
 
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.substitutes import STOP_WORDS, _logits_at, masked_lm_substitutes
-from trainables.command import InputError
+from trainables.errors import InputError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 TEXTS = ["a man is holding a surfboard", "two women are holding umbrellas", "a cat sleeps", "qqq zzz"]

@@ -11,8 +11,8 @@ import torch
 from trainables.attacks.contract import Attacked
 from trainables.attacks.natural import NATURAL_ATTACKS, CaptionNoise, natural_attacks
 from trainables.attacks.registry import build_attack
-from trainables.command import InputError
 from trainables.config import AttackConfig, Protocol, TrialConfig
+from trainables.errors import InputError
 from trainables.evaluation.intervals import robustness_metrics
 from trainables.evaluation.robustness import evaluate
 from trainables.prepare import prepare

@@ -13,8 +13,8 @@ from trainables.attacks.quirks import Quirk
 from trainables.attacks.registry import BUILT_IN, build_attack
 from trainables.attacks.sga import Sga
 from trainables.attacks.threat_model import ThreatModelError
-from trainables.command import InputError
 from trainables.config import AttackConfig, Protocol
+from trainables.errors import InputError
 from trainables.evaluation.robustness import evaluate
 from trainables.evaluation.scores import recall_metrics
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rapidfuzz.distance import Levenshtein
 
-from trainables.command import InputError
 from trainables.data.caption_noise import KEYBOARD, KINDS, MARKS, OCR, Kind, read_synonyms, spoil
+from trainables.errors import InputError
 
 WORDS = ["a", "young", "man", "rides", "his", "brown", "horse", "along", "the", "beach", "at", "night"]
 SYNONYMS = [["youthful"] if word == "young" else ["steed", "pony"] if word == "horse" else [] for word in WORDS]

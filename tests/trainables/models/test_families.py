@@ -13,8 +13,8 @@ from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedTokenize
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from benchmarks.setup import Plain
-from trainables.command import InputError
 from trainables.config import TinyConfig
+from trainables.errors import InputError
 from trainables.models import FusionModel, Part, RetrievalModel, parameters_of, tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip

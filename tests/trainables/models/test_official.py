@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.models import tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip

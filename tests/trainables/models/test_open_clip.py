@@ -15,7 +15,7 @@ from published_layouts import reference_clip_image, said_by_open_clip, small_cli
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from trainables.command import InputError
+from trainables.errors import InputError
 from trainables.models.clip import Clip
 from trainables.models.loading import load
 from trainables.models.official import resampled

@@ -23,8 +23,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from trainables.command import InputError
 from trainables.config import TinyConfig
+from trainables.errors import InputError
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip

@@ -16,8 +16,8 @@ from tokenizer_kinds import CAPTIONS
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertModel, ViTConfig, ViTImageProcessor, ViTModel
 
-from trainables.command import InputError, reason
 from trainables.config import TinyConfig
+from trainables.errors import InputError, reason
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip

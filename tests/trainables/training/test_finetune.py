@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainables.checkpoints import CheckpointError, seal
 from trainables.config import Point, Protocol, TrialConfig
 from trainables.evaluation.robustness import Evaluation, Gallery, evaluate
+from trainables.execution.checkpoints import CheckpointError, seal
 from trainables.prepare import prepare
 from trainables.results import TrialResult
 from trainables.training.finetune import Diverged, finetune

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from trainables.attacks.noise import sample_keys
-from trainables.command import InputError
 from trainables.config import Point, TinyConfig
+from trainables.errors import InputError
 from trainables.models import RetrievalModel, tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.trainables.models.test_families import FAMILIES, LENGTH
-from trainables.command import InputError
 from trainables.config import Point, TrialConfig
+from trainables.errors import InputError
 from trainables.prepare import Prepared, prepare
 from trainables.training.finetune import finetune
 from trainables.training.objective import Trainee

@@ -22,8 +22,9 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from trainables.command import InputError, all_mistakes, fields_of
-from trainables.help import asked, help_text, values_of
+from trainables.cli.command import all_mistakes, fields_of
+from trainables.cli.help import asked, help_text, values_of
+from trainables.errors import InputError
 
 PREFIX = "PARETOVL_"
 NOT_OURS = "PARETOVL_TEST_"

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from trainables.command import examples_of, fields_of
+from trainables.cli.command import examples_of, fields_of
 
 UNITS = {
     *("captions", "candidates", "epochs", "failures", "hours", "images", "layers", "minutes", "pixels", "samples"),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainables.command import InputError
 from trainables.config import TrialConfig
+from trainables.errors import InputError
 from trainables.identity import differences, file_digest, made_from
 
 KEPT = 2

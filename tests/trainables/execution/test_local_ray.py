@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from study.run import main
-from trainables.command import InputError
-from trainables.local_ray import SOCKET_BYTES, ray_folder
+from trainables.errors import InputError
+from trainables.execution.local_ray import SOCKET_BYTES, ray_folder
 from trainables.trial import main as run_trial
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from trainables import trial
+from trainables.cli.yaml_core import dump
 from trainables.config import ModelConfig
-from trainables.places import family_in
-from trainables.yaml_core import dump
+from trainables.execution.places import family_in
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from study.config import StudyConfig
 from study.ledger.ledger import replicate_key, trial_key
 from trainables.config import AttackConfig, Protocol, TrialConfig
+from trainables.config.fields import LONGEST_NAME, SEEDS, expanded, expanded_url
 from trainables.evaluate import Arguments
-from trainables.fields import LONGEST_NAME, SEEDS, expanded, expanded_url
 
 
 def told(schema: type[BaseModel], **fields: Any) -> str:

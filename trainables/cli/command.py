@@ -6,7 +6,6 @@ import argparse
 import difflib
 import inspect
 import io
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,15 +16,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from trainables import yaml_core
+from trainables.cli import yaml_core
 from trainables.config import TrialConfig
-from trainables.fields import expanded
+from trainables.config.fields import expanded
+from trainables.errors import InputError
 
 Checked = TypeVar("Checked")
-
-
-class InputError(ValueError):
-    """Input that cannot be used; its text is the whole message for the user. Exit code 2."""
 
 
 @contextmanager
@@ -84,34 +80,6 @@ def argument(check: Callable[[str], Checked]) -> Callable[[str], Checked]:
 
 place = argument(lambda text: Path(str(expanded(text))))
 """Type of an argument that is a path, with `~` and `$NAME` as a shell reads them."""
-
-
-UNSAFE = re.compile(r"weights.only|trust_remote_code|allow_pickle|custom code", re.IGNORECASE)
-"""Words in which libraries advise to turn their checks off."""
-
-
-def reason(error: BaseException) -> str:
-    """What a library says is wrong, in one line, and never its advice to turn a check off.
-
-    Example:
-        >>> reason(ValueError("Please pass `trust_remote_code=True`."))
-        'it would have to run code that comes with it, which is never done here'
-    """
-    if UNSAFE.search(str(error)):
-        return "it would have to run code that comes with it, which is never done here"
-    line = next(filter(None, map(str.strip, str(error).splitlines())), "")
-    return f"{type(error).__name__}: {line}" if isinstance(error, KeyError) or not line else line
-
-
-def redacted(text: str) -> str:
-    """The text without the passwords of the URLs in it.
-
-    Example:
-        >>> redacted("postgresql://me:secret@db:5432/mlflow")
-        'postgresql://me:***@db:5432/mlflow'
-    """
-    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(password=)[^&\s]+", r"\1***", text)
 
 
 def all_mistakes(error: ValidationError, schema: type[BaseModel], source: str) -> InputError:

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainables.command import InputError, read_yaml
-from trainables.yaml_core import dump, load
+from trainables.cli.command import read_yaml
+from trainables.cli.yaml_core import dump, load
+from trainables.errors import InputError
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from study.config import parse
-from trainables.command import InputError
+from study.arguments import parse
+from trainables.errors import InputError
 from trainables.evaluate import parse as parse_evaluation
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.checkpoints import SNAPSHOT, CheckpointError, RunFolder, other_origin, read_sealed
-from trainables.command import InputError
 from trainables.config import AttackConfig, Point, TrialConfig, WorkersConfig
+from trainables.errors import InputError
+from trainables.execution.checkpoints import SNAPSHOT, CheckpointError, RunFolder, other_origin, read_sealed
 from trainables.prepare import Prepared, prepare
 from trainables.training.finetune import finetune
 

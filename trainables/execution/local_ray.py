@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from trainables.command import InputError
+from trainables.errors import InputError
 
 SOCKET = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 """The longest of the names that Ray makes in its folder."""

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Model(BaseModel):
+    """Base of every schema here: unknown fields are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def content_hash(value: BaseModel | dict[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the value's canonical JSON."""
+    data = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def raise_all(problems: Iterable[str]) -> None:
+    """One ValueError with all problems, if there are any."""
+    told = "; ".join(problems)
+    if told:
+        raise ValueError(told)
+
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_NAME = 100

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainables.command import InputError
 from trainables.config import SEARCHED_ATTACKS, AttackConfig, ModelConfig, Protocol, TrialConfig
+from trainables.errors import InputError
 
 if TYPE_CHECKING:
     from trainables.data import Dataset
