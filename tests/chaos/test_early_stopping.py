@@ -23,6 +23,7 @@ def test_stopped_trials_make_room_and_are_accounted_for(tmp_path: Path) -> None:
         # measure is worse at clean recall than clean fine-tuning.
         points=[{"contrastive_weight": 1.0, "temperature": 0.06, "epsilon": "8/255", "attack_steps": 2, "words": 2}],
         objectives=[{"metric": "clean/mr_r5"}],
+        protocol={**CONFIG["protocol"], "rung_gallery_images": 40},  # among six images both find everything
         trial={**CONFIG["trial"], "training": {"epochs": 4, "batch_size": 8}, "workers": {"cpus_per_worker": 1.3}},
     )
     assert driver.finish("--cluster.concurrency", "1") == 0, driver.output
