@@ -141,7 +141,7 @@ class Session:
             concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
             say(f"{trials} trials to do, {concurrency} at once")
             if again := self._ledger.reopened:
-                say(f"the account of these is gone, so they are done again, from their checkpoints: {', '.join(again)}")
+                say(f"these had ended and are done again: {', '.join(again)}")
             if note := reason(self._config):
                 say(note)
             self._tracking.request(self._ledger.records())
@@ -212,7 +212,7 @@ class Session:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"cluster.address: Ray at {address or 'this machine'} cannot be used: {reason}\\n"
+                f"cluster.address: Ray at {address or 'this machine'} cannot be used: {reason}\n"
                 "  leave cluster.address empty for this machine, or give host:port of a running head, or auto"
             ) from None
         resources = ray.cluster_resources()
