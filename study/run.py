@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from study.arguments import Arguments, parse
@@ -18,6 +19,7 @@ from trainables.cli.command import exit_on_input_error
 from trainables.config import Protocol
 from trainables.errors import InputError
 from trainables.execution.places import family_in, open_named
+from trainables.execution.signals import RESUMABLE, Stopped, stopped_by_signals
 from trainables.identity import differences
 
 FREE_BYTES = 500_000_000
@@ -26,25 +28,29 @@ FREE_BYTES = 500_000_000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    with exit_on_input_error():
+    with exit_on_input_error(), stopped_by_signals("stopped before the study was begun"):
         from study.ledger.lease import driver_lock
 
         config = parse(arguments)
-        prepare_folder(config.paths)
+        made = prepare_folder(config.paths)
         try:
             with driver_lock(config):
                 return run(config)
-        except KeyboardInterrupt:  # before or after the trials, which have their own handling
+        except Stopped as stopped:  # before or after the trials, which have their own handling
             print(f"stopped; to go on: {config.paths.resume_command}", file=sys.stderr)
-            return 130
+            return stopped.exit_code
+        except InputError:
+            leave_no_trace(config.paths, made)
+            raise
 
 
-def prepare_folder(paths: StudyPaths) -> None:
-    """Make the study's folder.
+def prepare_folder(paths: StudyPaths) -> list[Path]:
+    """Make the study's folder. Returns what was not there before, the innermost first.
 
     Raises:
         InputError: it cannot be written, or the disk is full.
     """
+    made = [folder for folder in (paths.root, *paths.root.parents) if not folder.exists()]
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
         probe = paths.root / ".writable"
@@ -59,6 +65,16 @@ def prepare_folder(paths: StudyPaths) -> None:
         raise InputError(
             f"studies_dir: {paths.root} has {free / 1e6:.0f} MB free, a study needs {FREE_BYTES / 1e6:.0f} MB"
         )
+    return made
+
+
+def leave_no_trace(paths: StudyPaths, made: Sequence[Path]) -> None:
+    """Remove the folders that a refused command has made, as far as nothing is in them."""
+    if paths.root in made:
+        paths.lock.unlink(missing_ok=True)
+        for folder in (paths.root, paths.root.parent / ".cache", *made[1:]):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def run(config: Arguments) -> int:
@@ -119,8 +135,6 @@ def told(name: str, begun: Frozen | None, now: Frozen) -> str:
 
 def leave_at_once() -> None:
     """End this process without another write: the study is somebody else's now."""
-    from study.execution.session import RESUMABLE
-
     print("another driver has taken the study over, because this one was asleep for too long", file=sys.stderr)
     os._exit(RESUMABLE)
 

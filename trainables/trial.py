@@ -25,6 +25,7 @@ from trainables.errors import InputError
 from trainables.execution.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.places import absolute, family_in, open_named
+from trainables.execution.signals import held_back, stopped_by_signals
 from trainables.results import Caveat, TrialResult
 
 ENVIRONMENT = {
@@ -305,7 +306,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Entry point; returns the exit code: 1 without a result, or with one from which nothing can be concluded."""
     path = parser().parse_args(arguments).config
-    with exit_on_input_error():
+    with exit_on_input_error(), stopped_by_signals("stopped; the same command goes on from the last checkpoint"):
         config = absolute(read_config(path))
         os.environ.update(ENVIRONMENT)
         ray_folder()
@@ -322,7 +323,8 @@ def main(arguments: Sequence[str]) -> int:
         images = len(prepared.dataset.train.image_ids), len(prepared.gallery.pixels)
         for caveat in foreseen(config, *images):
             print(f"warning: {caveat.text}", file=sys.stderr)
-        ray.init(address="local", log_to_driver=False, logging_level="ERROR")
+        with held_back():
+            ray.init(address="local", log_to_driver=False, logging_level="ERROR")
         if config.workers.gpus_per_worker is None:
             gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
             config = config.model_copy(update={"workers": config.workers.model_copy(update={"gpus_per_worker": gpus})})

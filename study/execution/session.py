@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import time
@@ -37,11 +36,12 @@ from trainables.data import DataError
 from trainables.errors import InputError
 from trainables.execution.checkpoints import RunFolder
 from trainables.execution.local_ray import ray_folder
+from trainables.execution.signals import RESUMABLE, Stopped, held_back, ignore_signals
 from trainables.trial import ENVIRONMENT, RESERVED_SHARE, Patience, tune_trial
 
-DONE, FAILED, RESUMABLE, INTERRUPTED = 0, 1, 75, 130
-"""Exit codes: done; done without a result (no trial is complete, or nothing can be concluded), or stopped by a bug; run
-the same command again; Ctrl-C. (2: unusable input.)"""
+DONE, FAILED = 0, 1
+"""Exit codes: done; done without a result (no trial is complete, or nothing can be concluded), or stopped by a bug.
+(2: unusable input; those of a study that was stopped are in `trainables.execution.signals`.)"""
 
 LOCAL_ENVIRONMENT = {
     "RAY_maximum_startup_concurrency": "16",  # forks are cheap; Ray's default is one start per core
@@ -91,7 +91,7 @@ class Session:
             self._display.seen(records[manifest.number], manifest)
             self._tidy(manifest)
         self._front: list[FrontEntry] | None = None
-        self._stopped_by: int | None = None
+        self._stopped: Stopped | None = None
         self._closing = self._moved = False
         self._alike = AlikeFailures(config.budget.alike_failures)
 
@@ -134,8 +134,6 @@ class Session:
             cpus, gpus = self._connect(stack)
             self._lease.use(self._device)
             self._limits()  # tells now if the device has no price
-            signal.signal(signal.SIGTERM, self._stop)
-            signal.signal(signal.SIGINT, self._stop)
             self._prepare(gpus > 0)
             template = self._sized(cpus, gpus)
             concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
@@ -147,10 +145,11 @@ class Session:
             self._tracking.request(self._ledger.records())
             with self._display:
                 self._tune(template, concurrency)
-        except KeyboardInterrupt:
+        except Stopped as stopped:
+            self._stopped = stopped
             say("stopping")
         finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the closing short
+            ignore_signals()
             ray.shutdown()
             stack.close()
 
@@ -184,11 +183,11 @@ class Session:
         if self._alike.bug is not None:
             say(self._alike.report(self._config.name))
             return FAILED
-        if self._stopped_by is None and not self._moved:  # the same command would come to the same end, for ever
+        if self._stopped is None and not self._moved:  # the same command would come to the same end, for ever
             say(f"study {self._config.name} is not done, but nothing could be done for the {left} trials that are left")
             return FAILED
         say(f"study {self._config.name} is not done, {left} trials are left; to go on: {self._paths.resume_command}")
-        return INTERRUPTED if self._stopped_by == signal.SIGINT else RESUMABLE
+        return RESUMABLE if self._stopped is None else self._stopped.exit_code
 
     def _connect(self, stack: ExitStack) -> tuple[float, float]:
         """Start Ray, or join the cluster; returns its CPUs and GPUs."""
@@ -208,7 +207,8 @@ class Session:
                 )
             options = {"address": address, "runtime_env": {"env_vars": ENVIRONMENT}}
         try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            with held_back():
+                ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
@@ -343,10 +343,6 @@ class Session:
         history = hypervolume_history(manifests, objectives)
         self._display.front(entries, history[-1][-1] if history else 0.0)
         return entries
-
-    def _stop(self, number: int, _: object) -> None:
-        self._stopped_by = number
-        raise KeyboardInterrupt
 
 
 def speaks_grpc(address: str, timeout_seconds: float) -> bool:

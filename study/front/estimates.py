@@ -62,14 +62,14 @@ class Estimate:
 
 
 def estimates(manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> list[Estimate]:
-    """Complete trials with their replicates taken together, in the order of their first runs.
+    """Complete trials with their replicates taken together, by key: nothing depends on the order in which they ended.
 
     All runs are evaluated on the same images, so the evaluation's variance stays as it is, and only that between the
     runs shrinks with their number: `variance = mean of (interval / 2 z)^2 + sample variance / runs`. A point with one
     run keeps its interval.
     """
     groups: dict[str, list[Manifest]] = {}
-    for manifest in sorted(manifests, key=lambda manifest: manifest.replicate):
+    for manifest in sorted(manifests, key=lambda manifest: (manifest.replicate, manifest.key)):
         if manifest.state == "complete":
             groups.setdefault(manifest.key.rsplit("-s", 1)[0], []).append(manifest)
     names = [objective.metric for objective in objectives]

@@ -12,13 +12,14 @@ import pytest
 
 from dashboards import pareto_page
 from study.execution import session as session_module
-from study.execution.session import DONE, FAILED, RESUMABLE, Session
+from study.execution.session import DONE, FAILED, Session
 from study.ledger.ledger import Ledger
 from study.records import Event
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.execution.checkpoints import seal
+from trainables.execution.signals import RESUMABLE, Stopped
 from trainables.identity import made_from
 from trainables.trial import Outcome
 
@@ -83,8 +84,7 @@ def test_checkpoints_of_stopped_trials_go_and_others_stay(tmp_path: Path) -> Non
 
 
 def interrupted(self: Session, stack: object) -> tuple[float, float]:
-    self._stop(signal.SIGTERM, None)
-    raise AssertionError("a signal was raised")
+    raise Stopped(signal.SIGTERM)
 
 
 def test_a_resumed_session_begins_with_the_front_that_is_known(
@@ -118,10 +118,10 @@ def test_a_session_that_moves_nothing_does_not_ask_to_be_run_again(
     session._device = "cpu"
     assert session.close() == FAILED
     assert "nothing could be done for the 1 trials that are left" in capsys.readouterr().out
-    session._stopped_by = signal.SIGTERM
+    session._stopped = Stopped(signal.SIGTERM)
     assert session.close() == RESUMABLE
     assert f"to go on: python -m study.run --name s --studies-dir {tmp_path}" in capsys.readouterr().out
-    session._stopped_by = None
+    session._stopped = None
     going = ledger.take()
     session._changed(going, Event(time=1, event="rung", step=1))
     assert session.close() == RESUMABLE, "it came further"
