@@ -216,6 +216,15 @@ def suggest(space: Space, trial: optuna.Trial) -> dict[str, Value]:
     return params
 
 
+def is_draw(space: Space | None, params: Mapping[str, Any]) -> bool:
+    """Whether the parameters are a point with exactly the knobs that exist under them; None: of whatever space."""
+    try:
+        Point.model_validate(params)
+    except ValidationError:
+        return False
+    return space is None or params.keys() == {name for name, knob in space.items() if _exists(knob, params)}
+
+
 def _existing(space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
     params: dict[str, Value] = {}
     for name, knob in space.items():

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import optuna
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
+from search_spaces.space import Space, is_draw
 from study.config import StudyConfig
-from study.records import StudyPaths, folder_id, write_atomically
+from study.ledger.frozen import load_frozen
+from study.ledger.store import KEPT
+from study.records import StudyPaths, folder_id, read_frozen, write_atomically
 from trainables.errors import InputError, redacted
 
 OWNER = "paretovl_folder"
@@ -17,7 +21,8 @@ def held_study(config: StudyConfig, paths: StudyPaths, storage: optuna.storages.
     """The folder's study in the database; None before it is begun.
 
     Raises:
-        InputError: the database has lost it, or has another folder's study of its name.
+        InputError: the database has lost it, has another folder's study of its name, or has trials in it that another
+            program added.
     """
     where = redacted(config.storage or str(paths.database))
     try:
@@ -38,7 +43,28 @@ def held_study(config: StudyConfig, paths: StudyPaths, storage: optuna.storages.
             f"storage: the study {config.name!r} in {where} belongs to another folder than {paths.root}; use another "
             "--name or another --storage"
         )
+    if paths.config.exists():
+        accepted, space = read_frozen(paths).accepted, load_frozen(paths).space
+        added = [t.number for t in study.get_trials(deepcopy=False) if not _made_here(t, None if accepted else space)]
+        if added:
+            raise InputError(
+                f"storage: the study {config.name!r} in {where} has trials that were not made here: "
+                f"{', '.join(map(str, added))} (by number). Put back a copy of the database from before another "
+                "program added them, or use another --name; what shall be tried is given as points"
+            )
     return study
+
+
+def _made_here(trial: FrozenTrial, space: Space | None) -> bool:
+    """Whether the trial is as the ledger writes them: enqueued with what it is, else begun with all that was drawn.
+
+    Args:
+        trial: of the study.
+        space: that all trials were drawn from; None: an earlier one may have been another.
+    """
+    if trial.state == TrialState.WAITING or "recipe" in trial.user_attrs:
+        return any(name in trial.user_attrs for name in KEPT)
+    return is_draw(space, trial.params)
 
 
 def claim(config: StudyConfig, storage: optuna.storages.RDBStorage, accept_changes: bool) -> None:

@@ -59,6 +59,20 @@ def foreign(config: StudyConfig) -> None:
     made.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
 
 
+def added(change: Callable[[optuna.Study], object]) -> Damage:
+    """Another program works on the study with plain Optuna."""
+
+    def change_study(config: StudyConfig) -> None:
+        change(optuna.load_study(study_name="s", storage=open_storage(config.paths, None)))
+
+    return change_study
+
+
+def ended(params: dict[str, float]) -> optuna.trial.FrozenTrial:
+    drawn = {name: optuna.distributions.FloatDistribution(0.01, 1, log=True) for name in params}
+    return optuna.create_trial(params=params, distributions=drawn, values=[0.9, 0.9])
+
+
 GOES_ON: dict[str, Damage] = {
     "the folder of an ended trial": lambda c: shutil.rmtree(c.paths.manifest(KEY).parent),
     "a manifest": lambda c: c.paths.manifest(KEY).unlink(),
@@ -108,6 +122,15 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         "study.yaml, which would say with what settings",
     ),
     "another program's study": (foreign, "with trials that were not made here"),
+    "another program's ended trials": (
+        added(lambda s: (s.add_trial(ended({"x": 0.1})), s.add_trial(ended({"temperature": 0.1})))),
+        "trials that were not made here: 6, 7 (by number)",
+    ),
+    "another program's waiting trials": (
+        added(lambda s: (s.enqueue_trial({"x": 1}), s.enqueue_trial({"temperature": 0.1}))),
+        "trials that were not made here: 6, 7 (by number)",
+    ),
+    "another program's running trial": (added(lambda s: s.ask()), "trials that were not made here: 6 (by number)"),
 }
 
 
@@ -159,6 +182,12 @@ def test_without_it_one_message_says_what_to_do(done: StudyConfig, piece: str) -
     assert len(told) == 1
     assert expected in told.pop()
     assert not database or len(done.paths.database.read_bytes()) >= len(database), "nothing is lost"
+
+
+def test_nobody_counts_another_programs_trials(done: StudyConfig) -> None:
+    added(lambda study: study.add_trial(ended({"x": 0.1})))(done)
+    with pytest.raises(InputError, match="trials that were not made here: 6 "):
+        read_study(done.paths)
 
 
 def test_what_came_of_a_trial_before_is_kept_and_nothing_else_of_it(tmp_path: Path, database: str) -> None:
