@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from trainables.cli.command import all_mistakes, fields_of
 from trainables.cli.help import asked, help_text, values_of
+from trainables.config.fields import Separated
 from trainables.errors import InputError
 
 PREFIX = "PARETOVL_"
@@ -97,7 +98,7 @@ def from_command_line(schema: type[Parsed], given: Sequence[str], values: Mappin
     usage = io.StringIO()
     try:
         with contextlib.redirect_stderr(usage):
-            return schema(_cli_parse_args=list(given), **values)
+            return schema(_cli_parse_args=_with_commas(schema, given), **values)
     except SystemExit as stop:
         if stop.code:
             raise _flag_mistake(usage.getvalue()) from None
@@ -112,6 +113,18 @@ def from_command_line(schema: type[Parsed], given: Sequence[str], values: Mappin
         ) from None
 
 
+def _with_commas(schema: type[Flags], given: Sequence[str]) -> list[str]:
+    """The flags, with the blanks within a list as the commas that `pydantic_settings` takes; JSON is left alone."""
+    lists = {"--" + path.replace("_", "-") for path, field in fields_of(schema) if Separated in field.metadata}
+    found, flag = [], ""
+    for argument in given:
+        flag, sign, value = argument.partition("=") if argument.startswith("--") else (flag, " ", argument)
+        if sign and flag in lists and not value.startswith(("[", "{")):
+            argument = argument.removesuffix(value) + re.sub(r"[,\s]+", ",", value.strip())
+        found.append(argument)
+    return found
+
+
 def _print_help(schema: type[Flags], group: str, given: Sequence[str], values: Mapping[str, Any]) -> None:
     """The help with what the other flags, variables and values make of the fields.
 
@@ -121,7 +134,7 @@ def _print_help(schema: type[Flags], group: str, given: Sequence[str], values: M
     required = {name: name.upper() for name, field in schema.model_fields.items() if field.is_required()}
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            effective = values_of(schema(_cli_parse_args=list(given), **{**required, **values}))
+            effective = values_of(schema(_cli_parse_args=_with_commas(schema, given), **{**required, **values}))
     except (SystemExit, ValidationError, SettingsError):  # what is wrong is told without --help; here it may be unknown
         effective = {path: field.get_default(call_default_factory=True) for path, field in fields_of(schema)}
     try:

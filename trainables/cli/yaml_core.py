@@ -92,4 +92,6 @@ def _repeated_keys(node: yaml.Node, path: str, seen: set[int]) -> Iterator[str]:
         yield from _repeated_keys(value, f"{path}{key.value}.", seen)
     for (_, name), places in lines.items():
         if len(places) > 1:
-            yield f"{path}{name} stands in lines {', '.join(map(str, places))}; leave one of them"
+            different = dict.fromkeys(places)
+            where = f"line{'s' * (len(different) > 1)} {', '.join(map(str, different))}"
+            yield f"{path}{name} stands {len(places)} times, in {where}; leave one of them"

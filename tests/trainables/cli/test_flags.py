@@ -75,6 +75,16 @@ def test_a_list_flag_with_blanks_says_commas() -> None:
     assert parse(["--recipes", "mat,fare", "--protocol.recall-at", "1,5"]).protocol.recall_at == (1, 5)
 
 
+@pytest.mark.parametrize("text", ["1,5", "1, 5", "1 5", " 1  5 ", "[1, 5]"])
+@pytest.mark.parametrize("sign", [" ", "="])
+def test_a_list_in_one_argument_is_split_as_in_a_variable(text: str, sign: str) -> None:
+    flags = ["--protocol.recall-at", text] if sign == " " else [f"--protocol.recall-at={text}"]
+    assert parse(flags).protocol.recall_at == (1, 5)
+    words = text.replace("1", "mat").replace("5", "fare").replace("[mat, fare]", '["mat", "fare"]')
+    both = parse(["--recipes", words, "--rerun", words, "--data.captions", "my 1.json"])
+    assert (both.recipes, both.rerun, both.data.captions) == (("mat", "fare"), ("mat", "fare"), "my 1.json")
+
+
 @pytest.mark.parametrize("source", ["flag", "variable"])
 def test_what_should_be_json_says_so(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--points", "{epsilon: 2/255}"] if source == "flag" else []

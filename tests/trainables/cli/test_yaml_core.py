@@ -62,9 +62,9 @@ def test_keys_that_stand_twice_are_told_with_their_lines(tmp_path: Path) -> None
         read_yaml(path)
     told = str(error.value)
     assert str(path) in told
-    assert "budget.trials stands in lines 3, 4" in told
-    assert "points.0.words stands in lines 6, 6" in told
-    assert "\n  seed stands in lines 1, 7" in told
+    assert "budget.trials stands 2 times, in lines 3, 4;" in told
+    assert "points.0.words stands 2 times, in line 6;" in told
+    assert "\n  seed stands 2 times, in lines 1, 7;" in told
 
 
 def test_aliases_are_no_repetition_and_a_circle_ends() -> None:
