@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trainables.data.errors import holding
 from trainables.errors import InputError, reason
 from trainables.models import RetrievalModel
 from trainables.models.albef import Albef
@@ -108,9 +109,24 @@ def _as_input_errors(name: str, wanted: str) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if torn := torn_files(Path(name)):
+            raise InputError(f"model {name!r} cannot be loaded: {', '.join(torn)}: torn; copy it again") from error
         raise InputError(
             f"model {name!r} cannot be loaded: {reason(error)}\n  give a hub id or a directory with {wanted}"
+            + ("" if Path(name).exists() else "; nothing here has that name, so it was taken for a hub id")
         ) from error
+
+
+def torn_files(path: Path) -> list[str]:
+    """Names of files of weights, the path itself or in it, that are not whole."""
+    torn = []
+    for file in [path] if path.suffix == ".safetensors" else sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            torn.append(file.name)
+    return torn
 
 
 def _from_file(path: Path, image_pixels: int | None) -> RetrievalModel:
@@ -133,6 +149,11 @@ def _family(name: str) -> type[Albef | Blip | Clip | Siglip | Dual]:
     if (Path(name) / "image_tower").is_dir():
         return Dual
     kind = PretrainedConfig.get_config_dict(name)[0].get("model_type")
+    if kind is None and Path(name).is_dir():
+        raise InputError(
+            f"{name} has neither a config.json with a model_type nor {CONFIG}; {holding(Path(name), '*')}. A published "
+            "file is named itself, with its folder"
+        )
     if kind not in FAMILIES:
         raise InputError(f"{name} is a {kind}; accepted are {', '.join(FAMILIES)}")
     return FAMILIES[kind]

@@ -107,7 +107,7 @@ def _wanted(name: str | Path, kind: Any) -> str:
     """Where was looked for what."""
     files = getattr(kind, "vocab_files_names", {})
     own = sorted({file for key, file in files.items() if key != "tokenizer_file"})
-    wanted = "tokenizer.json" + (f", or {' with '.join(own)}" if own else "")
+    wanted = f"tokenizer.json, or {' with '.join(own) or 'vocab.txt, or vocab.json with merges.txt'}"
     if not Path(name).is_dir():
         return f"  looked for on the hub and in its cache: {wanted}"
     there = sorted(path.name for path in Path(name).iterdir() if path.is_file())

@@ -204,7 +204,7 @@ def test_given_points_come_once_after_the_recipes_and_count_as_searched(tmp_path
     assert (recipe.recipe, first.recipe, second.recipe) == ("mat", None, None)
     assert [first.params[name] for name in points[0]] == [0.5, 2 / 255, 2]
     assert second.params["temperature"] == 0.1
-    with pytest.raises(ValueError, match=r"words=7, heads=2 is not in the space"):
+    with pytest.raises(ValueError, match=r"words=7 is not in the space; heads is not in the space"):
         config(points=({"words": 7}, {"heads": 2}))
 
 

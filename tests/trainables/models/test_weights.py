@@ -88,12 +88,22 @@ def test_another_shape_is_named(family: str, tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
-def test_a_torn_file_is_one_message(tmp_path: Path) -> None:
+def test_a_torn_file_is_named(tmp_path: Path) -> None:
     saved("clip", tmp_path)
     weights = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(InputError, match="cannot be loaded"):
         load(str(tmp_path))
+
+
+def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved("clip", tmp_path / "model")
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(InputError, match=r"neither a config\.json .* has .*model\.safetensors.* named itself"):
+        load(str(tmp_path / "model"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="nothing here has that name, so it was taken for a hub id"):
+        load("modle")
 
 
 def test_a_masked_language_model_without_its_head_is_refused(tmp_path: Path) -> None:
