@@ -114,6 +114,7 @@ def base_of(folder: Path, family: str, fields: dict[str, object]) -> list[str]:
 def everything_missing(folder: Path) -> list[str]:
     attacks = {"attacks": ["both", "imgae", {"name": "long", "attack": "image", "options": {"step": 3}}]}
     flags = ["--data.root", str(folder / "nowhere"), "--trial.model.masked-lm", str(folder / "bert")]
+    flags += ["--trial.model.pretrain.root", str(folder / "pairs")]
     return [*with_file(folder, {"protocol": attacks, "objectives": [{"metric": "both/mr_r1"}]}), *flags]
 
 
@@ -185,6 +186,7 @@ BAD: dict[str, tuple[Prepare, str]] = {
     "attack that is none": (everything_missing, "protocol.attacks, imgae: no attack 'imgae'; there are image, text"),
     "option that is none": (everything_missing, "protocol.attacks, long: no option step; options are"),
     "model that is not there": (everything_missing, "/bert; give a hub id, a folder, or a file of weights"),
+    "pairs that are not there": (everything_missing, "/pairs is no folder"),
     "data that is not there": (everything_missing, "nowhere is no folder"),
     "file of an attack": (
         lambda f: with_file(f, {"protocol": {"attacks": ["image", "both", f"{f}/mine.py:Mine"]}}),

@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from trainables.data.errors import DataError, holding
+from trainables.data.errors import DataError
 
 VERSION = 2
 """Part of the data hash: raise it when the same file would decode to other pixels."""
@@ -73,13 +73,8 @@ def locate(folder: Path, names: Sequence[str], linked: Sequence[Path] = ()) -> l
         linked: folders elsewhere that links below it may lead to.
 
     Raises:
-        DataError: If there is no such folder, or with every name that leaves it.
+        DataError: With every name that leaves it.
     """
-    if not folder.is_dir():
-        raise DataError(
-            f"the image folder {folder} (data.images below data.root) does not exist; images such as "
-            f"{', '.join(names[:1])} are looked for in it; {holding(folder.parent, '*/')}"
-        )
     base = os.path.realpath(folder)
     allowed = [base, *map(os.path.realpath, linked)]
     resolve_directory = cache(os.path.realpath)  # one resolution a directory, one lstat a file

@@ -31,7 +31,10 @@ OPTIONAL_SPLITS = frozenset({"restval"})
 SPLIT_NAME = "split.json"
 """Of the split file, where none is named."""
 
+ALL = "all splits"
+
 SPLIT_FILE = '{"train": [image id, ...], "test": [image id, ...]}'
+GENERATED_FILE = "a list [{image_id, caption}]"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def read_pictures(config: DataConfig, root: Path) -> tuple[list[Picture], list[P
     Raises:
         DataError: If files are missing, malformed or contradict each other, or if nothing is left.
     """
+    refuse_missing(config, root)
     source = str(root / config.captions)
     pictures = index_pictures(to_coco(_load_captions(config, root), source), source)
     splits = _splits(config, root, pictures)
@@ -114,7 +118,7 @@ def with_generated(train: Sequence[Picture], pictures: Sequence[Picture], path: 
         DataError: If there is no such file, with every entry that cannot be used, or if no training image has one.
     """
     source = f"{path} (data.generated_captions)"
-    rows = _load_json(path, "data.generated_captions", "a list [{image_id, caption}]")
+    rows = _load_json(path, "data.generated_captions", GENERATED_FILE)
     if not isinstance(rows, list):
         raise DataError(f"{source} is no list of {{image_id, caption}}, but a {type(rows).__name__}")
     known = {picture.id for picture in pictures}
@@ -285,19 +289,51 @@ def _repeated(kind: str, items: Sequence[Any]) -> list[str]:
     ]
 
 
+def refuse_missing(config: DataConfig, root: Path) -> None:
+    """Look for every file and folder that is named, before any is read.
+
+    Raises:
+        DataError: With all that do not exist, what is read there, and what is beside them.
+    """
+    files = [(path, "data.captions", CAPTIONS_FILE) for path in _caption_files(config, root).values()]
+    if not root.is_dir():
+        del files[1:]  # the rest below it would say the same
+    elif config.split is not None:
+        files.append((root / config.split, "data.split", SPLIT_FILE))
+    if config.generated_captions is not None:
+        files.append((config.generated_captions, "data.generated_captions", GENERATED_FILE))
+    problems = [
+        f"{path} ({field}) does not exist; read is {accepted}; {holding(path.parent, '*.json')}"
+        for path, field, accepted in files
+        if not path.exists()
+    ]
+    folders = [(folder, "data.linked_folders") for folder in config.linked_folders]
+    if root.is_dir():
+        folders.append((root / config.images, "data.images"))
+    problems += [
+        f"the folder {folder} ({field}) does not exist; {holding(folder.parent, '*/')}"
+        for folder, field in folders
+        if not folder.is_dir()
+    ]
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _caption_files(config: DataConfig, root: Path) -> dict[str, Path]:
+    """By the split that a file is of, or one of `ALL`. An optional one may not be there."""
+    if "{split}" not in config.captions:
+        return {ALL: root / config.captions}
+    splits = dict.fromkeys([*(() if config.shards else config.train_splits), config.eval_split])
+    paths = {split: root / config.captions.replace("{split}", split) for split in splits}
+    return {split: path for split, path in paths.items() if split not in OPTIONAL_SPLITS or path.exists()}
+
+
 def _load_captions(config: DataConfig, root: Path) -> Any:
     """The captions file as it is, or those of the used splits joined, each image tagged with its split."""
+    paths = _caption_files(config, root)
+    parts = {split: _load_json(path, "data.captions", CAPTIONS_FILE) for split, path in paths.items()}
     if "{split}" not in config.captions:
-        return _load_json(root / config.captions, "data.captions", CAPTIONS_FILE)
-    paths = {
-        split: root / config.captions.replace("{split}", split)
-        for split in dict.fromkeys([*(() if config.shards else config.train_splits), config.eval_split])
-    }
-    parts = {
-        split: _load_json(path, "data.captions", CAPTIONS_FILE)
-        for split, path in paths.items()
-        if path.exists() or split not in OPTIONAL_SPLITS
-    }
+        return parts[ALL]
     if all(isinstance(part, list) for part in parts.values()):
         return [entry for split, part in parts.items() for entry in _tagged(part, split)]
     joined: dict[str, list[Any]] = {}
@@ -337,13 +373,9 @@ def _checked_splits(value: Any, source: str) -> dict[str, list[int]]:
 
 
 def _load_json(path: Path, field: str, accepted: str) -> Any:
-    """Raises DataError with what would be accepted, and what else is there."""
+    """Raises DataError with what would be accepted."""
     try:
         return json.loads(path.read_bytes(), object_pairs_hook=_each_once if field == "data.split" else None)
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} ({field}) does not exist; read is {accepted}; {holding(path.parent, '*.json')}"
-        ) from None
     except OSError as error:
         raise DataError(f"{path} ({field}) cannot be read: {error.strerror}; read is {accepted}") from None
     except ValueError as error:

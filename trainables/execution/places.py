@@ -78,7 +78,9 @@ def family_in(model: ModelConfig) -> str:
 
 def _missing_models(model: ModelConfig) -> list[str]:
     """Names that are written as paths, with nothing there. Others may be hub ids."""
-    return [
+    pairs = model.pretrain.root
+    lost = [f"model.pretrain.root: {pairs} is no folder"] if pairs is not None and not pairs.is_dir() else []
+    return lost + [
         f"model.{name}: there is no {value}; give a hub id, a folder, or a file of weights"
         for name in MODELS
         if (value := getattr(model, name)) is not None and _is_path(value) and not Path(value).exists()

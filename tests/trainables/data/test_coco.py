@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,8 +163,7 @@ def test_messages_name_the_file_what_is_read_and_what_is_there(root: Path) -> No
     assert f"{root} has dataset_coco.json, split.json" in message
     (root / "val2014").mkdir()
     message = refused(root, captions="dataset_coco.json", images="train2014")
-    assert f"the image folder {root / 'train2014'} (data.images below data.root) does not exist" in message
-    assert f"images such as {NAMES[391895]} are looked for in it" in message
+    assert f"the folder {root / 'train2014'} (data.images) does not exist" in message
     assert f"{root} has images, val2014" in message
     (root / "dataset_coco.json").write_text('{"info": 1}')
     message = refused(root, captions="dataset_coco.json")
@@ -291,6 +291,27 @@ def test_missing_captions_file(root: Path) -> None:
     assert "captions_train.json" in refused(root, captions="captions_{split}.json")
 
 
+def test_all_that_is_missing_is_told_at_once(root: Path) -> None:
+    nowhere = root.parent / "nowhere"
+    outside: dict[str, Any] = {
+        "generated_captions": nowhere / "g.json",
+        "linked_folders": (nowhere, root, nowhere / "l"),
+    }
+    message = refused(root, captions="caps.json", split="nosplit.json", images="imgs", **outside)
+    told = [line.split(" does not exist")[0] for line in message.splitlines()]
+    assert told == [
+        f"{root / 'caps.json'} (data.captions)",
+        f"{root / 'nosplit.json'} (data.split)",
+        f"{nowhere / 'g.json'} (data.generated_captions)",
+        f"the folder {nowhere} (data.linked_folders)",
+        f"the folder {nowhere / 'l'} (data.linked_folders)",
+        f"the folder {root / 'imgs'} (data.images)",
+    ]
+    per_split = refused(root, captions="c_{split}.json").splitlines()
+    assert [line.split(" (")[0] for line in per_split] == [str(root / "c_train.json"), str(root / "c_test.json")]
+    assert len(refused(nowhere).splitlines()) == 1
+
+
 def test_names_that_leave_the_folder(root: Path) -> None:
     outside = root.parent / "outside"
     outside.mkdir()
@@ -323,6 +344,7 @@ def test_links_may_lead_to_folders_that_are_named(root: Path) -> None:
     assert "name the folders they lead to in data.linked_folders" in message
     assert load(root, linked_folders=(photos,)).test.image_ids.tolist() == [42]
     assert load(root, linked_folders=(root.parent / "disk",)).test.image_ids.tolist() == [42]
+    (root.parent / "dis").mkdir()
     assert "is a link to" in refused(root, linked_folders=(root.parent / "dis",))  # the same letters, another folder
     # What is named opens no way for names that lead out by themselves.
     document = coco_document()
