@@ -151,7 +151,7 @@ def _progress_section(sides: Sequence[Side], library: bool) -> str:
                 for _, count, seconds, share in side.history
             ],
             hoverinfo="text",
-            mode="lines",
+            mode="lines+markers" if len(side.history) == 1 else "lines",
             line={
                 "shape": "hv",
                 "color": _turn(COLOURS, place),

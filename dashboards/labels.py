@@ -6,6 +6,7 @@ pixels. So a place is chosen that is good on every canvas of a few, from a phone
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -30,14 +31,18 @@ DIRECTIONS = 16
 STAR, DOT = 10.0, 8.0
 """Radius of the markers that have labels and of others, in pixels."""
 
-COVERS_STAR, COVERS_LABEL, LEAVES, COVERS_DOT, CROSSED = 1e4, 1e4, 1e3, 60.0, 4.0
+COVERS_STAR, COVERS_LABEL, LEAVES, COVERS_DOT, CROSSED, COVERS_LINE = 1e4, 1e4, 1e3, 60.0, 4.0, 3.0
 """What it costs, in pixels of distance, to lie on a labelled marker, on a label, over the edge, on another marker, and
-for a line to pass a marker."""
+for a line to pass a marker, and to lie on one of the `STEPS` parts of a piece of the front line."""
+
+STEPS = 24
 
 ROUNDS = 4
 
 
-def place_labels(texts: Sequence[str], anchors: Sequence[Pair], others: Sequence[Pair]) -> list[Pair]:
+def place_labels(
+    texts: Sequence[str], anchors: Sequence[Pair], others: Sequence[Pair], line: Sequence[Pair] = ()
+) -> list[Pair]:
     """Offsets from points to the middles of their labels, in pixels, upwards; the same input gives the same places.
 
     Each label in turn takes the place that costs least given the others, until none wants to move.
@@ -46,10 +51,13 @@ def place_labels(texts: Sequence[str], anchors: Sequence[Pair], others: Sequence
         texts: of the labels.
         anchors: their points, in parts of the canvas, 0 to 1 from the lower left.
         others: further points that have no label.
+        line: corners of a line that labels had better not lie on.
     """
     stars, dots = np.reshape(anchors, (-1, 2)), np.reshape(others, (-1, 2))
+    pieces = [np.linspace(start, end, STEPS) for start, end in itertools.pairwise(line)]
+    inked = np.concatenate(pieces) if pieces else np.zeros((0, 2))
     choices = [_candidates(text) for text in texts]
-    alone = [_cost_alone(stars, index, dots, texts[index], choices[index]) for index in range(len(texts))]
+    alone = [_cost_alone(stars, index, dots, inked, texts[index], choices[index]) for index in range(len(texts))]
     boxes = [
         [label_boxes(text, anchor, offsets, canvas) for canvas in CANVASES]
         for text, anchor, offsets in zip(texts, anchors, choices, strict=True)
@@ -118,13 +126,14 @@ def _candidates(text: str) -> Floats:
     return np.round(np.concatenate([np.transpose(ring) for ring in rings]), 1)
 
 
-def _cost_alone(stars: Floats, index: int, dots: Floats, text: str, offsets: Floats) -> Floats:
+def _cost_alone(stars: Floats, index: int, dots: Floats, inked: Floats, text: str, offsets: Floats) -> Floats:
     """Of each place of a label, whatever the other labels do."""
     costs: Floats = np.linalg.norm(offsets, axis=1)
     for canvas in CANVASES:
         size = np.asarray(canvas)
         boxes = label_boxes(text, stars[index], offsets, canvas)
         costs += LEAVES * ((boxes[:, :2] < 0).any(axis=1) | (boxes[:, 2:] > size).any(axis=1))
+        costs += COVERS_LINE * cover(boxes, inked * size, 2.0).sum(axis=1)
         for points, radius, price in ((stars, STAR, COVERS_STAR), (dots, DOT, COVERS_DOT)):
             costs += price * cover(boxes, points * size, radius).sum(axis=1)
             costs += CROSSED * _passed((points - stars[index]) * size, offsets, radius).sum(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -124,9 +125,14 @@ def symbol(knob: str) -> str:
     return SYMBOLS[knob].letter if knob in SYMBOLS else knob
 
 
+def idle_knobs(settings: Mapping[str, Any]) -> set[str]:
+    """Knobs that say nothing at a point: steps without a radius."""
+    return {"attack_steps"} if not settings.get("epsilon", True) else set()
+
+
 def knob_cells(knobs: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
     """Cells with a point's values, escaped; a dash where it has none, as of steps without a radius."""
-    idle = {"attack_steps"} if not settings.get("epsilon", True) else set()
+    idle = idle_knobs(settings)
     shown = {name: escape(written(name, settings[name])) for name in knobs if name in settings and name not in idle}
     return [shown.get(name, "–") for name in knobs]
 
@@ -148,6 +154,13 @@ def step_line(points: Sequence[tuple[float, float]], rising: bool, **settings: A
     # Between two neighbours the worse x already has the better y: the step follows what is attained.
     line = {"shape": "vh" if rising else "hv", **settings}
     return {"x": [x for x, _ in steps], "y": [y for _, y in steps], "mode": "lines", "line": line, "hoverinfo": "skip"}
+
+
+def step_corners(points: Sequence[tuple[float, float]], rising: bool) -> list[tuple[float, float]]:
+    """Where the line of `step_line` begins, turns and ends."""
+    steps = sorted(points)
+    turns = [[start, (start[0], end[1]) if rising else (end[0], start[1])] for start, end in itertools.pairwise(steps)]
+    return [corner for pair in turns for corner in pair] + steps[-1:]
 
 
 def error_bars(metrics: Sequence[Metric], strong: bool = True) -> dict[str, Any]:

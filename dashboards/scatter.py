@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dashboards.labels import place_labels
-from dashboards.page import INK, error_bars, lay_out, recipe_name, step_line, symbol
+from dashboards.page import INK, error_bars, idle_knobs, lay_out, recipe_name, step_corners, step_line, symbol
 from search_spaces.notation import RADII, number, telling, written
 from study.config import Objective
 from study.front.dominance import front_mask, oriented
@@ -106,14 +106,16 @@ def number_axis(points: Points) -> Axis:
 
 def knob_axis(name: str, points: Points) -> Axis:
     """The axis of a knob: numbers in its own unit, in the logarithm where they are far apart; else choices."""
-    values = [value for one in points.estimates if (value := settings(one).get(name)) is not None]
+    given = [settings(one) for one in points.estimates]
+    values = [one[name] for one in given if one.get(name) is not None and name not in idle_knobs(one)]
     if any(isinstance(value, bool | str) for value in values):
         choices = sorted({written(name, value) for value in values})
         return Axis(name, escape(symbol(name)), lambda one: _exact(choices, name, one), ticks=dict(enumerate(choices)))
     scale = 255.0 if name in RADII else 1.0
 
     def read(estimate: Estimate) -> Metric:
-        at = scale * float(settings(estimate).get(name, math.nan))
+        given = settings(estimate)
+        at = math.nan if name in idle_knobs(given) else scale * float(given.get(name, math.nan))
         return Metric(value=at, low=at, high=at)
 
     numbers = sorted({scale * value for value in values})
@@ -168,16 +170,16 @@ def pair_figure(points: Points, x: Axis, y: Axis, objectives: Sequence[Objective
 
     figure = go.Figure()
     values = [(x.read(one).value, y.read(one).value) for one in points.estimates]
-    if len(objectives) == 2:
-        own = front_mask(oriented(values, objectives))
-        line = step_line([values[index] for index in np.flatnonzero(own)], x.rising, color=FRONT_LINE, width=2)
-        figure.add_scatter(**line, name="front")
+    own = front_mask(oriented(values, objectives)) if len(objectives) == 2 else np.zeros(len(values), bool)
+    front = [values[index] for index in np.flatnonzero(own)]
+    if front:
+        figure.add_scatter(**step_line(front, x.rising, color=FRONT_LINE, width=2), name="front")
     for trace in _traces(points, x, y):
         figure.add_scatter(**trace)
     lay_out(figure, x.title, y.title, height)
     figure.update_xaxes(range=x.range)
     figure.update_yaxes(range=y.range)
-    figure.update_layout(annotations=_labels(points, x, y), **_colours(points))
+    figure.update_layout(annotations=_labels(points, x, y, front), **_colours(points))
     return figure
 
 
@@ -238,8 +240,8 @@ def _traces(points: Points, x: Axis, y: Axis, small: bool = False) -> list[dict[
     return found
 
 
-def _labels(points: Points, x: Axis, y: Axis) -> list[dict[str, Any]]:
-    """Names of the recipes, tied to their stars by lines."""
+def _labels(points: Points, x: Axis, y: Axis, front: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Names of the recipes, tied to their stars by lines, beside the line of the front."""
 
     def part(value: float, axis: Axis) -> float:
         low, high = axis.range or (0.0, 1.0)
@@ -251,7 +253,8 @@ def _labels(points: Points, x: Axis, y: Axis) -> list[dict[str, Any]]:
     recipes = [index for index in drawn if points.estimates[index].first.recipe is not None]
     names = [recipe_name(points.estimates[index].first.recipe) for index in recipes]
     others = [parts[index] for index in drawn if index not in recipes]
-    offsets = place_labels(names, [parts[index] for index in recipes], others)
+    line = [(part(across, x), part(up, y)) for across, up in step_corners(front, x.rising)]
+    offsets = place_labels(names, [parts[index] for index in recipes], others, line)
     return [
         {
             "x": at[index][0],

@@ -147,3 +147,10 @@ def test_common_fields_exist_and_every_flag_is_described(schema: type[Flags]) ->
 )
 def test_which_help_is_asked_for(given: list[str], group: str | None, rest: list[str]) -> None:
     assert asked(given) == (group, rest)
+
+
+def test_whoever_stops_reading_gets_no_traceback() -> None:
+    command = f"{sys.executable} -m study.run --help data | head -1"
+    run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert run.stdout.count("\n") == 1
+    assert run.stderr == ""

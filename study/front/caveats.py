@@ -107,13 +107,14 @@ def _like_a_recipe(
         return []
     told = []
     for member in searched:
+        alike = []
         for recipe in recipes:
             differences = {name: paired_difference(member, recipe, name) for name in recalls}
-            if any(d.low > 0 or d.high < 0 for d in differences.values()):
-                continue
-            name, most = max(differences.items(), key=lambda item: abs(item[1].value))
-            told.append(f"{member.first.key} from {recipe.first.recipe} ({name} by {in_words(most)} at most)")
-            break
+            if not any(d.low > 0 or d.high < 0 for d in differences.values()):
+                name, most = max(differences.items(), key=lambda item: abs(item[1].value))
+                words = f"{member.first.key} from {recipe.first.recipe} ({name} by {in_words(most)} at most)"
+                alike.append((abs(most.value), words))
+        told += [words for _, words in sorted(alike)[:1]]  # the nearest recipe
     if not told:
         return []
     text = f"{len(told)} of {len(searched)} searched trials on the front cannot be told from a recipe"

@@ -64,3 +64,13 @@ def test_a_lonely_label_is_near_and_equal_points_have_labels_apart() -> None:
     assert conflicts([(0.5, 0.5)] * 6, []) == []
     assert place_labels(TITLES, [(0.5, 0.5)] * 6, []) == place_labels(TITLES, [(0.5, 0.5)] * 6, [])
     assert place_labels([], [], [(0.1, 0.1)]) == []
+
+
+@pytest.mark.parametrize("height", [0.3, 0.5, 0.7])
+def test_labels_lie_beside_the_line_of_the_front(height: float) -> None:
+    anchors, line = [(0.3, height), (0.7, height)], [(0.05, height), (0.95, height)]
+    along = np.linspace(*line, 200)
+    for canvas in CANVASES:
+        for text, anchor, offset in zip(TITLES, anchors, place_labels(TITLES[:2], anchors, [], line), strict=False):
+            box = label_boxes(text, anchor, np.array([offset]), canvas)
+            assert not cover(box, along * np.asarray(canvas), 1.0).any(), f"{text} hides the line"

@@ -202,7 +202,7 @@ BAD: dict[str, tuple[Prepare, str]] = {
     ),
     "data set without a root": (
         lambda f: ["--data.captions", "dataset_coco.json"],
-        "data.captions describe a data set, but data.root does not say where it is",
+        "data.captions: given, but data.root does not say where that data set is",
     ),
     "variable that sets nothing": (
         lambda f: ["--config", "$NOT_SET_ANYWHERE/study.yaml"],

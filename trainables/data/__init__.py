@@ -71,11 +71,16 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
     cache_dir.mkdir(parents=True, exist_ok=True)
     root = config.root
     if root is None:
-        described = [name for name in LAYOUT if getattr(config, name) != DataConfig.model_fields[name].default]
+        described = [
+            name
+            for name in LAYOUT
+            if getattr(config, name) != DataConfig.model_fields[name].default
+            and (name, config.split) != ("split", "split.json")  # the default of earlier studies
+        ]
         if described:
             raise DataError(
-                f"data.{', data.'.join(described)} describe a data set, but data.root does not say where it is; give "
-                "data.root, or leave them out for the embedded shapes"
+                f"data.{', data.'.join(described)}: given, but data.root does not say where that data set is; give "
+                "data.root, or leave out what describes it for the embedded shapes"
             )
         root = _shapes_root(config.shapes, cache_dir)
     train, test, files = read_pairs(config, root)

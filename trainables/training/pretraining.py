@@ -207,7 +207,8 @@ def _train_pairs(
 
 def _optimiser(parameters: Iterable[nn.Parameter], rate: float, steps: int) -> tuple[Optimizer, LRScheduler]:
     optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.05)
-    return optimiser, OneCycleLR(optimiser, rate, total_steps=max(steps, 2), pct_start=0.1)
+    rise = 0.1 if steps > 10 else 0.3  # a tenth of ten steps would be a phase of no length
+    return optimiser, OneCycleLR(optimiser, rate, total_steps=max(steps, 2), pct_start=rise)
 
 
 def _step(loss: Tensor, module: nn.Module, optimiser: Optimizer, schedule: LRScheduler) -> None:

@@ -153,6 +153,10 @@ def test_members_like_a_recipe_are_named_with_the_largest_difference() -> None:
     (found,) = told(defence, alike, far)
     assert found.text.startswith("1 of 2 searched trials on the front cannot be told from a recipe")
     assert "s-t00001-s0 from mat (both/mr_r1 by 0.030 [" in found.text
+    farther = trial(3, answered(0.76), answered(0.28), recipe="fare")
+    (found,) = told(farther, defence, alike, far)
+    assert "from mat" in found.text, "the nearest recipe is named"
+    assert "from fare" not in found.text
 
 
 def test_a_paired_interval_is_that_of_the_mean_difference() -> None:

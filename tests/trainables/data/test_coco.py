@@ -476,7 +476,7 @@ def test_embedded_shapes(tmp_path: Path) -> None:
     assert (len(data.train.captions), len(data.test.captions)) == (60, 40)
     # A data set that was described and not named is not the embedded one.
     elsewhere = config.model_copy(update={"captions": "x.json", "train_splits": ("a",)})
-    with pytest.raises(DataError, match=r"data.captions, data.train_splits describe a data set, but data.root"):
+    with pytest.raises(DataError, match=r"data.captions, data.train_splits: given, but data.root"):
         load_dataset(elsewhere, tmp_path)
     other = config.model_copy(update={"shapes": ShapesConfig(train_images=12, test_images=8, seed=1)})
     assert load_dataset(other, tmp_path).digest != data.digest
