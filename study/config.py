@@ -6,16 +6,18 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BeforeValidator,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from search_spaces.joint import JOINT, SPACES
 from search_spaces.recipes import Recipe, recipe_point
@@ -209,6 +211,41 @@ def _named_space(value: object) -> object:
     return SPACES[value] if isinstance(value, str) else value
 
 
+Where = tuple[int | str, ...]
+"""Where a value is among the fields."""
+
+METRIC_NAMES: list[Where] = [("protocol", name) for name in ("attacks", "recall_at", "rerank", "eight_bit")]
+READ: dict[str, list[Where]] = {
+    "recipes": [],
+    "objectives": METRIC_NAMES,
+    "constraints": METRIC_NAMES,
+    "budget": [("price",)],
+    "points": [("space",)],
+    "warm_start": [("name",)],
+}
+"""What the rules about a field as a whole read besides it."""
+
+
+def _without(value: Any, wrong: list[Where]) -> Any:
+    """What was given, but for what is at these places."""
+    if not isinstance(value, dict | list | tuple):
+        return value
+    kept = {
+        key: _without(part, [place[1:] for place in wrong if place[:1] == (key,)])
+        for key, part in (value.items() if isinstance(value, dict) else enumerate(value))
+        if (key,) not in wrong
+    }
+    return kept if isinstance(value, dict) else list(kept.values())
+
+
+def _would_be_told(mistake: ErrorDetails, wrong: list[Where]) -> bool:
+    """Whether it is of a rule about a field as a whole, and would be the same if what is wrong were right."""
+    field = mistake["loc"]
+    read = READ.get(str(field[0])) if len(field) == 1 and field not in wrong else None
+    apart = read is not None and not any(one[: len(two)] == two[: len(one)] for one in wrong for two in read)
+    return apart and mistake["type"] == "value_error"
+
+
 class StudyConfig(Model):
     """A named, resumable exploration."""
 
@@ -249,6 +286,25 @@ class StudyConfig(Model):
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
     storage: Url | None = Field(None, description="Optuna storage URL; empty: SQLite in the study's folder")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _one_mistake_hides_no_other(cls, given: Any, check: ModelWrapValidatorHandler[StudyConfig]) -> StudyConfig:
+        """A rule about a field is tried only where all parts of it are right: so once more, without the others."""
+        try:
+            return check(given)
+        except ValidationError as error:
+            mistakes, title = error.errors(), error.title
+        wrong = [mistake["loc"] for mistake in mistakes]
+        try:
+            check(_without(given, wrong))
+        except ValidationError as error:
+            mistakes += [mistake for mistake in error.errors() if _would_be_told(mistake, wrong)]
+        lines = [
+            InitErrorDetails(type=PydanticCustomError(m["type"], m["msg"]), loc=m["loc"], input=m["input"])
+            for m in mistakes
+        ]
+        raise ValidationError.from_exception_data(title, lines) from None
 
     @field_validator("space")
     @classmethod

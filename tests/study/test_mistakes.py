@@ -98,6 +98,39 @@ def test_mistakes_are_told_together(tmp_path: Path) -> None:
         assert MISTAKES[name][1].removeprefix("recipes: ").strip() in message
 
 
+WRONG_ITEM: dict[str, tuple[dict[str, Any], str]] = {
+    "recipe": ({"recipes": ["foo", "mat", "mat"]}, "recipes: 'mat' is given twice"),
+    "objective": ({"objectives": [COST, {"metric": "nope/mr_r5"}]}, "objectives: no metric nope/mr_r5"),
+    "constraint": (
+        {"constraints": [{**RECALL, "at_least": 50}, {"metric": "clean/mr_r7", "at_least": 0.5}]},
+        "constraints: no metric clean/mr_r7",
+    ),
+    "protocol": ({"protocol": {"seed": -1}, "objectives": [{"metric": "nope/mr_r5"}]}, "no metric nope/mr_r5"),
+    "budget": ({"budget": {"money": 3, "trials": -1}}, "budget: money needs price.device_hour"),
+    "warm start": ({"name": "me", "warm_start": ["../a", "me"]}, "warm_start: me is this study itself"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ITEM)
+def test_a_wrong_item_hides_no_mistake_of_the_others(name: str, tmp_path: Path) -> None:
+    fields, message = WRONG_ITEM[name]
+    _, first, *_, last, _ = told(tmp_path, fields).splitlines()
+    assert message not in first
+    assert message in last
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"protocol": {"recall_at": [7, 3]}, "objectives": [{"metric": "clean/mr_r7"}]},
+        {"space": {"words": {"kind": "int", "low": 2, "high": 1}}, "points": [{"words": 2}]},
+        {"price": {"device_hour": {"l4": -1}}, "budget": {"money": 3}},
+    ],
+)
+def test_what_depends_on_a_mistake_is_not_told(fields: dict[str, Any], tmp_path: Path) -> None:
+    assert told(tmp_path, fields).startswith("a mistake")
+
+
 POINTS: dict[str, tuple[dict[str, Any], str]] = {
     "radius without steps": ({"epsilon": 0.1}, "epsilon > 0 needs attack_steps >= 1"),
     "steps without radius": ({"attack_steps": 2}, "attack_steps > 0 needs epsilon > 0"),
