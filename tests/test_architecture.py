@@ -115,5 +115,5 @@ def opens_text(call: ast.Call) -> bool:
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     owner = ast.unparse(call.func.value) if isinstance(call.func, ast.Attribute) else ""
     binary = any(isinstance(given, ast.Constant) and "b" in str(given.value) for given in call.args)
-    text = name == "open" and owner not in ("Image", "tarfile") and not binary
+    text = name == "open" and owner not in ("Image", "os", "tarfile") and not binary
     return text or name in ("read_text", "write_text")
