@@ -99,7 +99,7 @@ def run(config: Arguments) -> int:
             claim(config, storage, config.accept_changes)
         begun = read_frozen(config.paths) if config.paths.config.exists() else None
         mark = freeze(config, fingerprint(config, dataset.digest, code_digest(config.protocol)), config.accept_changes)
-        print(told(config.name, begun, read_frozen(config.paths)), flush=True)
+        print(opening_line(config.name, begun, read_frozen(config.paths)), flush=True)
         with storage_as_input_errors(config):
             set_aside(config.paths, read_records(config.name, storage), config.rerun)
             ledger = Ledger(config, config.paths, mark)
@@ -125,7 +125,7 @@ def refuse_what_has_no(family: str, config: StudyConfig) -> None:
         raise InputError("\n  ".join([f"trial.model.base {model.base} is a {family}:", *problems]))
 
 
-def told(name: str, begun: Frozen | None, now: Frozen) -> str:
+def opening_line(name: str, begun: Frozen | None, now: Frozen) -> str:
     """Whether the study is new, and what is not as it was when it was last run."""
     if begun is None:
         return f"study {name} is new, with the preset {now.preset}"

@@ -234,7 +234,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
         max_tokens=arguments.max_tokens,
         caption_text=arguments.caption_text,
     )
-    _log(_told(preprocessing, subject, protocol))
+    _log(_opening_line(preprocessing, subject, protocol))
     workshop = Workshop(_trial(arguments, subject, protocol), _log, subject.model.family)
     gallery = workshop.gallery().first(protocol.gallery_images)
     source = subject
@@ -332,7 +332,7 @@ def _trial(arguments: Arguments, subject: Subject, protocol: Protocol) -> TrialC
     return trial.model_copy(update=changes)
 
 
-def _told(given: Preprocessing, subject: Subject, protocol: Protocol) -> str:
+def _opening_line(given: Preprocessing, subject: Subject, protocol: Protocol) -> str:
     family = subject.model.family
     text = f"{family}'s text" if given.caption_text == "family" else f"the text of the {given.caption_text}"
     ranked = f", the first {protocol.rerank} put in order by matching" if protocol.rerank else ""

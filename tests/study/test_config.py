@@ -14,7 +14,7 @@ import yaml
 from study.arguments import PRESETS, Arguments, parse
 from study.ledger.frozen import fingerprint, freeze, load_frozen
 from study.records import StudyPaths, read_frozen
-from study.run import told
+from study.run import opening_line
 from trainables.errors import InputError
 from trainables.identity import differences
 
@@ -209,10 +209,10 @@ def test_a_run_says_whether_the_study_is_new_and_what_changed(tmp_path: Path) ->
     config, mark = frozen(tmp_path, "--name", "mine")
     freeze(config, mark, accept_changes=False)
     first = read_frozen(config.paths)
-    assert told("mine", None, first) == "study mine is new, with the preset quickstart"
-    assert told("mine", first, first) == "study mine goes on with what it was begun with"
+    assert opening_line("mine", None, first) == "study mine is new, with the preset quickstart"
+    assert opening_line("mine", first, first) == "study mine goes on with what it was begun with"
     freeze(*frozen(tmp_path, "--name", "mine", "--budget.trials", "99"), accept_changes=False)
-    assert told("mine", first, read_frozen(config.paths)).splitlines() == [
+    assert opening_line("mine", first, read_frozen(config.paths)).splitlines() == [
         "study mine goes on with what it was begun with, but for",
         "  budget.trials: 12 -> 99",
     ]
