@@ -154,3 +154,11 @@ def test_whoever_stops_reading_gets_no_traceback() -> None:
     run = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert run.stdout.count("\n") == 1
     assert run.stderr == ""
+
+
+def test_what_is_decided_later_is_not_shown_as_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, shown in (([], "as the model's family does"), (["--data.image-pixels", "96"], "96")):
+        with pytest.raises(SystemExit):
+            trainables.evaluate.main([*flags, "--help"])
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "--data.image-pixels" in line]
+        assert line.endswith(shown)

@@ -45,6 +45,7 @@ class Arguments(Flags):
         *("model", "protocol", "data.root", "data.image_pixels", "epsilon", "words", "gallery_images", "max_tokens"),
         *("masked_lm", "transfer_from", "out"),
     )
+    decided_later = dict.fromkeys(("data.image_pixels", "data.resize"), "as the model's family does")
     example_commands = (
         "python -m trainables.evaluate --model studies/mine/runs/mine-t00003-s0",
         "python -m trainables.evaluate --model DIR --data.root DIR --protocol strong",

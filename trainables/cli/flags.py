@@ -50,6 +50,8 @@ class Flags(BaseSettings):
     """Paths of the fields that are used most; `--help` shows them first."""
     example_commands: ClassVar[tuple[str, ...]] = ()
     """Whole commands."""
+    decided_later: ClassVar[Mapping[str, str]] = {}
+    """By path: what decides a field that is not given."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -137,6 +139,8 @@ def _print_help(schema: type[Flags], group: str, given: Sequence[str], values: M
             effective = values_of(schema(_cli_parse_args=_with_commas(schema, given), **{**required, **values}))
     except (SystemExit, ValidationError, SettingsError):  # what is wrong is told without --help; here it may be unknown
         effective = {path: field.get_default(call_default_factory=True) for path, field in fields_of(schema)}
+    defaults = {path: field.default for path, field in fields_of(schema)}
+    effective |= {path: by for path, by in schema.decided_later.items() if effective[path] == defaults[path]}
     try:
         text = help_text(
             schema,
