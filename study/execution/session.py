@@ -91,7 +91,7 @@ class Session:
             self._display.seen(records[manifest.number], manifest)
             self._tidy(manifest)
         self._front: list[FrontEntry] | None = None
-        self._stopped: Stopped | None = None
+        self._stopped_with: int | None = None
         self._closing = self._moved = False
         self._alike = AlikeFailures(config.budget.alike_failures)
 
@@ -146,7 +146,7 @@ class Session:
             with self._display:
                 self._tune(template, concurrency)
         except Stopped as stopped:
-            self._stopped = stopped
+            self._stopped_with = stopped.exit_code  # not the exception: its frames may hold the database open
             say("stopping")
         finally:
             ignore_signals()
@@ -183,11 +183,11 @@ class Session:
         if self._alike.bug is not None:
             say(self._alike.report(self._config.name))
             return FAILED
-        if self._stopped is None and not self._moved:  # the same command would come to the same end, for ever
+        if self._stopped_with is None and not self._moved:  # the same command would come to the same end, for ever
             say(f"study {self._config.name} is not done, but nothing could be done for the {left} trials that are left")
             return FAILED
         say(f"study {self._config.name} is not done, {left} trials are left; to go on: {self._paths.resume_command}")
-        return RESUMABLE if self._stopped is None else self._stopped.exit_code
+        return RESUMABLE if self._stopped_with is None else self._stopped_with
 
     def _connect(self, stack: ExitStack) -> tuple[float, float]:
         """Start Ray, or join the cluster; returns its CPUs and GPUs."""

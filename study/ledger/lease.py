@@ -16,6 +16,7 @@ import os
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,6 +163,7 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        traceback.clear_frames(trace)  # what was cut short in the middle of a query keeps the database locked
         self._ended.set()
         self._thread.join()
         now = time.time()

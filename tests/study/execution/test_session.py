@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,7 +84,16 @@ def test_checkpoints_of_stopped_trials_go_and_others_stay(tmp_path: Path) -> Non
     assert [path.exists() for path in checkpoints] == [True, False, False]
 
 
+class Cursor:
+    """Of a query that is cut short: as long as it lives, SQLite lets nobody write."""
+
+
+cut_short: list[weakref.ref[Cursor]] = []
+
+
 def interrupted(self: Session, stack: object) -> tuple[float, float]:
+    cursor = Cursor()
+    cut_short.append(weakref.ref(cursor))
     raise Stopped(signal.SIGTERM)
 
 
@@ -102,6 +112,7 @@ def test_a_resumed_session_begins_with_the_front_that_is_known(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    assert cut_short[-1]() is None
     shown = capsys.readouterr().out
     assert "front: 2 points, hypervolume" in shown
     assert "2 on the front" in "".join(str(part) for part in session._display._table().renderables)
@@ -118,10 +129,10 @@ def test_a_session_that_moves_nothing_does_not_ask_to_be_run_again(
     session._device = "cpu"
     assert session.close() == FAILED
     assert "nothing could be done for the 1 trials that are left" in capsys.readouterr().out
-    session._stopped = Stopped(signal.SIGTERM)
+    session._stopped_with = RESUMABLE
     assert session.close() == RESUMABLE
     assert f"to go on: python -m study.run --name s --studies-dir {tmp_path}" in capsys.readouterr().out
-    session._stopped = None
+    session._stopped_with = None
     going = ledger.take()
     session._changed(going, Event(time=1, event="rung", step=1))
     assert session.close() == RESUMABLE, "it came further"
