@@ -246,6 +246,15 @@ def test_flags_come_over_the_familys(tiny_trial: TrialConfig, tmp_path: Path) ->
     assert protocol_of(own.model_copy(update={"rerank": 5}), subject).rerank == 5
 
 
+def test_images_are_resized_as_the_model_s_file_says_unless_a_flag_does(tmp_path: Path) -> None:
+    model = tiny_model("clip", tmp_path)
+    said = {"size": {"height": 48, "width": 48}, "do_center_crop": False}
+    (model / "preprocessor_config.json").write_text(json.dumps(said))
+    for flags, resize in (([], "stretch"), (["--data.resize", "crop"], "crop")):
+        arguments = parse(["--model", str(model), *SMALL, *flags])
+        assert settled(arguments, load_subject(str(model)).model).data.resize == resize
+
+
 def test_more_tokens_than_the_model_reads_are_refused(tmp_path: Path) -> None:
     for family, positions in (("clip", 40), ("blip", 40)):
         model = load_subject(str(tiny_model(family, tmp_path))).model

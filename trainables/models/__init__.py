@@ -15,6 +15,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainables.errors import InputError
 
+Resize = Literal["stretch", "crop"]
+"""How squares are made of images, see `data.cache.resized`."""
+
 Part = Literal["all", "image", "text", "fusion"]
 """Of a model: what is trained."""
 
@@ -30,8 +33,8 @@ class RetrievalModel(nn.Module, ABC):
 
     family: ClassVar[str]
     """`clip`, `siglip`, `albef`, `blip` or `dual`; also the name of what is read of captions, see `captions`."""
-    resize: ClassVar[Literal["stretch", "crop"]] = "crop"
-    """How its publication makes squares of images, see `data.cache.resized`."""
+    resize: Resize = "crop"
+    """How its file, or else its publication, makes squares of images."""
     candidates: ClassVar[int | None] = None
     """That its publication re-ranks on COCO; None without fusion."""
     tokenizer: PreTrainedTokenizerBase

@@ -29,7 +29,7 @@ from trainables.models.official import (
 )
 from trainables.models.open_clip import Computation, computation
 from trainables.models.patches import PatchEmbedding
-from trainables.models.pixels import write_statistics
+from trainables.models.pixels import write_preparation
 from trainables.models.tokenizers import load_tokenizer
 
 RULES = (
@@ -236,7 +236,7 @@ class Clip(RetrievalModel):
         """Write a directory that `transformers` and `Clip.load` read."""
         write_temperature(self.clip.logit_scale, self.own_temperature)
         self.clip.save_pretrained(folder)
-        write_statistics(folder, (self.mean.flatten().tolist(), self.std.flatten().tolist()))
+        write_preparation(folder, self)
         self.tokenizer.save_pretrained(folder)
 
     @classmethod

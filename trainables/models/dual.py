@@ -151,6 +151,7 @@ class Dual(RetrievalModel):
             image, text, load_tokenizer(folder, rows, first=False), torch.stack([torch.zeros(3), torch.ones(3)])
         )
         load_model(model, str(folder / "model.safetensors"))
+        check_weights(model, name)
         return model
 
     @classmethod
@@ -167,11 +168,9 @@ class Dual(RetrievalModel):
             OSError: nothing there.
         """
         image = from_directory(AutoModel, image_tower)
-        check_weights(image, image_tower)
         text: nn.Module = BagOfWords(len(tokenizer))
         if text_tower is not None:
             tower = from_directory(AutoModel, text_tower)
-            check_weights(tower, text_tower)
             text = TextTransformer(tower)
             tokenizer = load_tokenizer(text_tower, tower.get_input_embeddings().num_embeddings, first=False)
         return cls(image, text, tokenizer, _pixel_stats(image_tower))

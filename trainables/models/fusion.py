@@ -23,7 +23,7 @@ from trainables.errors import InputError
 from trainables.models import FusionModel
 from trainables.models.official import State, layers, resampled
 from trainables.models.patches import PatchEmbedding
-from trainables.models.pixels import write_statistics
+from trainables.models.pixels import write_preparation
 
 
 class FusedAttention(BlipAttention):
@@ -131,7 +131,7 @@ class VitBert(FusionModel):
         """Write configuration, weights and tokenizer."""
         self.network.config.contrastive_temperature = self.own_temperature
         self.network.save_pretrained(folder)
-        write_statistics(folder, (self.mean.flatten().tolist(), self.std.flatten().tolist()))
+        write_preparation(folder, self)
         self.tokenizer.save_pretrained(folder)
 
 

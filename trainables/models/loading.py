@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +18,7 @@ from trainables.models.clip import Clip
 from trainables.models.dual import Dual
 from trainables.models.official import State, check_weights, from_directory, read_state
 from trainables.models.open_clip import CONFIG
-from trainables.models.pixels import said_statistics
+from trainables.models.pixels import prepare_as_said
 from trainables.models.siglip import Siglip
 from trainables.models.tokenizers import load_tokenizer
 
@@ -59,12 +57,8 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
     with _as_input_errors(name, "config.json, model.safetensors and a tokenizer, or a published file"):
         file = _file(name)
         model = _family(name).load(name) if file is None else _from_file(file, image_pixels)
-        check_weights(model, name)
-        said = said_statistics(name, None if file is None else file.with_name(CONFIG))
-        if said is not None and not isinstance(model, Dual):  # which has them among its weights
-            buffers: tuple[Any, Any] = model.mean, model.std
-            for buffer, values in zip(buffers, said, strict=True):
-                buffer.copy_(torch.tensor(values).view_as(buffer))
+        if not isinstance(model, Dual):  # whose means are among its weights
+            prepare_as_said(model, name, None if file is None else file.with_name(CONFIG))
     return model
 
 
@@ -76,7 +70,6 @@ def load_masked_lm(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
     """
     with _as_input_errors(name, "config.json, model.safetensors and a tokenizer"):
         masked_lm = from_directory(AutoModelForMaskedLM, name).eval()
-        check_weights(masked_lm, name)
         tokenizer = load_tokenizer(name, masked_lm.get_input_embeddings().num_embeddings, first=False)
     return masked_lm, tokenizer
 
@@ -133,9 +126,11 @@ def _from_file(path: Path, image_pixels: int | None) -> RetrievalModel:
     state = read_state(path)
     family = _family_in(state, path)
     try:
-        return family.from_official(state, path, image_pixels or (None if family is Clip else RETRIEVAL_PIXELS))
+        model = family.from_official(state, path, image_pixels or (None if family is Clip else RETRIEVAL_PIXELS))
     except KeyError as error:
         raise InputError(f"{path} does not fit {family.__name__}: missing is {error}") from error
+    check_weights(model, path, state)
+    return model
 
 
 def _family_in(state: State, path: Path) -> type[Albef | Blip | Clip]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def fill(network: nn.Module, entries: State, path: Path) -> None:
 
 
 def from_directory(network: Any, name: str, **options: Any) -> Any:
-    """`network.from_pretrained` in float32, but nothing may stay as it was initialised.
+    """`network.from_pretrained` in float32, but nothing may stay as it was initialised, see also `check_weights`.
 
     Args:
         network: a class, or an automatic one; a pooler that the checkpoint lacks is left out.
@@ -122,7 +122,7 @@ def from_directory(network: Any, name: str, **options: Any) -> Any:
         options: further ones of `from_pretrained`.
 
     Raises:
-        InputError: naming what is missing or of another shape.
+        InputError: naming what is missing, of another shape, or cannot be computed with.
         OSError: nothing there.
     """
     found, info = network.from_pretrained(
@@ -141,6 +141,7 @@ def from_directory(network: Any, name: str, **options: Any) -> Any:
     }
     if any(mistakes.values()):
         raise InputError(f"{name} does not fit {type(found).__name__}:{_listed(mistakes)}")
+    check_weights(found, name)
     return found
 
 
@@ -158,21 +159,32 @@ def _listed(mistakes: dict[str, list[str]]) -> str:
     )
 
 
-def check_weights(network: nn.Module, name: str | Path) -> None:
+def check_weights(network: nn.Module, name: str | Path, own: State | None = None) -> None:
     """Refuse what nothing can be computed with.
+
+    Args:
+        network: with its weights.
+        name: that the user gave.
+        own: the weights under the names that they have in the user's file, if others.
 
     Raises:
         InputError: naming tensors with NaN or infinity, and layers that are nothing but zeros.
     """
-    state = {key: tensor for key, tensor in network.state_dict().items() if tensor.is_floating_point()}
     layers = (nn.Linear, nn.modules.conv._ConvNd)
-    weighted = [key for key, module in network.named_modules() if isinstance(module, layers)]
-    mistakes = {
-        "NaN or infinity in": [key for key, tensor in state.items() if not tensor.isfinite().all()],
-        "nothing but zeros in": [f"{key}.weight" for key in weighted if not state[f"{key}.weight"].any()],
-    }
+    weighted = {f"{key}.weight" for key, module in network.named_modules() if isinstance(module, layers)}
+    mistakes = _unusable(network.state_dict(), weighted)
     if any(mistakes.values()):
-        raise InputError(f"the weights of {name} cannot be used:{_listed(mistakes)}")
+        told = _unusable(own or {}, {key for key, tensor in (own or {}).items() if tensor.ndim > 1})
+        named = {kind: names and (told[kind] or names) for kind, names in mistakes.items()}
+        raise InputError(f"the weights of {name} cannot be used:{_listed(named)}")
+
+
+def _unusable(state: State, weighted: Collection[str]) -> dict[str, list[str]]:
+    numbers = {key: tensor for key, tensor in state.items() if tensor.is_floating_point()}
+    return {
+        "NaN or infinity in": [key for key, tensor in numbers.items() if not tensor.isfinite().all()],
+        "nothing but zeros in": [key for key, tensor in numbers.items() if key in weighted and not tensor.any()],
+    }
 
 
 def layers(state: State, prefix: str) -> int:

@@ -21,9 +21,9 @@ UNDERSTOOD = {
 }
 """Fields of `model_cfg` by their place. Others change the computation in ways that no weight shows."""
 
-QUICK_NAMES = re.compile(r"openai|metaclip(?!.*altogether)|dfn(?!.*39b)")
+QUICK_NAMES = re.compile(r"openai|metaclip(?!2|.*altogether|.*worldwide)|dfn(?!.*39b)")
 PLAIN_NAMES = re.compile(r"laion|datacomp|commonpool|altogether|39b")
-"""Of files, by the data their weights were trained on (open_clip's `pretrained.py`)."""
+"""Of files, by the data their weights were trained on (open_clip's `pretrained.py`). MetaCLIP 2 is of both kinds."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,17 @@ def computation(state: State, path: Path) -> Computation:
     if "input_resolution" in state:
         return Computation("quick_gelu")
     name = path.name.lower()
-    named = bool(re.search(r"quick_?gelu", name))
+    # The one of LAION-400M with patches of 32 was trained with QuickGELU, those with 16 and 14 with GELU.
+    quick_laion = "laion400m" in name and state["visual.conv1.weight"].shape[-1] == 32
+    named = quick_laion or bool(re.search(r"quick_?gelu", name))
     quick, plain = named or bool(QUICK_NAMES.search(name)), not named and bool(PLAIN_NAMES.search(name))
     if quick != plain:
         activation = "quick_gelu" if quick else "gelu"
         return Computation(activation, guess=f"only the file's name says that it was trained with {activation}")
     raise InputError(
         f"{path}: nothing says whether it was trained with QuickGELU or GELU, and its entries look the same\n"
-        "  OpenAI, MetaCLIP, most of DFN and what is fine-tuned from them: QuickGELU; LAION, DataComp: GELU\n"
+        "  OpenAI, MetaCLIP, most of DFN, ViT-B-32 of LAION-400M and what is fine-tuned from them: QuickGELU;\n"
+        "  other LAION, DataComp: GELU; MetaCLIP 2: some are, some are not\n"
         f'  put a file {CONFIG} beside it with {{"model_cfg": {{"quick_gelu": true}}}}, or false'
     )
 

@@ -15,7 +15,7 @@ from trainables.config import TinyConfig
 from trainables.models import RetrievalModel
 from trainables.models.clip import tiny_towers, write_temperature
 from trainables.models.official import from_directory
-from trainables.models.pixels import write_statistics
+from trainables.models.pixels import write_preparation
 from trainables.models.tokenizers import load_tokenizer
 
 
@@ -85,7 +85,7 @@ class Siglip(RetrievalModel):
         """Write a directory that `transformers` and `Siglip.load` read."""
         write_temperature(self.siglip.logit_scale, self.own_temperature)
         self.siglip.save_pretrained(folder)
-        write_statistics(folder, (self.mean.flatten().tolist(), self.std.flatten().tolist()))
+        write_preparation(folder, self)
         self.tokenizer.save_pretrained(folder)
 
     @classmethod

@@ -359,6 +359,7 @@ def finetune(
                 (folder / "trial.json").write_text(config.model_dump_json(), encoding="utf-8")
                 if config.point.contrastive_weight > 0:  # no other loss has one
                     trainee.model.own_temperature = entries[-1]["temperature"]
+                trainee.model.resize = config.data.resize
                 trainee.model.save(folder / "model")
             origin = made_from(config, prepared.hashes)
             seal(folder, {**state, **position, "report": message, "made_from": origin})

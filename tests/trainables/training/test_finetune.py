@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from trainables.config import Point, Protocol, TrialConfig
 from trainables.evaluation.robustness import Evaluation, Gallery, evaluate
 from trainables.execution.checkpoints import CheckpointError, seal
+from trainables.models.loading import load
 from trainables.prepare import prepare
 from trainables.results import TrialResult
 from trainables.training.finetune import Diverged, finetune
@@ -62,7 +63,9 @@ def test_resumed_equals_uninterrupted(tiny_trial: TrialConfig, tmp_path: Path, f
     assert results[0].resumed_from_steps == []
     assert results[1].resumed_from_steps == [8]
     assert results[1].device_seconds > first[-1][0]["device_seconds"]
+    assert load(str(whole[-1][1] / "model")).resize == config.data.resize == "crop"
     if family == "albef":
+        assert prepare(config).base.resize == "stretch"
         saved, base = load_file(first[-1][1] / "model.safetensors"), prepare(config).base.state_dict()
         moved = {name: (saved[f"teacher.{name}"] - value).abs().max() for name, value in base.items()}
         trained = {name: (saved[f"model.{name}"] - value).abs().max() for name, value in base.items()}
