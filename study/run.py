@@ -19,7 +19,7 @@ from trainables.cli.command import exit_on_input_error
 from trainables.config import Protocol
 from trainables.errors import InputError
 from trainables.execution.places import family_in, open_named
-from trainables.execution.signals import RESUMABLE, Stopped, stopped_by_signals
+from trainables.execution.signals import RESUMABLE, stopped_by_signals, stopped_code
 from trainables.identity import differences
 
 FREE_BYTES = 500_000_000
@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with driver_lock(config):
                 return run(config)
-        except Stopped as stopped:  # before or after the trials, which have their own handling
+        except KeyboardInterrupt:  # before or after the trials, which have their own handling
             print(f"stopped; to go on: {config.paths.resume_command}", file=sys.stderr)
-            return stopped.exit_code
+            return stopped_code()
         except InputError:
             leave_no_trace(config.paths, made)
             raise

@@ -36,7 +36,7 @@ from trainables.data import DataError
 from trainables.errors import InputError
 from trainables.execution.checkpoints import RunFolder
 from trainables.execution.local_ray import ray_folder
-from trainables.execution.signals import RESUMABLE, Stopped, held_back, ignore_signals
+from trainables.execution.signals import RESUMABLE, held_back, ignore_signals, stopped_code
 from trainables.trial import ENVIRONMENT, RESERVED_SHARE, Patience, tune_trial
 
 DONE, FAILED = 0, 1
@@ -145,8 +145,8 @@ class Session:
             self._tracking.request(self._ledger.records())
             with self._display:
                 self._tune(template, concurrency)
-        except Stopped as stopped:
-            self._stopped_with = stopped.exit_code  # not the exception: its frames may hold the database open
+        except KeyboardInterrupt:  # not kept: its frames may hold the database open
+            self._stopped_with = stopped_code()
             say("stopping")
         finally:
             ignore_signals()

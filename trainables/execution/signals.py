@@ -12,32 +12,30 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RESUMABLE, INTERRUPTED = 75, 130
 """Exit codes: run the same command again, after anything but Ctrl-C; Ctrl-C."""
 
+_received: list[int] = []
+"""Signals of this process, kept here because Ray raises a `KeyboardInterrupt` of its own for any of them."""
 
-class Stopped(KeyboardInterrupt):
-    """A signal asks this process to end.
 
-    Args:
-        number: of the signal.
-    """
+def stopped_code() -> int:
+    """The exit code after a `KeyboardInterrupt`: by the first signal that came."""
+    return RESUMABLE if _received and _received[0] != signal.SIGINT else INTERRUPTED
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.exit_code = INTERRUPTED if number == signal.SIGINT else RESUMABLE
+
+def _stop(number: int, _: object = None) -> None:
+    _received.append(number)
+    raise KeyboardInterrupt
 
 
 @contextmanager
 def stopped_by_signals(message: str) -> Iterator[None]:
-    """Within, a signal raises `Stopped`; what nobody catches ends the process with the message and its exit code."""
-
-    def stop(number: int, _: object) -> None:
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    """Within, signals raise `KeyboardInterrupt`; one that nobody catches ends the process with the message."""
+    _received.clear()
+    before = {number: signal.signal(number, _stop) for number in SIGNALS}
     try:
         yield
-    except Stopped as stopped:
+    except KeyboardInterrupt:
         print(message, file=sys.stderr)
-        raise SystemExit(stopped.exit_code) from None
+        raise SystemExit(stopped_code()) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -59,7 +57,7 @@ def held_back() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if seen:
-        raise Stopped(seen[0])
+        _stop(seen[0])
 
 
 def ignore_signals() -> None:

@@ -20,7 +20,7 @@ from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.execution.checkpoints import seal
-from trainables.execution.signals import RESUMABLE, Stopped
+from trainables.execution.signals import RESUMABLE
 from trainables.identity import made_from
 from trainables.trial import Outcome
 
@@ -94,7 +94,7 @@ cut_short: list[weakref.ref[Cursor]] = []
 def interrupted(self: Session, stack: object) -> tuple[float, float]:
     cursor = Cursor()
     cut_short.append(weakref.ref(cursor))
-    raise Stopped(signal.SIGTERM)
+    raise KeyboardInterrupt
 
 
 def test_a_resumed_session_begins_with_the_front_that_is_known(
