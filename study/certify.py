@@ -24,10 +24,10 @@ from study.front.estimates import FrontEntry, front
 from study.records import Manifest, StudyPaths, read_account, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import all_mistakes, exit_on_input_error
-from trainables.config import CLEAN, Model, Point, TrialConfig, content_hash
+from trainables.config import CLEAN, Model, Point, TrialConfig
 from trainables.config.fields import SEEDS, PlaceOrName, Seed
 from trainables.errors import InputError
-from trainables.identity import differences
+from trainables.identity import differences, protocol_hash
 from trainables.results import Audit, Metric, TrialResult
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _origin(view: StudyView, manifest: Manifest, terms: Terms, model_there: bool
         arguments = _arguments(view, manifest, terms)
         subject = load_subject(arguments.model)
         found["model_digest"] = model_digest(subject.model)
-        found["protocol_hash"] = content_hash(protocol_of(arguments, subject))
+        found["protocol_hash"] = protocol_hash(protocol_of(arguments, subject))
     return found
 
 

@@ -21,8 +21,9 @@ from pydantic_settings import SettingsConfigDict
 from trainables.caveats import evaluation_caveats
 from trainables.cli.command import exit_on_input_error, place
 from trainables.cli.flags import Flags, from_command_line
-from trainables.config import CLEAN, CaptionForm, DataConfig, ModelConfig, Protocol, TrialConfig, content_hash
+from trainables.config import CLEAN, CaptionForm, DataConfig, ModelConfig, Protocol, TrialConfig
 from trainables.config.fields import Epsilon, Place, PlaceOrName, Seed
+from trainables.identity import protocol_hash
 from trainables.results import EvaluationManifest, Preprocessing, TrialResult
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
         data_digest=workshop.dataset.digest,
         preprocessing=preprocessing,
         protocol=protocol,
-        protocol_hash=content_hash(protocol),
+        protocol_hash=protocol_hash(protocol),
         metrics=metrics,
         further=further,
         audit=verdict,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.config import AttackConfig, TrialConfig
+from trainables.config import AttackConfig, Protocol, TrialConfig, content_hash
 
 NO_MATTER = {"protocol": {"batch_images"}, "training": {"log_every_steps", "gradient_checkpointing"}}
 """Fields that decide how fast a trial is and what it tells, but no result."""
@@ -28,6 +28,12 @@ def made_from(config: TrialConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
     fields["protocol"]["attacks"] = [_content(attack) for attack in config.protocol.attacks]
     fields["model"] = {name: getattr(config.model, name) for name in READING}
     return {**fields, **{f"{name} (content)": hashes[name] for name in hashes}}
+
+
+def protocol_hash(protocol: Protocol) -> str:
+    """Of an evaluation; attacks of somebody's own by what their files hold, wherever they lie."""
+    fields = protocol.model_dump(mode="json")
+    return content_hash({**fields, "attacks": [_content(attack) for attack in protocol.attacks]})
 
 
 def _content(attack: AttackConfig) -> dict[str, Any]:

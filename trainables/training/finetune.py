@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.attacks.noise import sample_keys
-from trainables.config import TrialConfig, content_hash
+from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.evaluation.audit import audit
 from trainables.evaluation.robustness import attackable, autocast, evaluate
 from trainables.evaluation.scores import correct_bits, recall_metrics
 from trainables.execution.checkpoints import RESULT, other_origin, read_sealed, seal
-from trainables.identity import made_from
+from trainables.identity import made_from, protocol_hash
 from trainables.models import tokenize
 from trainables.prepare import Prepared
 from trainables.results import TrialResult, library_versions
@@ -344,7 +344,7 @@ def finetune(
                     )
                     if protocol.audit
                     else None,
-                    hashes={**prepared.hashes, "protocol": content_hash(config.protocol)},
+                    hashes={**prepared.hashes, "protocol": protocol_hash(config.protocol)},
                     versions=library_versions(),
                 )
             folder = scratch / f"step-{step + 1}"

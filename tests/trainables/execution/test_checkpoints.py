@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from trainables.config import AttackConfig, Point, TrialConfig, WorkersConfig
+from trainables.config import AttackConfig, Point, Protocol, TrialConfig, WorkersConfig
 from trainables.errors import InputError
 from trainables.execution.checkpoints import SNAPSHOT, CheckpointError, RunFolder, other_origin, read_sealed
+from trainables.identity import protocol_hash
 from trainables.prepare import Prepared, prepare
 from trainables.training.finetune import finetune
 
@@ -166,3 +167,14 @@ def test_an_attack_of_ones_own_counts_by_its_content(run: tuple[TrialConfig, Pat
 def test_state_tells_its_origin(run: tuple[TrialConfig, Path]) -> None:
     state = json.loads((run[1] / "checkpoint_2" / "state.json").read_text())
     assert state["made_from"]["point"] == Point().model_dump(mode="json")
+
+
+def test_a_protocol_is_known_by_what_its_attacks_hold(tmp_path: Path) -> None:
+    def hashed(folder: str, code: str) -> str:
+        file = tmp_path / folder / "attack.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code)
+        return protocol_hash(Protocol.model_validate({"attacks": ["both", {"name": "own", "attack": f"{file}:A"}]}))
+
+    assert hashed("here", "class A: pass") == hashed("there", "class A: pass")
+    assert hashed("here", "class A: rows = 2") != hashed("there", "class A: pass")
