@@ -5,6 +5,7 @@ Everything here can be thrown away; what counts is in the ledger, the manifests 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -124,9 +125,7 @@ class Session:
     def explore(self, trials: int) -> None:
         """Run so many trials, or until a signal. Ray is started and stopped."""
         self._write_front()  # what is known from earlier sessions
-        os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT, **LOCAL_ENVIRONMENT})
-        import ray  # reads its environment while it is imported
-
+        os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT, **LOCAL_ENVIRONMENT})  # read where Ray is imported
         warnings.filterwarnings("ignore", module="ray")
         say = self._display.say
         stack = ExitStack()
@@ -150,7 +149,7 @@ class Session:
             say("stopping")
         finally:
             ignore_signals()
-            ray.shutdown()
+            shut_down_ray()
             stack.close()
 
     def close(self) -> int:
@@ -343,6 +342,22 @@ class Session:
         history = hypervolume_history(manifests, objectives)
         self._display.front(entries, history[-1][-1] if history else 0.0)
         return entries
+
+
+def shut_down_ray() -> None:
+    """End this process's part in Ray.
+
+    Ray ends the process if one of its handles is freed while it shuts down. Tune leaves some in reference cycles, which
+    any thread may collect at any time: so they are collected before, and none meanwhile.
+    """
+    import ray
+
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
 
 
 def speaks_grpc(address: str, timeout_seconds: float) -> bool:
