@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +14,22 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from trainables.attacks.noise import sample_keys
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.evaluation.audit import audit
-from trainables.evaluation.robustness import attackable, autocast, evaluate
+from trainables.evaluation.robustness import evaluate
 from trainables.evaluation.scores import correct_bits, recall_metrics
 from trainables.execution.checkpoints import RESULT, other_origin, read_sealed, seal
 from trainables.identity import made_from, protocol_hash
-from trainables.models import tokenize
 from trainables.prepare import Prepared
 from trainables.results import TrialResult, library_versions
-from trainables.training.attack import attack_pairs
-from trainables.training.batches import (
-    draw_batch,
-    eda,
-    epoch_shape,
-    ramped_distillation,
-    ramped_epsilon,
-    random_crops,
-    rate_factor,
-)
+from trainables.training.batches import epoch_shape, rate_factor
+from trainables.training.clock import Clock, peak_memory_gb
 from trainables.training.effect import trained_weights, untouched
-from trainables.training.losses import positive_pairs
-from trainables.training.objective import Pairs, Trainee
+from trainables.training.objective import Trainee
 from trainables.training.sharding import distribute, full_state, gather, load_full_state, merge, whole
+from trainables.training.step import original_embeddings, worker_loss
 
 
 class Diverged(Exception):
@@ -55,148 +41,6 @@ WEIGHTS, OPTIMISER = "model.safetensors", "optimiser.pt"
 
 Report = Callable[[dict[str, Any], Path | None], None]
 """Called after every epoch on every worker with plain metrics and, on rank 0, the checkpoint folder."""
-
-
-@dataclass
-class Clock:
-    """Seconds by phase. On a GPU, events are read once an epoch, so that the loop never waits for the device."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"load": 0.0, "attack": 0.0, "train": 0.0, "evaluate": 0.0}
-    )
-    _marks: list[tuple[str, Any]] = field(default_factory=list)
-
-    def mark(self, phase: str) -> None:
-        """What follows belongs to `phase`."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append((phase, event))
-        else:
-            self._marks.append((phase, time.perf_counter()))
-
-    def settle(self) -> None:
-        """Add up everything since the last call; waits for the device."""
-        self.mark("")
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        for (phase, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            elapsed = start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
-        self._marks.clear()
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """The most memory that a worker has held, in 1e9 bytes; the same on all workers.
-
-    On a GPU, what was allocated there since `finetune` began, without what the allocator only keeps. On CPUs, what the
-    process had resident since it began.
-    """
-    if device.type == "cuda":
-        held = torch.cuda.max_memory_allocated(device)
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        held = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    most = torch.tensor(held / 1e9, dtype=torch.float64, device=device)
-    if dist.is_initialized():
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-    return float(most)
-
-
-def worker_loss(
-    ddp: nn.Module,
-    trainee: Trainee,
-    config: TrialConfig,
-    prepared: Prepared,
-    originals: Tensor | None,
-    step: int,
-    steps: int,
-    clock: Clock,
-    device: torch.device,
-) -> Tensor:
-    """The global batch's loss at `step`, with this worker's adversarial pairs made on the way."""
-    train, point, seed = prepared.dataset.train, config.point, config.seed
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    drawn = draw_batch(config, train, step)
-    parts = [drawn.share(other, world) for other in range(world)]
-    own = parts[rank]
-    everyone = np.concatenate([part.images for part in parts]), np.concatenate([part.captions for part in parts])
-    positives = _positives(prepared, *everyone).to(device)
-    keys = sample_keys(seed, own.epoch, torch.from_numpy(train.image_ids[own.images])).to(device)
-    caption_keys = sample_keys(seed, own.epoch, torch.from_numpy(own.captions.flatten())).to(device)
-    pixels = _to_device(train.pixels[own.images], device)
-    if point.image_augmentation == "crop":
-        pixels = random_crops(pixels, keys)
-    original = None if originals is None else originals[torch.from_numpy(own.images)]
-    words = [prepared.train.words_of(row) for row in own.captions.flat]
-    options = [prepared.train.options_of(row, config.training.attack_candidates) for row in own.captions.flat]
-    if point.text_augmentation == "eda":
-        augmented = [
-            eda(caption, ways, np.random.default_rng([seed, own.epoch, row]))
-            for caption, ways, row in zip(words, options, own.captions.flat, strict=True)
-        ]
-        words, options = [caption for caption, _ in augmented], [ways for _, ways in augmented]
-
-    clock.mark("attack")
-    gather(trainee)
-    with attackable(trainee), autocast(device):
-        attacked, texts = attack_pairs(
-            trainee.model,
-            config,
-            pixels,
-            words,
-            options,
-            positives[rank * len(own.images) : (rank + 1) * len(own.images)],
-            epsilon=ramped_epsilon(config, step, steps),
-            keys=keys,
-            original=original,
-        )
-
-    clock.mark("train")
-    trainee.train()
-    torch.manual_seed((seed * 1_000_003 + step) * 1024 + rank)  # dropout belongs to the step, not to history
-    pairs = Pairs(attacked, *_tokens(trainee, texts, config.model.max_tokens, device))
-    clean = None
-    if trainee.needs_clean:
-        plain = [" ".join(caption) for caption in words]
-        clean = Pairs(pixels, *_tokens(trainee, plain, config.model.max_tokens, device))
-    with autocast(device):
-        return ddp(pairs, clean, original, positives, caption_keys, ramped_distillation(config, step, steps))
-
-
-def _positives(prepared: Prepared, images: np.ndarray, captions: np.ndarray) -> Tensor:
-    groups = torch.from_numpy(prepared.caption_groups[captions.flatten()])
-    rows = torch.from_numpy(images)
-    return positive_pairs(rows, rows.repeat_interleave(captions.shape[1]), groups)
-
-
-def _tokens(trainee: Trainee, texts: list[str], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, as long on all workers where the loss gathers text tokens."""
-    tokens, mask = tokenize(trainee.model, texts, max_tokens)
-    if trainee.companion == "matching" and dist.is_initialized():
-        longest = torch.tensor(tokens.shape[1], device=device)
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        missing = int(longest) - tokens.shape[1]
-        tokens = F.pad(tokens, (0, missing), value=trainee.model.tokenizer.pad_token_id)
-        mask = F.pad(mask, (0, missing))
-    return tokens.to(device), mask.to(device)
-
-
-def _to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
-    batch = torch.from_numpy(np.ascontiguousarray(pixels))
-    if device.type == "cuda":
-        batch = batch.pin_memory()
-    return batch.to(device, non_blocking=True) / 255
-
-
-@torch.no_grad()
-def original_embeddings(prepared: Prepared, device: torch.device) -> Tensor:
-    """The frozen original's clean embeddings of all training images, (images, dim); computed once, before training."""
-    pixels = prepared.dataset.train.pixels
-    parts = np.array_split(np.arange(len(pixels)), 1 + len(pixels) // 128)
-    model = prepared.base.eval()
-    return torch.cat([model.encode_image(_to_device(pixels[rows], device)).float() for rows in parts])
 
 
 def finetune(

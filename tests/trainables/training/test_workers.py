@@ -16,9 +16,11 @@ from tests.trainables.training.test_resume import same
 from trainables.config import Point, TrialConfig, WorkersConfig
 from trainables.evaluation.robustness import evaluate
 from trainables.prepare import prepare
-from trainables.training.finetune import Clock, finetune, original_embeddings, worker_loss
+from trainables.training.clock import Clock
+from trainables.training.finetune import finetune
 from trainables.training.objective import Trainee
 from trainables.training.sharding import distribute, merge, whole
+from trainables.training.step import original_embeddings, worker_loss
 
 POINTS = {
     "cross": Point(

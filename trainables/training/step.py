@@ -1,0 +1,116 @@
+"""One training step up to its loss: pairs are drawn, attacked and judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainables.attacks.noise import sample_keys
+from trainables.config import TrialConfig
+from trainables.evaluation.robustness import attackable, autocast
+from trainables.models import tokenize
+from trainables.prepare import Prepared
+from trainables.training.attack import attack_pairs
+from trainables.training.batches import draw_batch, eda, ramped_distillation, ramped_epsilon, random_crops
+from trainables.training.clock import Clock
+from trainables.training.losses import positive_pairs
+from trainables.training.objective import Pairs, Trainee
+from trainables.training.sharding import gather
+
+
+def worker_loss(
+    ddp: nn.Module,
+    trainee: Trainee,
+    config: TrialConfig,
+    prepared: Prepared,
+    originals: Tensor | None,
+    step: int,
+    steps: int,
+    clock: Clock,
+    device: torch.device,
+) -> Tensor:
+    """The global batch's loss at `step`, with this worker's adversarial pairs made on the way."""
+    train, point, seed = prepared.dataset.train, config.point, config.seed
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    drawn = draw_batch(config, train, step)
+    parts = [drawn.share(other, world) for other in range(world)]
+    own = parts[rank]
+    everyone = np.concatenate([part.images for part in parts]), np.concatenate([part.captions for part in parts])
+    positives = _positives(prepared, *everyone).to(device)
+    keys = sample_keys(seed, own.epoch, torch.from_numpy(train.image_ids[own.images])).to(device)
+    caption_keys = sample_keys(seed, own.epoch, torch.from_numpy(own.captions.flatten())).to(device)
+    pixels = _to_device(train.pixels[own.images], device)
+    if point.image_augmentation == "crop":
+        pixels = random_crops(pixels, keys)
+    original = None if originals is None else originals[torch.from_numpy(own.images)]
+    words = [prepared.train.words_of(row) for row in own.captions.flat]
+    options = [prepared.train.options_of(row, config.training.attack_candidates) for row in own.captions.flat]
+    if point.text_augmentation == "eda":
+        augmented = [
+            eda(caption, ways, np.random.default_rng([seed, own.epoch, row]))
+            for caption, ways, row in zip(words, options, own.captions.flat, strict=True)
+        ]
+        words, options = [caption for caption, _ in augmented], [ways for _, ways in augmented]
+
+    clock.mark("attack")
+    gather(trainee)
+    with attackable(trainee), autocast(device):
+        attacked, texts = attack_pairs(
+            trainee.model,
+            config,
+            pixels,
+            words,
+            options,
+            positives[rank * len(own.images) : (rank + 1) * len(own.images)],
+            epsilon=ramped_epsilon(config, step, steps),
+            keys=keys,
+            original=original,
+        )
+
+    clock.mark("train")
+    trainee.train()
+    torch.manual_seed((seed * 1_000_003 + step) * 1024 + rank)  # dropout belongs to the step, not to history
+    pairs = Pairs(attacked, *_tokens(trainee, texts, config.model.max_tokens, device))
+    clean = None
+    if trainee.needs_clean:
+        plain = [" ".join(caption) for caption in words]
+        clean = Pairs(pixels, *_tokens(trainee, plain, config.model.max_tokens, device))
+    with autocast(device):
+        return ddp(pairs, clean, original, positives, caption_keys, ramped_distillation(config, step, steps))
+
+
+def _positives(prepared: Prepared, images: np.ndarray, captions: np.ndarray) -> Tensor:
+    groups = torch.from_numpy(prepared.caption_groups[captions.flatten()])
+    rows = torch.from_numpy(images)
+    return positive_pairs(rows, rows.repeat_interleave(captions.shape[1]), groups)
+
+
+def _tokens(trainee: Trainee, texts: list[str], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, as long on all workers where the loss gathers text tokens."""
+    tokens, mask = tokenize(trainee.model, texts, max_tokens)
+    if trainee.companion == "matching" and dist.is_initialized():
+        longest = torch.tensor(tokens.shape[1], device=device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        missing = int(longest) - tokens.shape[1]
+        tokens = F.pad(tokens, (0, missing), value=trainee.model.tokenizer.pad_token_id)
+        mask = F.pad(mask, (0, missing))
+    return tokens.to(device), mask.to(device)
+
+
+def _to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
+    batch = torch.from_numpy(np.ascontiguousarray(pixels))
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True) / 255
+
+
+@torch.no_grad()
+def original_embeddings(prepared: Prepared, device: torch.device) -> Tensor:
+    """The frozen original's clean embeddings of all training images, (images, dim); computed once, before training."""
+    pixels = prepared.dataset.train.pixels
+    parts = np.array_split(np.arange(len(pixels)), 1 + len(pixels) // 128)
+    model = prepared.base.eval()
+    return torch.cat([model.encode_image(_to_device(pixels[rows], device)).float() for rows in parts])
