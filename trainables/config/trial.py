@@ -147,9 +147,16 @@ class TrainingConfig(Model):
     epoch_images: int | None = Field(None, ge=2, description="images an epoch draws at random; empty: all of them")
     batch_size: int = Field(32, ge=2, description="global batch: the number of contrastive pairs over all workers")
     learning_rate: float = Field(3e-4, gt=0, lt=1, description="of AdamW, at its peak")
-    weight_decay: float = Field(1e-4, ge=0, lt=1, description="of AdamW")
+    weight_decay: float = Field(1e-4, ge=0, lt=1, description="of AdamW; not on biases, norms and temperature")
+    temperature_reach: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="how far ln tau can move in a training where it is learned: AdamW moves a parameter by about its "
+        "rate a step, so tau's own peak rate is twice this over the steps",
+    )
     warmup_fraction: float = Field(0.1, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    gradient_clip: float = Field(1.0, gt=0, description="largest global gradient norm of the model")
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in backward passes: a fraction of the memory, more time"
     )

@@ -28,6 +28,7 @@ from trainables.training.batches import epoch_shape, rate_factor
 from trainables.training.clock import Clock, peak_memory_gb
 from trainables.training.effect import trained_weights, untouched
 from trainables.training.objective import Trainee
+from trainables.training.optimiser import make_optimiser
 from trainables.training.sharding import distribute, full_state, gather, load_full_state, merge, whole
 from trainables.training.step import original_embeddings, worker_loss
 
@@ -88,8 +89,8 @@ def finetune(
     _, per_epoch = epoch_shape(config, len(prepared.dataset.train.image_ids))
     steps = training.epochs * per_epoch
     ddp = distribute(trainee, device, config.workers.sharded)
-    trained = [parameter for parameter in trainee.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=training.learning_rate, weight_decay=training.weight_decay)
+    trained = [weight for weight in trainee.model.parameters() if weight.requires_grad]
+    optimiser = make_optimiser(trainee, training, steps)
     state: dict[str, Any] = {
         "step": 0,
         "device_seconds": 0.0,
@@ -116,7 +117,7 @@ def finetune(
         loss.backward()
         nn.utils.clip_grad_norm_(trained, training.gradient_clip)
         for group in optimiser.param_groups:
-            group["lr"] = training.learning_rate * rate_factor(step, steps, training.warmup_fraction)
+            group["lr"] = group["initial_lr"] * rate_factor(step, steps, training.warmup_fraction)
         optimiser.step()
         trainee.clamp_temperature()
         trainee.update_teacher()

@@ -122,11 +122,12 @@ class Trainee(nn.Module):
         return idle_fusion or self.point.contrastive_weight in (0, 1)
 
     def clamp_temperature(self) -> None:
-        """Keep a learned temperature where the family's own training keeps it."""
+        """Keep a learned temperature where the family's own training keeps it, or between there and its start."""
         if self.point.temperature_learned:
             low, high = self.model.temperature_range
+            start = self.point.temperature
             with torch.no_grad():
-                self.log_temperature.clamp_(math.log(low), math.log(high))
+                self.log_temperature.clamp_(math.log(min(low, start)), math.log(max(high, start)))
 
     def forward(
         self,

@@ -150,9 +150,19 @@ def test_fare_trains_the_image_side_only(tiny_trial: TrialConfig, tmp_path: Path
     assert all("vision" in name or "visual" in name for name in changed)
 
 
-def test_temperature_moves_only_when_learned(tiny_trial: TrialConfig, tmp_path: Path) -> None:
-    for learned in (False, True):
-        point = Point(temperature=0.1, temperature_learned=learned)
-        reports = run(tiny_trial.model_copy(update={"point": point}), tmp_path / str(learned))
-        result = TrialResult.model_validate_json((reports[-1][1] / "result.json").read_text())
-        assert (abs(result.temperature - 0.1) > 1e-6) == learned
+@pytest.mark.parametrize(("start", "factors"), [(0.005, (2.0, 3.0)), (1.0, (0.4, 0.7))])
+def test_a_learned_temperature_learns_at_any_rate_of_the_model(
+    tiny_trial: TrialConfig, tmp_path: Path, start: float, factors: tuple[float, float]
+) -> None:
+    training = tiny_trial.training.model_copy(update={"learning_rate": 1e-5})
+    point = Point(temperature=start, temperature_learned=True)
+    reports = run(tiny_trial.model_copy(update={"point": point, "training": training}), tmp_path)
+    history = [entry["temperature"] for metrics, _ in reports for entry in json.loads(metrics["history"])]
+    assert factors[0] < history[-1] / start < factors[1]
+    assert 0.9 < history[0] / start < 1.1, "no clamp moves it from its start"
+
+
+def test_a_fixed_temperature_stays(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    reports = run(tiny_trial.model_copy(update={"point": Point(temperature=0.1)}), tmp_path)
+    result = TrialResult.model_validate_json((reports[-1][1] / "result.json").read_text())
+    assert result.temperature == pytest.approx(0.1, abs=1e-8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -217,3 +218,12 @@ def test_a_learned_temperature_stays_where_the_family_keeps_it() -> None:
             trainee.clamp_temperature()
             expected = torch.tensor(given).exp() if kept is None else torch.tensor(kept)
             torch.testing.assert_close(trainee.log_temperature.exp().detach()[0], expected)
+
+
+@pytest.mark.parametrize(("family", "start", "low", "high"), [("clip", 0.005, 0.005, 1.0), ("blip", 0.9, 0.001, 0.9)])
+def test_no_start_of_a_temperature_is_moved(family: str, start: float, low: float, high: float) -> None:
+    trainee = Trainee(make(family), Point(temperature=start, temperature_learned=True))
+    for given, kept in ((math.log(start), start), (-20.0, low), (20.0, high)):
+        trainee.log_temperature.data.fill_(given)
+        trainee.clamp_temperature()
+        torch.testing.assert_close(trainee.log_temperature.exp().detach()[0], torch.tensor(kept))
