@@ -6,8 +6,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,22 +16,24 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainables.config import TrialConfig
+from trainables.config import Protocol, TrialConfig
 from trainables.errors import InputError
 from trainables.evaluation.audit import audit
-from trainables.evaluation.robustness import evaluate
+from trainables.evaluation.retrieval import Ranks
+from trainables.evaluation.robustness import Gallery, evaluate
 from trainables.evaluation.scores import correct_bits, recall_metrics
 from trainables.execution.checkpoints import RESULT, other_origin, read_sealed, seal
 from trainables.identity import made_from, protocol_hash
 from trainables.prepare import Prepared
-from trainables.results import TrialResult, library_versions
+from trainables.results import Metric, TrialResult, library_versions
 from trainables.training.batches import epoch_shape, rate_factor
 from trainables.training.clock import Clock, peak_memory_gb
 from trainables.training.effect import trained_weights, untouched
 from trainables.training.objective import Trainee
 from trainables.training.optimiser import make_optimiser
+from trainables.training.original import Original
 from trainables.training.sharding import distribute, full_state, gather, load_full_state, merge, whole
-from trainables.training.step import original_embeddings, worker_loss
+from trainables.training.step import worker_loss
 
 
 class Diverged(Exception):
@@ -72,25 +75,83 @@ def finetune(
         CheckpointError: the checkpoint is damaged.
         InputError: it is another trial's, or the point cannot be trained.
     """
-    started = time.time()
-    clock = Clock(device)
-    clock.mark("load")
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    training = config.training
-    leader = not dist.is_initialized() or dist.get_rank() == 0
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    prepared.base.to(device)
-    if training.gradient_checkpointing:
-        prepared.base.checkpoint_layers()
-    trainee = Trainee(prepared.base, config.point).to(device)
-    begun_with = trained_weights(trainee) if leader else {}
-    originals = original_embeddings(prepared, device) if trainee.needs_original else None
-    _, per_epoch = epoch_shape(config, len(prepared.dataset.train.image_ids))
-    steps = training.epochs * per_epoch
-    ddp = distribute(trainee, device, config.workers.sharded)
-    trained = [weight for weight in trainee.model.parameters() if weight.requires_grad]
-    optimiser = make_optimiser(trainee, training, steps)
+    state = _state(config, prepared, checkpoint, passed_over)
+    if checkpoint is not None and (checkpoint / RESULT).exists():
+        report({**state["report"], "device_seconds": state["device_seconds"]}, checkpoint if _rank() == 0 else None)
+        return
+    run = _begin(config, prepared, device, state)
+    if checkpoint is not None:
+        optimiser_state = torch.load(checkpoint / OPTIMISER, map_location="cpu", weights_only=True)
+        load_full_state(run.trainee, run.optimiser, load_file(checkpoint / WEIGHTS), optimiser_state)
+    for step in range(state["step"], run.steps):
+        _train(run, step)
+        if (step + 1) % run.per_epoch:
+            continue
+        entries = _entries(run)
+        measured = _evaluate(run, step + 1)
+        message = _message(run, step + 1, entries, measured.metrics, passed_over)
+        last = message["last"]
+        weights, optimiser_state = ({}, {}) if last else full_state(run.trainee, run.optimiser)
+        folder = None
+        if _rank() == 0:
+            folder = scratch / f"step-{step + 1}"
+            folder.mkdir(parents=True, exist_ok=True)
+            if last:
+                _write_result(run, folder, _result(run, measured, message, entries[-1]["temperature"]))
+            else:
+                # Learning rate and random numbers are functions of the step and need no state.
+                save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
+                torch.save(optimiser_state, folder / OPTIMISER)
+            position = {name: message[name] for name in ("step", "device_seconds", "peak_memory_gb")}
+            origin = made_from(config, prepared.hashes)
+            seal(folder, {**state, **position, "report": message, "made_from": origin})
+        report(message, folder)
+
+
+@dataclass
+class Run:
+    """A worker's part of a trial under way.
+
+    Attributes:
+        config: the trial.
+        prepared: what it starts from.
+        device: of this worker.
+        clock: since `began`, seconds since 1970.
+        trainee: what is trained.
+        module: what a step calls in its place.
+        optimiser: with all parameters that are trained.
+        original: the frozen original's embeddings, where anything looks at them.
+        begun_with: weights before training, on rank 0.
+        state: of the checkpoint that this goes on from, see `_state`.
+        per_epoch: steps of an epoch.
+        steps: of all epochs.
+        history: logged since the last report: step, seconds since 1970, and on the device, loss and temperature.
+    """
+
+    config: TrialConfig
+    prepared: Prepared
+    device: torch.device
+    clock: Clock
+    began: float
+    trainee: Trainee
+    module: nn.Module
+    optimiser: torch.optim.Optimizer
+    original: Original | None
+    begun_with: dict[str, Tensor]
+    state: dict[str, Any]
+    per_epoch: int
+    steps: int
+    history: list[tuple[int, float, Tensor]] = field(default_factory=list)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _state(
+    config: TrialConfig, prepared: Prepared, checkpoint: Path | None, passed_over: Sequence[str]
+) -> dict[str, Any]:
+    """Where training stands before this attempt; plain data, part of every checkpoint."""
     state: dict[str, Any] = {
         "step": 0,
         "device_seconds": 0.0,
@@ -102,110 +163,163 @@ def finetune(
         state |= read_sealed(checkpoint)
         if other := other_origin(state, config, prepared.hashes):
             raise InputError(f"checkpoint {checkpoint} was made from something else: {'; '.join(other)}")
-        if (checkpoint / RESULT).exists():
-            report({**state["report"], "device_seconds": state["device_seconds"]}, checkpoint if leader else None)
-            return
-        optimiser_state = torch.load(checkpoint / OPTIMISER, map_location="cpu", weights_only=True)
-        load_full_state(trainee, optimiser, load_file(checkpoint / WEIGHTS), optimiser_state)
         state["resumed_from_steps"].append(state["step"])
     state["passed_over"].extend(passed_over)
-    history: list[dict[str, Tensor | float]] = []
+    return state
 
-    for step in range(state["step"], steps):
-        loss = worker_loss(ddp, trainee, config, prepared, originals, step, steps, clock, device)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, training.gradient_clip)
-        for group in optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * rate_factor(step, steps, training.warmup_fraction)
-        optimiser.step()
-        trainee.clamp_temperature()
-        trainee.update_teacher()
-        if (step + 1) % training.log_every_steps == 0 or (step + 1) % per_epoch == 0:
-            temperature = whole(trainee.log_temperature.detach()).exp()
-            history.append({"step": step + 1, "time": time.time(), "loss": loss.detach(), "temperature": temperature})
-        if (step + 1) % per_epoch:
-            continue
 
-        clock.settle()
-        entries = [{name: float(value) for name, value in entry.items()} for entry in history]
-        history.clear()
-        if not all(math.isfinite(entry["loss"]) for entry in entries):
-            raise Diverged(f"the loss became {entries[-1]['loss']} by step {step + 1}")
-        clock.mark("evaluate")
-        last = step + 1 == steps
-        (merge if last else gather)(trainee)
-        images = len(prepared.gallery.pixels)
-        protocol = config.protocol if last else config.protocol.rung((step + 1) / steps, images)
-        gallery = prepared.gallery if last else prepared.gallery.first(protocol.gallery_images)
-        ranks = evaluate(
-            trainee.model,
-            gallery,
-            protocol,
-            max_tokens=config.model.max_tokens,
-            device=device,
-        ).ranks
-        metrics = recall_metrics(ranks, protocol)
-        clock.settle()
-        clock.mark("train")
-        device_seconds = state["device_seconds"] + world * (time.time() - started)
-        peak = max(state["peak_memory_gb"], peak_memory_gb(device))
-        message = {
-            "step": step + 1,
-            "epoch": (step + 1) // per_epoch,
-            "last": last,
-            "device_seconds": device_seconds,
-            "peak_memory_gb": peak,
-            "resumed_from_step": float(state["resumed_from_steps"][-1]) if state["resumed_from_steps"] else -1.0,
-            "passed_over": json.dumps(list(passed_over)),
-            "history": json.dumps(entries),
-            **{name: metric.value for name, metric in metrics.items()},
-        }
-        folder = None
-        weights, optimiser_state = ({}, {}) if last else full_state(trainee, optimiser)
-        if leader:
-            result = None
-            if last:
-                result = TrialResult(
-                    metrics=metrics,
-                    correct=correct_bits(ranks, protocol),
-                    queries={"tr": len(ranks["clean"].tr), "ir": len(ranks["clean"].ir)},
-                    captions_per_image=np.bincount(gallery.caption_image).tolist(),
-                    untouched=untouched(trainee, begun_with, steps),
-                    device_seconds=device_seconds,
-                    peak_memory_gb=peak,
-                    seconds={name: round(value, 3) for name, value in clock.seconds.items() if name},
-                    steps=steps,
-                    resumed_from_steps=state["resumed_from_steps"],
-                    passed_over=state["passed_over"],
-                    temperature=entries[-1]["temperature"],
-                    audit=audit(
-                        trainee.model,
-                        gallery,
-                        protocol,
-                        temperature=entries[-1]["temperature"],
-                        max_tokens=config.model.max_tokens,
-                        device=device,
-                    )
-                    if protocol.audit
-                    else None,
-                    hashes={**prepared.hashes, "protocol": protocol_hash(config.protocol)},
-                    versions=library_versions(),
-                )
-            folder = scratch / f"step-{step + 1}"
-            folder.mkdir(parents=True, exist_ok=True)
-            position = {"step": step + 1, "device_seconds": device_seconds, "peak_memory_gb": peak}
-            if result is None:
-                # Learning rate and random numbers are functions of the step and need no state.
-                save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
-                torch.save(optimiser_state, folder / OPTIMISER)
-            else:
-                (folder / RESULT).write_text(result.model_dump_json(), encoding="utf-8")
-                (folder / "trial.json").write_text(config.model_dump_json(), encoding="utf-8")
-                if config.point.contrastive_weight > 0:  # no other loss has one
-                    trainee.model.own_temperature = entries[-1]["temperature"]
-                trainee.model.resize = config.data.resize
-                trainee.model.save(folder / "model")
-            origin = made_from(config, prepared.hashes)
-            seal(folder, {**state, **position, "report": message, "made_from": origin})
-        report(message, folder)
+def _begin(config: TrialConfig, prepared: Prepared, device: torch.device, state: dict[str, Any]) -> Run:
+    """Model, optimiser and whatever else a step needs, as they are before the first."""
+    began, clock, training = time.time(), Clock(device), config.training
+    clock.mark("load")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    prepared.base.to(device)
+    if training.gradient_checkpointing:
+        prepared.base.checkpoint_layers()
+    trainee = Trainee(prepared.base, config.point).to(device)
+    begun_with = trained_weights(trainee) if _rank() == 0 else {}
+    original = (
+        Original(prepared, device, cropped=config.point.image_augmentation == "crop")
+        if trainee.needs_original
+        else None
+    )
+    _, per_epoch = epoch_shape(config, len(prepared.dataset.train.image_ids))
+    module = distribute(trainee, device, config.workers.sharded)
+    steps = training.epochs * per_epoch
+    optimiser = make_optimiser(trainee, training, steps)
+    return Run(
+        config,
+        prepared,
+        device,
+        clock,
+        began,
+        trainee,
+        module,
+        optimiser,
+        original,
+        begun_with,
+        state,
+        per_epoch,
+        steps,
+    )
+
+
+def _train(run: Run, step: int) -> None:
+    """One step. Nothing in it waits for the device."""
+    training, trainee, optimiser = run.config.training, run.trainee, run.optimiser
+    optimiser.zero_grad(set_to_none=True)  # before the attack, which needs the memory
+    loss = worker_loss(
+        run.module, trainee, run.config, run.prepared, run.original, step, run.steps, run.clock, run.device
+    )
+    loss.backward()
+    trained = [weight for weight in trainee.model.parameters() if weight.requires_grad]
+    nn.utils.clip_grad_norm_(trained, training.gradient_clip)
+    for group in optimiser.param_groups:
+        group["lr"] = group["initial_lr"] * rate_factor(step, run.steps, training.warmup_fraction)
+    optimiser.step()
+    trainee.clamp_temperature()
+    trainee.update_teacher()
+    if (step + 1) % training.log_every_steps == 0 or (step + 1) % run.per_epoch == 0:
+        temperature = whole(trainee.log_temperature.detach()).exp()
+        run.history.append((step + 1, time.time(), torch.cat([loss.detach().view(1), temperature])))
+
+
+def _entries(run: Run) -> list[dict[str, float]]:
+    """What was logged since the last report, as numbers: the one place where training waits for the device.
+
+    Raises:
+        Diverged: a loss among it is not finite.
+    """
+    run.clock.settle()
+    steps, times, logged = zip(*run.history, strict=True)
+    entries = [
+        {"step": float(step), "time": moment, "loss": loss, "temperature": temperature}
+        for step, moment, (loss, temperature) in zip(steps, times, torch.stack(logged).tolist(), strict=True)
+    ]
+    run.history.clear()
+    if not all(math.isfinite(entry["loss"]) for entry in entries):
+        raise Diverged(f"the loss became {entries[-1]['loss']} by step {entries[-1]['step']:.0f}")
+    return entries
+
+
+class Measured(NamedTuple):
+    """An evaluation: how, on what, and what came out."""
+
+    protocol: Protocol
+    gallery: Gallery
+    ranks: dict[str, Ranks]
+    metrics: dict[str, Metric]
+
+
+def _evaluate(run: Run, step: int) -> Measured:
+    """The full evaluation after the last step, a smaller one before."""
+    config, gallery, protocol = run.config, run.prepared.gallery, run.config.protocol
+    run.clock.mark("evaluate")
+    if step == run.steps:
+        merge(run.trainee)
+    else:
+        gather(run.trainee)
+        protocol = protocol.rung(step / run.steps, len(gallery.pixels))
+        gallery = gallery.first(protocol.gallery_images)
+    model, tokens = run.trainee.model, config.model.max_tokens
+    ranks = evaluate(model, gallery, protocol, max_tokens=tokens, device=run.device).ranks
+    metrics = recall_metrics(ranks, protocol)
+    run.clock.settle()
+    run.clock.mark("train")
+    return Measured(protocol, gallery, ranks, metrics)
+
+
+def _message(
+    run: Run, step: int, entries: list[dict[str, float]], metrics: dict[str, Metric], passed_over: Sequence[str]
+) -> dict[str, Any]:
+    """What is reported after `step`: plain numbers and JSON."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    resumed = run.state["resumed_from_steps"]
+    return {
+        "step": step,
+        "epoch": step // run.per_epoch,
+        "last": step == run.steps,
+        "device_seconds": run.state["device_seconds"] + world * (time.time() - run.began),
+        "peak_memory_gb": max(run.state["peak_memory_gb"], peak_memory_gb(run.device)),
+        "resumed_from_step": float(resumed[-1]) if resumed else -1.0,
+        "passed_over": json.dumps(list(passed_over)),
+        "history": json.dumps(entries),
+        **{name: metric.value for name, metric in metrics.items()},
+    }
+
+
+def _result(run: Run, measured: Measured, message: dict[str, Any], temperature: float) -> TrialResult:
+    """What the trial measured in the end."""
+    protocol, gallery, ranks, metrics = measured
+    model, tokens = run.trainee.model, run.config.model.max_tokens
+    audited = None
+    if protocol.audit:
+        audited = audit(model, gallery, protocol, temperature=temperature, max_tokens=tokens, device=run.device)
+    return TrialResult(
+        metrics=metrics,
+        correct=correct_bits(ranks, protocol),
+        queries={"tr": len(ranks["clean"].tr), "ir": len(ranks["clean"].ir)},
+        captions_per_image=np.bincount(gallery.caption_image).tolist(),
+        untouched=untouched(run.trainee, run.begun_with, run.steps),
+        device_seconds=message["device_seconds"],
+        peak_memory_gb=message["peak_memory_gb"],
+        seconds={name: round(value, 3) for name, value in run.clock.seconds.items() if name},
+        steps=run.steps,
+        resumed_from_steps=run.state["resumed_from_steps"],
+        passed_over=run.state["passed_over"],
+        temperature=temperature,
+        audit=audited,
+        hashes={**run.prepared.hashes, "protocol": protocol_hash(run.config.protocol)},
+        versions=library_versions(),
+    )
+
+
+def _write_result(run: Run, folder: Path, result: TrialResult) -> None:
+    config, model = run.config, run.trainee.model
+    (folder / RESULT).write_text(result.model_dump_json(), encoding="utf-8")
+    (folder / "trial.json").write_text(config.model_dump_json(), encoding="utf-8")
+    if config.point.contrastive_weight > 0:  # no other loss has one
+        model.own_temperature = result.temperature
+    model.resize = config.data.resize
+    model.save(folder / "model")

@@ -32,5 +32,6 @@ def make_optimiser(trainee: Trainee, training: TrainingConfig, steps: int) -> to
             {"params": weights, "lr": rate, "initial_lr": rate, "weight_decay": decay}
             for weights, rate, decay in groups
             if weights
-        ]
+        ],
+        fused=temperature.is_cuda or None,
     )

@@ -18,6 +18,7 @@ from trainables.training.batches import draw_batch, eda, ramped_distillation, ra
 from trainables.training.clock import Clock
 from trainables.training.losses import positive_pairs
 from trainables.training.objective import Pairs, Trainee
+from trainables.training.original import Original
 from trainables.training.sharding import gather
 
 
@@ -26,7 +27,7 @@ def worker_loss(
     trainee: Trainee,
     config: TrialConfig,
     prepared: Prepared,
-    originals: Tensor | None,
+    original: Original | None,
     step: int,
     steps: int,
     clock: Clock,
@@ -45,7 +46,7 @@ def worker_loss(
     pixels = _to_device(train.pixels[own.images], device)
     if point.image_augmentation == "crop":
         pixels = random_crops(pixels, keys)
-    original = None if originals is None else originals[torch.from_numpy(own.images)]
+    clean_embeddings = None if original is None else original(torch.from_numpy(own.images).to(device), pixels)
     words = [prepared.train.words_of(row) for row in own.captions.flat]
     options = [prepared.train.options_of(row, config.training.attack_candidates) for row in own.captions.flat]
     if point.text_augmentation == "eda":
@@ -67,7 +68,7 @@ def worker_loss(
             positives[rank * len(own.images) : (rank + 1) * len(own.images)],
             epsilon=ramped_epsilon(config, step, steps),
             keys=keys,
-            original=original,
+            original=clean_embeddings,
         )
 
     clock.mark("train")
@@ -79,7 +80,7 @@ def worker_loss(
         plain = [" ".join(caption) for caption in words]
         clean = Pairs(pixels, *_tokens(trainee, plain, config.model.max_tokens, device))
     with autocast(device):
-        return ddp(pairs, clean, original, positives, caption_keys, ramped_distillation(config, step, steps))
+        return ddp(pairs, clean, clean_embeddings, positives, caption_keys, ramped_distillation(config, step, steps))
 
 
 def _positives(prepared: Prepared, images: np.ndarray, captions: np.ndarray) -> Tensor:
@@ -105,12 +106,3 @@ def _to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True) / 255
-
-
-@torch.no_grad()
-def original_embeddings(prepared: Prepared, device: torch.device) -> Tensor:
-    """The frozen original's clean embeddings of all training images, (images, dim); computed once, before training."""
-    pixels = prepared.dataset.train.pixels
-    parts = np.array_split(np.arange(len(pixels)), 1 + len(pixels) // 128)
-    model = prepared.base.eval()
-    return torch.cat([model.encode_image(_to_device(pixels[rows], device)).float() for rows in parts])

@@ -19,8 +19,9 @@ from trainables.prepare import prepare
 from trainables.training.clock import Clock
 from trainables.training.finetune import finetune
 from trainables.training.objective import Trainee
+from trainables.training.original import Original
 from trainables.training.sharding import distribute, merge, whole
-from trainables.training.step import original_embeddings, worker_loss
+from trainables.training.step import worker_loss
 
 POINTS = {
     "cross": Point(
@@ -28,6 +29,9 @@ POINTS = {
     ),
     "deviation": Point(
         contrastive_weight=0.3, temperature=0.1, epsilon=4 / 255, attack_steps=2, attack_objective="deviation"
+    ),
+    "cropped": Point(
+        contrastive_weight=0.3, temperature=0.1, epsilon=4 / 255, attack_steps=1, image_augmentation="crop"
     ),
     "crossed": Point(
         contrastive_weight=0.5, temperature=0.1, epsilon=4 / 255, attack_steps=1, words=1, pairs="crossed"
@@ -79,9 +83,10 @@ def step(config: TrialConfig) -> dict[str, torch.Tensor]:
     if trainee.teacher is not None:
         for parameter in trainee.teacher.parameters():
             parameter.mul_(1.1)  # no copy of the model any more
-    originals = original_embeddings(prepared, device) if trainee.needs_original else None
+    cropped = config.point.image_augmentation == "crop"
+    original = Original(prepared, device, cropped=cropped) if trainee.needs_original else None
     module = distribute(trainee, device, config.workers.sharded)
-    loss = worker_loss(module, trainee, config, prepared, originals, 3, 16, Clock(device), device)
+    loss = worker_loss(module, trainee, config, prepared, original, 3, 16, Clock(device), device)
     loss.backward()
     saved = {name: whole(p.grad) for name, p in trainee.named_parameters() if p.grad is not None}
     sharded = any(isinstance(parameter, DTensor) for parameter in trainee.parameters())

@@ -1,0 +1,68 @@
+"""What the anchor and the attack by deviation keep to: the untrained model's view of what is trained on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainables.models.test_families import FAMILIES
+from trainables.config import Point, TrialConfig
+from trainables.prepare import prepare
+from trainables.training.attack import attack_pairs
+from trainables.training.clock import Clock
+from trainables.training.objective import Trainee
+from trainables.training.original import Original, frozen_image_side
+from trainables.training.step import worker_loss
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop"])
+def test_the_original_sees_the_images_that_are_trained_on(
+    tiny_trial: TrialConfig, monkeypatch: pytest.MonkeyPatch, augmentation: str
+) -> None:
+    point = Point(
+        contrastive_weight=0.0,
+        attack_objective="deviation",
+        epsilon=1e-9,
+        attack_steps=1,
+        image_augmentation=augmentation,  # type: ignore[arg-type]
+    )
+    config = tiny_trial.model_copy(update={"point": point})
+    prepared = prepare(config)
+    seen: dict[str, Any] = {}
+
+    def recorded(model: Any, config: Any, pixels: Any, *others: Any, **named: Any) -> Any:
+        seen.update(pixels=pixels, original=named["original"])
+        return attack_pairs(model, config, pixels, *others, **named)
+
+    monkeypatch.setattr("trainables.training.step.attack_pairs", recorded)
+    original = Original(prepared, CPU, cropped=augmentation == "crop")
+    before = copy.deepcopy(prepared.base)
+    trainee = Trainee(prepared.base, point)
+    loss = worker_loss(trainee, trainee, config, prepared, original, 0, 16, Clock(CPU), CPU)
+    assert float(loss.detach()) < 1e-9, "an untrained model is where the anchor holds it"
+    with torch.no_grad():
+        for weight in prepared.base.parameters():
+            weight.mul_(1.1)
+    worker_loss(trainee, trainee, config, prepared, original, 3, 16, Clock(CPU), CPU)
+    with torch.no_grad():
+        torch.testing.assert_close(seen["original"], before.encode_image(seen["pixels"]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_image_side_is_all_that_images_need(family: str, tiny_trial: TrialConfig) -> None:
+    model = FAMILIES[family](prepare(tiny_trial).base.tokenizer).eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    expected = model.encode_image(pixels).detach()
+    frozen = frozen_image_side(model)
+    held = sum(weight.numel() for weight in frozen.parameters())
+    assert held == sum(weight.numel() for weight in model.image_parameters()) > 0
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    torch.testing.assert_close(frozen.encode_image(pixels), expected)
+    assert not any(weight.requires_grad for weight in frozen.parameters())
