@@ -1,0 +1,192 @@
+"""This tree beside its state at an earlier revision: a trial's start, the text attack in training, an evaluation.
+
+`python -m benchmarks.before REVISION` checks the revision out beside, runs each workload in both trees in turn, each in
+a process of its own on one thread, and prints medians of processor seconds and their ratios. Only what exists in both
+trees is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured: synthetic records; steps on shapes; evaluated images."""
+
+    records: int = 118_000
+    steps: int = 8
+    batch: int = 128
+    gallery: int = 100
+    shapes: int = 1024
+
+
+TINY = Size(records=300, steps=1, batch=16, gallery=10, shapes=32)
+
+
+def trial(cache: Path, model: dict[str, Any], **fields: Any) -> Any:
+    """A configuration of this process's tree. A base model is trained for one epoch: what it knows takes no time."""
+    from trainables.config import TrialConfig
+
+    pretrain = {"epochs": 1, "mlm_epochs": 1, **model.pop("pretrain", {})}
+    given = {"model": {**model, "pretrain": pretrain}, "cache_dir": str(cache), **fields}
+    return TrialConfig.model_validate(given)
+
+
+def start(folder: Path, cache: Path, size: Size) -> dict[str, float]:
+    """`prepare` where everything is there already; small models are made of a set of their own."""
+    from trainables.prepare import prepare
+
+    tiny = {"width": 32, "layers": 1, "heads": 2, "patch_pixels": 8, "embedding": 32}
+    model = {"tiny": tiny, "pretrain": {"root": str(folder / "small")}}
+    config = trial(cache, model, data={"root": str(folder / "coco"), "image_pixels": 16})
+    began = time.process_time()
+    prepare(config)
+    return {f"start on {size.records:,} records": time.process_time() - began}
+
+
+def training(folder: Path, cache: Path, size: Size) -> dict[str, float]:
+    """The phase `attack` of fine-tuning against one changed word, per step."""
+    import torch
+
+    from trainables.prepare import prepare
+    from trainables.training.finetune import finetune
+
+    time.perf_counter = time.process_time  # what the phases are measured by
+    found = {}
+    protocol = {"attacks": ["image"], "gallery_images": 4, "image_steps": 1, "bootstrap_samples": 100}
+    drawn = {"shapes": {"train_images": size.shapes, "test_images": 8}}
+    steps = {"epochs": 1, "epoch_images": size.steps * size.batch, "batch_size": size.batch}
+    for name, model in {"CLIP": {}, "bag of words": {"image_tower": str(folder / "tower")}}.items():
+        config = trial(cache, dict(model), data=drawn, point={"words": 1}, training=steps, protocol=protocol)
+        with tempfile.TemporaryDirectory() as scratch:
+            finetune(config, prepare(config), torch.device("cpu"), None, Path(scratch), lambda message, part: None)
+            (path,) = Path(scratch).rglob("result.json")
+            result = json.loads(path.read_text(encoding="utf-8"))
+        found[f"text attack, {name}, batch {size.batch}"] = result["seconds"]["attack"] / size.steps
+    return found
+
+
+def evaluation(folder: Path, cache: Path, size: Size) -> dict[str, float]:
+    """Image, text and both attacks on the gallery."""
+    import torch
+
+    from trainables.evaluation.robustness import evaluate
+    from trainables.prepare import prepare
+
+    found = {}
+    drawn = {"shapes": {"train_images": size.shapes, "test_images": size.gallery}}
+    for name, family in {"CLIP": "clip", "ALBEF": "albef"}.items():
+        config = trial(cache, {"family": family}, data=drawn, protocol={"gallery_images": size.gallery})
+        prepared = prepare(config)
+        device, tokens = torch.device("cpu"), config.model.max_tokens
+        began = time.process_time()
+        evaluate(prepared.base, prepared.gallery, config.protocol, max_tokens=tokens, device=device)
+        found[f"evaluation, {name}, {size.gallery} images"] = time.process_time() - began
+    return found
+
+
+WORKLOADS: dict[str, Callable[[Path, Path, Size], dict[str, float]]] = {
+    "start": start,
+    "training": training,
+    "evaluation": evaluation,
+}
+
+
+@contextlib.contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """The tree at the revision."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree, git = Path(folder) / "tree", ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+
+
+def measured(tree: Path, workload: str, options: argparse.Namespace, folder: Path, cache: str) -> dict[str, float]:
+    """What the workload takes in a tree, by name; it keeps what it prepares in a cache of that tree."""
+    command = [sys.executable, "-P", __file__, options.revision, "--workload", workload, "--measure", cache]
+    command += ["--folder", str(folder), *(["--tiny"] if options.tiny else [])]
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
+    environment = {**os.environ, **threads, "PYTHONPATH": str(tree), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True, encoding="utf-8")
+    return {str(name): float(seconds) for name, seconds in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+def make_data(folder: Path, size: Size) -> None:
+    """What both trees read; what is there already stays."""
+    from benchmarks.synthetic import coco_set, image_tower
+
+    for name, records in (("coco", size.records), ("small", min(size.records, 1000))):
+        if not (folder / name / "captions.json").exists():
+            coco_set(folder / name, records)
+    if not (folder / "tower").exists():
+        image_tower(folder / "tower")
+
+
+def compare(options: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """Lines of the table. In each tree, a first run that is not counted prepares what the others find."""
+    make_data(folder, TINY if options.tiny else Size())
+    with checked_out(options.revision) as before:
+        trees = {"before": before, "now": ROOT}
+        yield f"{'processor seconds, median of ' + str(options.rounds):42}{'before':>10}{'now':>10}{'ratio':>8}"
+        for workload in [options.workload] if options.workload else list(WORKLOADS):
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+            for turn in range(options.rounds + 1):
+                for name, tree in trees.items():
+                    found = measured(tree, workload, options, folder, f"cache-{name}")
+                    if turn:
+                        runs[name].append(found)
+            for row in runs["now"][0]:
+                old, new = (median(found[row] for found in runs[name]) for name in trees)
+                yield f"{row:42}{old:10.3f}{new:10.3f}{old / new:7.1f}x"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.before", description=__doc__.split("\n")[0])
+    parser.add_argument("revision", help="of git, such as a tag")
+    parser.add_argument("--workload", choices=WORKLOADS, help="one instead of all")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each tree, in turn")
+    parser.add_argument("--folder", type=Path, help="keeps data and caches for the next time; the first takes minutes")
+    parser.add_argument("--tiny", action="store_true", help="the same in small, to see that it works")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry point."""
+    options = parser().parse_args(arguments)
+    if options.measure:
+        import torch
+
+        torch.set_num_threads(1)
+        size = TINY if options.tiny else Size()
+        print(json.dumps(WORKLOADS[options.workload](options.folder, options.folder / options.measure, size)))
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        for line in compare(options, folder):
+            print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
