@@ -62,6 +62,11 @@ class Published:
     steps: int = 10
     masked_lm_tokens: int = 64
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Of both models."""
+        return next(self.model.parameters()).device
+
     @torch.no_grad()
     def encode_texts(self, captions: Sequence[str], tokens: int | None = None) -> Tensor:
         """(captions, dim) L2-normalised."""
@@ -69,6 +74,7 @@ class Published:
         batch = self.model.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )
+        batch = batch.to(self.device)
         return F.normalize(self.model.encode_text(batch["input_ids"], batch["attention_mask"]), dim=-1)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ class Published:
             truncation=True,
             max_length=self.masked_lm_tokens,
             return_tensors="pt",
-        )
+        ).to(self.device)
         logits = self.masked_lm(**{name: batch[name] for name in ("input_ids", "attention_mask")}).logits[0]
         place, found = 0 if "cls_offset" in self.quirks else 1, []
         for word in words:
@@ -96,7 +102,7 @@ class Published:
     def _of_word(self, word: str, logits: Tensor) -> list[str]:
         spell = self.tokenizer.convert_ids_to_tokens
         if len(logits) > 1 and "subword_product" in self.quirks:
-            together = torch.tensor(list(product(*logits.topk(4, -1).indices.tolist()))[:24])
+            together = torch.tensor(list(product(*logits.topk(4, -1).indices.tolist()))[:24], device=self.device)
             expected = self.masked_lm(together).logits.log_softmax(-1)
             perplexity = torch.stack(
                 [
@@ -199,9 +205,9 @@ class Published:
                 resized = F.interpolate(noisy, (int(scale * height), int(scale * width)), mode="bicubic").clamp(0, 1)
                 copies.append(F.interpolate(resized, (height, width), mode="bicubic").clamp(0, 1))
             features = self.encode_images(torch.cat(copies))
-            total = torch.zeros(())
+            total = torch.zeros((), device=self.device)
             for copy in features.split(len(pixels)):
-                labels = torch.zeros(len(pixels), len(captions))
+                labels = torch.zeros(len(pixels), len(captions), device=self.device)
                 for caption, image in enumerate(owner):
                     labels[image, caption] = 1
                 total = total - (copy @ captions.T * labels).sum(-1).mean()

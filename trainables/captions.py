@@ -13,8 +13,6 @@ import string
 from collections.abc import Callable, Sequence
 from unicodedata import category
 
-import ftfy
-
 from trainables.config import CaptionForm
 from trainables.data.errors import DataError
 
@@ -108,6 +106,8 @@ def _repaired(caption: str) -> str:
     """Wrong encodings, look-alike characters and HTML entities, twice as CLIP does it."""
     if caption.isascii() and caption.isprintable() and "&" not in caption:  # nearly all, and nothing to repair
         return caption
+    import ftfy
+
     return html.unescape(html.unescape(ftfy.fix_text(caption)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Literal
 
 from pydantic import Field
@@ -120,7 +121,10 @@ class EvaluationManifest(Model):
 
 def library_versions() -> dict[str, str]:
     """Of what decides a measurement."""
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    names = ("paretovl", "torch", "transformers", "torchattacks", "ray", "numpy")
-    return {name: version(name) for name in names}
+    found = {}
+    for name in ("paretovl", "torch", "transformers", "torchattacks", "ray", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):  # a benchmark runs without some of them
+            found[name] = version(name)
+    return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from study.config import StudyConfig
 from study.costs.cost_model import Counted, Fusion, Shape, Tower
-from trainables.config import DataConfig, ModelConfig
+from trainables.config import DataConfig, ModelConfig, TinyConfig
 from trainables.errors import InputError
 
 COCO_CAPTION_WORDS = 10.5
@@ -31,6 +31,9 @@ KNOWN_CLIPS: dict[str, dict[str, Any]] = {
     )
 }
 """Shapes of the models that presets name, so that a plan needs no download (Radford et al. 2021, table 20)."""
+
+HEAD_WIDTH = 64
+"""Channels of an attention head in every model that presets name."""
 
 BERT_VOCABULARY = 30524
 """With the two tokens that BLIP adds."""
@@ -59,6 +62,35 @@ def shape_of(config: StudyConfig) -> Shape:
     return Shape(image, text, words, drawn, min(gallery, config.protocol.gallery_images), captions, fusion)
 
 
+def architecture_of(model: ModelConfig) -> tuple[str, TinyConfig, TinyConfig]:
+    """Family, image tower and text tower, with the space that both share, to make a model of that size.
+
+    Raises:
+        InputError: the configuration cannot be found, or is not one of two transformers.
+    """
+    if model.base is None and model.image_tower is None:
+        return model.family or "clip", model.tiny, model.tiny
+    if model.base is None:
+        raise InputError("trial.model.image_tower: only models of one configuration are made of random numbers")
+    configuration = _base_configuration(model)
+    family = model.family or configuration.get("model_type", "clip")
+    space = configuration.get("projection_dim" if family == "clip" else "image_text_hidden_size")
+    parts = []
+    for name in ("vision_config", "text_config"):
+        tower = configuration.get(name, {})
+        width = tower.get("hidden_size", 768 if name == "vision_config" else 512)
+        parts.append(
+            TinyConfig(
+                width=width,
+                layers=tower.get("num_hidden_layers", 12),
+                heads=tower.get("num_attention_heads", width // HEAD_WIDTH),
+                patch_pixels=tower.get("patch_size", 16),
+                embedding=space or (512 if family == "clip" else 256),
+            )
+        )
+    return family, parts[0], parts[1]
+
+
 def _amounts(data: DataConfig) -> tuple[float, int, int, float]:
     """Words of a caption, training images, evaluation images, captions of an image."""
     if data.root is None:
@@ -82,8 +114,7 @@ def _parts(model: ModelConfig, pixels: int, tokens: int) -> tuple[Tower | Counte
             text = _text_tower(_configuration(model.text_tower), tokens)
         return _image_tower(model.image_tower, _configuration(model.image_tower), pixels), text, None
     if model.base is not None:
-        published = model.family in ("albef", "blip") and model.base.endswith(".pth")
-        configuration = VIT_AND_BERT if published else _configuration(model.base)
+        configuration = _base_configuration(model)
         vision, words = configuration.get("vision_config"), configuration.get("text_config")
         if vision is None or words is None:
             raise InputError(f"trial.model.base: {model.base} has no vision_config and text_config to count from")
@@ -108,6 +139,12 @@ def _fused(family: str | None, image: Tower | Counted, text: Tower) -> tuple[Tow
     lower = text.layers // 2 if own else 0
     fusion = Fusion(text.tokens, text.width, text.layers - lower, text.inner, image.tokens, image.width, own)
     return (replace(text, layers=lower) if own else text), fusion
+
+
+def _base_configuration(model: ModelConfig) -> dict[str, Any]:
+    assert model.base is not None
+    published = model.family in ("albef", "blip") and model.base.endswith(".pth")
+    return VIT_AND_BERT if published else _configuration(model.base)
 
 
 def _configuration(name: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -214,12 +213,16 @@ class TorchAttack(Attack):
     @staticmethod
     def accepted(kind: str) -> set[str]:
         """Arguments of that class; empty if torchattacks has no such L-infinity attack."""
+        import torchattacks
+
         found = getattr(torchattacks, kind, None)
         names = set(inspect.signature(found).parameters) if inspect.isclass(found) else set()
         return names - {"model"} if "eps" in names else set()
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
         """See `Attack`."""
+        import torchattacks
+
         own = {"eps": self.epsilon, "steps": self.steps, "n_classes": victim.images, **dict(self.parameters)}
         accepted = self.accepted(self.kind)
         devices = [batch.pixels.device] if batch.pixels.device.type == "cuda" else []

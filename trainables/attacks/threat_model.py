@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from trainables.attacks.contract import Attack, Attacked, Batch
@@ -56,6 +55,8 @@ def check_captions(clean: Sequence[str], attacked: Sequence[str], words: int, ch
         if before == after:
             continue
         if characters:
+            from rapidfuzz.distance import Levenshtein
+
             changed, bound, unit = Levenshtein.distance(before, after), characters, "characters"
         else:
             old, new = before.split(), after.split()

@@ -19,8 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pycocotools.coco import COCO
-
 from trainables.config import DataConfig
 from trainables.data.errors import DataError, holding
 from trainables.data.layouts import CAPTIONS_FILE, to_coco
@@ -223,6 +221,8 @@ def index_pictures(document: dict[str, list[Any]], source: str) -> list[Picture]
     problems += [*_annotation_problems(annotations, image_ids), *_repeated("annotation", annotations)]
     if problems:
         raise DataError(f"{source} has {len(problems)} unusable entries", problems)
+    from pycocotools.coco import COCO
+
     coco = COCO()
     coco.dataset = {"images": images, "annotations": annotations}
     with contextlib.redirect_stdout(io.StringIO()):

@@ -43,7 +43,7 @@ ENDINGS = ("##s", "##es", "##d", "##ed", "##ing", "##er", "##ers", "##ly", "##y"
 """Pieces that make further words of known ones."""
 
 
-def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
+def train_tokenizer(captions: Sequence[str], entries: int = VOCABULARY) -> PreTrainedTokenizerBase:
     """Lower-case WordPiece of whole words, the most frequent ones, and `ENDINGS`; any other word is unknown.
 
     Accents and other marks stay: without its vowel signs a Hindi or Thai word is another one.
@@ -59,7 +59,7 @@ def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerBase:
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(caption))
     )
     words = sorted(counts, key=lambda word: (-counts[word], word))
-    vocabulary = [*SPECIAL.values(), *ENDINGS, *words][:VOCABULARY]
+    vocabulary = [*SPECIAL.values(), *ENDINGS, *words][:entries]
     tokenizer.model = WordPiece({entry: place for place, entry in enumerate(vocabulary)}, unk_token="[UNK]")
     tokenizer.add_special_tokens(list(SPECIAL.values()))
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[BOS]", "[EOS]")]
