@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.text import embedding_divergence
+from trainables.precision import full_precision, inner_products
 
 Objective = Callable[[Tensor, int], Tensor]
 """(pixels, step) -> one value a sample, (batch,), which the attack raises; rows must not depend on each other."""
@@ -68,7 +69,9 @@ def sign_ascent(
 def input_gradient(pixels: Tensor, objective: Objective, step: int = 0) -> Tensor:
     """Gradient of each row's objective with respect to that row, like `pixels`."""
     pixels = pixels.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(objective(pixels, step).sum(), pixels)
+    raised = objective(pixels, step).sum()
+    with full_precision():  # going back is as precise as going forth was: under autocast it would all be bfloat16
+        (gradient,) = torch.autograd.grad(raised, pixels)
     return gradient
 
 
@@ -125,8 +128,7 @@ class RetrievalClassifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> logits (batch, images)."""
         features = self.victim.encode_image(pixels)
-        with torch.autocast(pixels.device.type, enabled=False):  # similarities differ by less than bfloat16 can tell
-            scores = features @ self.victim.text_features.T
+        scores = inner_products(features, self.victim.text_features)
         if self.temperature is None:
             scores = self.SHARPNESS * scores / scores.std(1, keepdim=True).detach().clamp_min(1e-12)
         else:

@@ -15,6 +15,7 @@ from trainables.attacks.image import Objective, input_gradient, random_start, si
 from trainables.attacks.noise import normal, step_keys, uniform
 from trainables.attacks.quirks import TEXT_QUIRKS, Quirks
 from trainables.attacks.text import BertAttack, encode_captions
+from trainables.precision import full_precision
 
 SCALES = (0.5, 0.75, 1.25, 1.5)
 """Of the copies beside the image itself."""
@@ -43,7 +44,7 @@ def scaled_copies(pixels: Tensor, keys: Tensor) -> Tensor:
         keys: int64 (batch,), of this step.
     """
     copies, size = [pixels], tuple(pixels.shape[-2:])
-    with torch.autocast(pixels.device.type, enabled=False):  # pixels stay in full precision
+    with full_precision():
         for index, scale in enumerate(SCALES):
             image = pixels + SCALE_NOISE * normal(step_keys(keys, index + 1), tuple(pixels.shape[1:]))
             others = tuple(max(1, int(scale * side)) for side in size)

@@ -27,8 +27,9 @@ from trainables.attacks.image import (
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.text import encode_captions
 from trainables.config import Protocol
-from trainables.evaluation.robustness import Gallery, attackable, autocast
+from trainables.evaluation.robustness import Gallery, attackable
 from trainables.models import RetrievalModel
+from trainables.precision import autocast, inner_products
 from trainables.results import Audit, Check, Loss
 
 IMAGES = 50
@@ -73,7 +74,7 @@ class _Subject:
     @torch.no_grad()
     def right(self, pixels: Tensor) -> Tensor:
         """Bool (images,): whether the first caption is one of the image's; ties and NaN are not."""
-        scores = self.victim.encode_image(pixels) @ self.victim.text_features.T
+        scores = inner_products(self.victim.encode_image(pixels), self.victim.text_features)
         own = self.batch.labels[:, None] == self.victim.caption_image
         return scores.masked_fill(~own, -torch.inf).amax(1) > scores.masked_fill(own, -torch.inf).amax(1)
 

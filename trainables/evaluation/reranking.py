@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from trainables.evaluation.retrieval import Ranks
 from trainables.models import FusionModel, tokenize
+from trainables.precision import inner_products
 
 PAIRS = 128
 """Captions of an image scored at once; bounds memory, changes no result."""
@@ -128,7 +129,7 @@ def candidate_scores(
             longest = int(lengths[rows[-1]])
             rows = rows.to(device)
             logits = model.itm_logits(row, text_tokens[rows, :longest], mask[rows, :longest])[:, 1].float()
-            similarity = text_features[rows] @ image_features[image]
+            similarity = inner_products(text_features[rows], image_features[image, None])[:, 0]
             scores[some[0] : some[-1] + 1] = logits + model.similarity_weight * similarity
     if dist.is_initialized():
         dist.all_reduce(scores)
@@ -139,7 +140,7 @@ def candidate_scores(
 def _candidates(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
     """The most similar answers, int64 (queries, count) on the CPU."""
     count = min(count, len(gallery))
-    return torch.cat([(rows @ gallery.T).topk(count).indices.cpu() for rows in queries.split(256)])
+    return torch.cat([inner_products(rows, gallery).topk(count).indices.cpu() for rows in queries.split(256)])
 
 
 def _text_tokens(model: FusionModel, tokens: Tensor, mask: Tensor, device: torch.device) -> Tensor:

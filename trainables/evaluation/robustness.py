@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,7 @@ from trainables.errors import InputError
 from trainables.evaluation.reranking import compact, reranked
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import FusionModel, RetrievalModel
+from trainables.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -244,11 +245,6 @@ def _image_tokens(
     scale = 255 if pixels.dtype == np.uint8 else 1
     for labels in np.array_split(own, max(1, -(-len(own) // count))):
         yield compact(model.image_tokens(torch.tensor(pixels[labels], device=device) / scale))
-
-
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 forward passes on GPUs; perturbations stay float32."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 def _shared(rows: Tensor, places: np.ndarray, total: int) -> Tensor:

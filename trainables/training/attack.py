@@ -12,6 +12,7 @@ from trainables.attacks.image import pgd
 from trainables.attacks.text import CaptionEncoder, attack_words, away_from
 from trainables.config import TrialConfig
 from trainables.models import RetrievalModel
+from trainables.precision import inner_products
 from trainables.training.losses import embedding_deviation, gather_with_gradient
 
 ATTACK_TEMPERATURE = 0.05
@@ -72,7 +73,7 @@ def attack_pairs(
         targets = positives.float() / positives.sum(1, keepdim=True)
 
         def objective(adversarial: Tensor) -> Tensor:
-            scores = F.normalize(model.encode_image(adversarial).float(), dim=-1) @ against.T
+            scores = inner_products(F.normalize(model.encode_image(adversarial).float(), dim=-1), against)
             return F.cross_entropy(scores / ATTACK_TEMPERATURE, targets, reduction="none")
 
     return pgd(pixels, objective, epsilon=epsilon, steps=point.attack_steps, keys=keys), texts

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from trainables.attacks.noise import step_keys, uniform
 from trainables.models import FusionModel
+from trainables.precision import inner_products
 
 
 class _Gather(torch.autograd.Function):
@@ -50,7 +51,7 @@ def positive_pairs(images: Tensor, caption_images: Tensor, caption_groups: Tenso
     """
     own = images[:, None] == caption_images
     same_text = caption_groups[:, None] == caption_groups
-    return own.float() @ same_text.float() > 0
+    return inner_products(own, same_text) > 0
 
 
 def contrastive_loss(
@@ -83,7 +84,7 @@ def contrastive_loss(
 
 def similarity(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Cosines, (images, captions)."""
-    return F.normalize(image_features, dim=-1) @ F.normalize(text_features, dim=-1).T
+    return inner_products(F.normalize(image_features, dim=-1), F.normalize(text_features, dim=-1))
 
 
 def consistency_loss(clean: Tensor, adversarial: Tensor, temperature: Tensor) -> Tensor:

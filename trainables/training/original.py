@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainables.evaluation.robustness import autocast
 from trainables.models import RetrievalModel
+from trainables.precision import autocast
 from trainables.prepare import Prepared
 
 AT_ONCE = 128

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from trainables.attacks.noise import sample_keys
 from trainables.config import TrialConfig
-from trainables.evaluation.robustness import attackable, autocast
+from trainables.evaluation.robustness import attackable
 from trainables.models import tokenize
+from trainables.precision import autocast
 from trainables.prepare import Prepared
 from trainables.training.attack import attack_pairs
 from trainables.training.batches import draw_batch, eda, ramped_distillation, ramped_epsilon, random_crops

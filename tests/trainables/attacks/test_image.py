@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from attack_world import World
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.attacks.image import Pgd, RetrievalClassifier, TorchAttack, pgd, random_start
+from trainables.attacks.image import Pgd, RetrievalClassifier, TorchAttack, input_gradient, pgd, random_start
 from trainables.attacks.noise import normal, sample_keys, step_keys, uniform
 
 EPSILON = 8 / 255
@@ -144,6 +146,24 @@ def test_the_classifier_does_not_see_the_scale_of_similarities(world: World) -> 
 def test_similarities_are_in_full_precision_under_autocast(world: World) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert RetrievalClassifier(world.victim)(world.batch().pixels).dtype == torch.float32
+
+
+def test_gradients_keep_their_signs_in_bfloat16(world: World) -> None:
+    """Captions are as alike as 0.9999: what the loss tells them apart by is lost where going back rounds to 8 bits."""
+    batch, victim = world.batch(), world.victim
+    common = F.normalize(torch.ones(1, victim.text_features.shape[1]), dim=1)
+    victim = replace(victim, text_features=F.normalize(common + 0.01 * victim.text_features, dim=1))
+    start = random_start(batch.pixels, 2 / 255, batch.keys)
+    classifier = RetrievalClassifier(victim)
+
+    def objective(pixels: Tensor, _: int) -> Tensor:
+        return F.cross_entropy(classifier(pixels), batch.labels, reduction="none")
+
+    expected = input_gradient(start, objective)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = input_gradient(start, objective)
+    assert (found == 0).float().mean() < 1e-3
+    assert (found.sign() == expected.sign()).float().mean() > 0.97
 
 
 def test_noise_belongs_to_the_sample() -> None:

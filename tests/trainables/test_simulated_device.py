@@ -1,0 +1,150 @@
+"""Training, every attack, evaluation, re-ranking and audit on a device of its own: no tensor is on the wrong one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from simulated_device import DEVICE, OnDevice, WrongDeviceError, simulated_device
+from transformers import PreTrainedTokenizerBase, ResNetConfig, ResNetModel
+
+from trainables.attacks.registry import BUILT_IN
+from trainables.config import AttackConfig, Point, TinyConfig, TrialConfig
+from trainables.models import RetrievalModel
+from trainables.models.albef import Albef
+from trainables.models.blip import Blip
+from trainables.models.clip import Clip
+from trainables.models.dual import BagOfWords, Dual
+from trainables.models.siglip import Siglip
+from trainables.prepare import Prepared, prepare
+from trainables.results import TrialResult
+from trainables.training.finetune import finetune
+
+PIXELS, LENGTH = 32, 64
+TINY = TinyConfig(width=32, layers=1, heads=2, patch_pixels=8, embedding=16)
+
+
+def dual(tokenizer: PreTrainedTokenizerBase) -> Dual:
+    tower = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
+    return Dual(tower, BagOfWords(len(tokenizer)), tokenizer, torch.tensor([[0.5] * 3, [0.25] * 3]))
+
+
+FAMILIES: dict[str, Callable[[PreTrainedTokenizerBase], RetrievalModel]] = {
+    "clip": lambda tokenizer: Clip.tiny(TINY, PIXELS, LENGTH, tokenizer),
+    "siglip": lambda tokenizer: Siglip.tiny(TINY, PIXELS, LENGTH, tokenizer),
+    "dual": dual,
+    "blip": lambda tokenizer: Blip.tiny(TINY, PIXELS, LENGTH, tokenizer),
+    "albef": lambda tokenizer: Albef.tiny(TINY, PIXELS, LENGTH, tokenizer),
+}
+FUSION = ("blip", "albef")
+OPTIONS: dict[str, dict[str, Any]] = {"corruption": {"kind": "fog"}, "caption-noise": {"kind": "keyboard"}}
+
+
+@pytest.fixture(scope="module")
+def trial(tiny_trial: TrialConfig) -> TrialConfig:
+    data = tiny_trial.data.model_copy(update={"max_train_images": 8})
+    training = tiny_trial.training.model_copy(update={"epochs": 1, "batch_size": 4})
+    changes = {"gallery_images": 4, "batch_images": 2}
+    return tiny_trial.model_copy(
+        update={"data": data, "training": training, "protocol": tiny_trial.protocol.model_copy(update=changes)}
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(trial: TrialConfig) -> Prepared:
+    return prepare(trial)
+
+
+def with_base(prepared: Prepared, family: str) -> Prepared:
+    torch.manual_seed(0)
+    return replace(prepared, base=FAMILIES[family](prepared.base.tokenizer).eval())
+
+
+def run(config: TrialConfig, prepared: Prepared, device: torch.device, folder: Path) -> tuple[float, set[str]]:
+    """The temperature that was learned, and what was measured."""
+    prepared.base.save = lambda _: None  # type: ignore[method-assign]  # its weights are no plain tensors
+    reports: list[Path | None] = []
+    finetune(config, prepared, device, None, folder, lambda metrics, made: reports.append(made))
+    assert reports[-1] is not None
+    result = TrialResult.model_validate_json((reports[-1] / "result.json").read_text())
+    assert (result.audit is not None) == config.protocol.audit
+    return result.temperature, set(result.metrics)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trial_is_on_one_device_and_measures_the_same_there(
+    trial: TrialConfig, prepared: Prepared, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, least in (("MORE_STEPS", (1, 2)), ("QUERIES", 3), ("RANDOM_DIRECTIONS", 2), ("TEMPERATURES", (0.1,))):
+        monkeypatch.setattr(f"trainables.evaluation.audit.{name}", least)
+    monkeypatch.setattr("trainables.attacks.sga.SCALES", (0.5,))
+    names = [name for name in BUILT_IN if name != "itm" or family in FUSION]
+    attacks = tuple(AttackConfig(name=name, attack=name, options=OPTIONS.get(name, {})) for name in names)
+    torchattack = AttackConfig(name="apgd", attack="torchattacks:APGD")
+    protocol = trial.protocol.model_copy(
+        update={"attacks": (*attacks, torchattack), "rerank": 3 if family in FUSION else None, "audit": True}
+    )
+    point = Point(epsilon=2 / 255, attack_steps=2, words=1, contrastive_weight=0.5, temperature_learned=True)
+    config = trial.model_copy(update={"point": point, "protocol": protocol})
+    temperature, measured = run(config, with_base(prepared, family), torch.device("cpu"), tmp_path / "host")
+    with simulated_device():
+        found = run(config, with_base(prepared, family), DEVICE, tmp_path / "device")
+    assert found == (pytest.approx(temperature, rel=1e-4), measured)
+
+
+@pytest.mark.parametrize(
+    ("family", "point"),
+    [
+        ("clip", {"companion": "consistency", "distillation": 0.4, "image_augmentation": "crop"}),
+        ("dual", {"pairs": "crossed", "attack_objective": "deviation", "text_augmentation": "eda"}),
+        ("albef", {"pairs": "crossed", "distillation": 0.4, "captions_per_image": 2}),
+    ],
+)
+def test_every_loss_is_on_one_device(
+    trial: TrialConfig, prepared: Prepared, family: str, point: dict[str, Any], tmp_path: Path
+) -> None:
+    shared = {"epsilon": 2 / 255, "attack_steps": 1, "words": 1, "contrastive_weight": 0.5, "temperature_learned": True}
+    trained = Point(**shared, **point)
+    protocol = trial.protocol.model_copy(update={"attacks": ()})
+    config = trial.model_copy(update={"point": trained, "protocol": protocol})
+    temperature, _ = run(config, with_base(prepared, family), torch.device("cpu"), tmp_path / "host")
+    with simulated_device():
+        found, _ = run(config, with_base(prepared, family), DEVICE, tmp_path / "device")
+    assert found == pytest.approx(temperature, rel=1e-4)
+
+
+def test_what_is_left_on_the_host_is_found(
+    trial: TrialConfig, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Clip.encode_text
+    monkeypatch.setattr(Clip, "encode_text", lambda model, tokens, mask: encode(model, tokens.cpu(), mask))
+    with simulated_device(), pytest.raises(WrongDeviceError):
+        run(trial, with_base(prepared, "clip"), DEVICE, tmp_path)
+
+
+def test_what_the_host_reads_is_counted() -> None:
+    with simulated_device() as reads:
+        values = torch.tensor([1.0, 2.0], device=DEVICE)
+        assert (values + 1).square().sum().sqrt().shape == ()
+        assert values[torch.tensor([1], device=DEVICE)].device == DEVICE
+        assert not reads
+        waiting = [
+            lambda: values.tolist(),
+            lambda: values[0].item(),
+            lambda: bool((values > 1).any()),
+            lambda: values[values > 1],
+            lambda: values[torch.tensor([1])],
+            lambda: values.nonzero(),
+            lambda: values.cpu(),
+            lambda: torch.zeros(2).copy_(values),
+        ]
+        for count, read in enumerate(waiting, 1):
+            read()
+            assert len(reads) == count
+        assert isinstance(values, OnDevice)
+        with pytest.raises((RuntimeError, TypeError)):
+            values.numpy()
