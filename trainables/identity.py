@@ -16,6 +16,10 @@ READING = ("caption_text", "max_tokens")
 """Fields of the model that are not in its files."""
 
 
+VERSION = 2
+"""Of how a trial is trained: raise it when the same trial would be trained on other pairs or in other steps."""
+
+
 def made_from(config: TrialConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
     """What decides a trial's result. Its name, its workers, and where its files lie do not.
 
@@ -27,6 +31,7 @@ def made_from(config: TrialConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
     fields = config.model_dump(mode="json", include={"point", "training", "protocol", "seed"}, exclude=NO_MATTER)
     fields["protocol"]["attacks"] = [_content(attack) for attack in config.protocol.attacks]
     fields["model"] = {name: getattr(config.model, name) for name in READING}
+    fields["version"] = VERSION
     return {**fields, **{f"{name} (content)": hashes[name] for name in hashes}}
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.attacks.noise import step_keys, uniform
+from trainables.attacks.noise import sample_keys, step_keys, uniform
 from trainables.config import TrialConfig
 from trainables.data import Split
 
@@ -19,6 +20,8 @@ EDA_SHARE = 0.1
 """Of a caption's words that each operation of EDA touches, at least one (Wei and Zou 2019, section 3.2)."""
 CROP_AREA = 0.5
 """Smallest share of an image that a random crop keeps, as in ALBEF's and BLIP's fine-tuning."""
+CROP_DRAW, CAPTION_DRAW = 7, 13
+"""Tell these apart from the other draws of an image, see `step_keys`."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +60,21 @@ def draw_batch(config: TrialConfig, train: Split, step: int) -> Drawn:
     images, wanted = len(train.image_ids), config.point.captions_per_image
     size, per_epoch = epoch_shape(config, images)
     epoch, place = divmod(step, per_epoch)
-    rows = np.random.default_rng([config.seed, epoch]).permutation(images)[place * size : (place + 1) * size]
+    rows = _order(config.seed, epoch, images)[place * size : (place + 1) * size]
     starts = np.searchsorted(train.caption_image, rows)
-    counts = np.searchsorted(train.caption_image, rows, side="right") - starts
-    order = [
-        np.random.default_rng([config.seed, epoch, row]).permutation(count)
-        for row, count in zip(rows, counts, strict=True)
-    ]
-    picked = np.stack([own[np.arange(wanted) % len(own)] for own in order])
+    counts = (np.searchsorted(train.caption_image, rows, side="right") - starts)[:, None]
+    places = np.arange(counts.max())
+    keys = step_keys(sample_keys(config.seed, epoch, torch.from_numpy(rows)), CAPTION_DRAW)
+    draws = uniform(keys, places.shape).numpy()
+    order = np.where(places < counts, draws, np.inf).argsort(1, kind="stable")  # captions that are not there come last
+    picked = np.take_along_axis(order, np.arange(wanted) % counts, 1)
     return Drawn(epoch, rows, starts[:, None] + picked)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, images: int) -> np.ndarray:
+    """The training images in the order of an epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(images)
 
 
 def rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
@@ -138,7 +147,7 @@ def random_crops(pixels: Tensor, keys: Tensor) -> Tensor:
         pixels: (batch, 3, size, size) in [0, 1].
         keys: int64 (batch,), the source of each image's randomness.
     """
-    area, left, top, mirrored = uniform(step_keys(keys, 7), (4,)).to(pixels.device).unbind(1)
+    area, left, top, mirrored = uniform(step_keys(keys, CROP_DRAW), (4,)).to(pixels.device).unbind(1)
     side = (CROP_AREA + (1 - CROP_AREA) * area).sqrt()
     across = torch.where(mirrored < 0.5, -side, side)
     room = 1 - side

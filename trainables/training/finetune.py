@@ -29,6 +29,7 @@ from trainables.results import Metric, TrialResult, library_versions
 from trainables.training.batches import epoch_shape, rate_factor
 from trainables.training.clock import Clock, peak_memory_gb
 from trainables.training.effect import trained_weights, untouched
+from trainables.training.feed import Batch, Feed
 from trainables.training.objective import Trainee
 from trainables.training.optimiser import make_optimiser
 from trainables.training.original import Original
@@ -83,8 +84,9 @@ def finetune(
     if checkpoint is not None:
         optimiser_state = torch.load(checkpoint / OPTIMISER, map_location="cpu", weights_only=True)
         load_full_state(run.trainee, run.optimiser, load_file(checkpoint / WEIGHTS), optimiser_state)
-    for step in range(state["step"], run.steps):
-        _train(run, step)
+    batches = Feed(config, prepared, device).batches(state["step"], run.steps)
+    for step, batch in enumerate(batches, state["step"]):
+        _train(run, batch, step)
         if (step + 1) % run.per_epoch:
             continue
         entries = _entries(run)
@@ -205,13 +207,11 @@ def _begin(config: TrialConfig, prepared: Prepared, device: torch.device, state:
     )
 
 
-def _train(run: Run, step: int) -> None:
+def _train(run: Run, batch: Batch, step: int) -> None:
     """One step. Nothing in it waits for the device."""
     training, trainee, optimiser = run.config.training, run.trainee, run.optimiser
     optimiser.zero_grad(set_to_none=True)  # before the attack, which needs the memory
-    loss = worker_loss(
-        run.module, trainee, run.config, run.prepared, run.original, step, run.steps, run.clock, run.device
-    )
+    loss = worker_loss(run.module, trainee, run.config, run.prepared, run.original, batch, step, run.steps, run.clock)
     loss.backward()
     trained = [weight for weight in trainee.model.parameters() if weight.requires_grad]
     nn.utils.clip_grad_norm_(trained, training.gradient_clip)

@@ -1,4 +1,4 @@
-"""One training step up to its loss: pairs are drawn, attacked and judged."""
+"""One training step up to its loss: a batch's pairs are attacked and judged."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.attacks.noise import sample_keys
 from trainables.config import TrialConfig
 from trainables.evaluation.robustness import attackable
 from trainables.models import tokenize
 from trainables.precision import autocast
 from trainables.prepare import Prepared
 from trainables.training.attack import attack_pairs
-from trainables.training.batches import draw_batch, eda, ramped_distillation, ramped_epsilon, random_crops
+from trainables.training.batches import eda, ramped_distillation, ramped_epsilon, random_crops
 from trainables.training.clock import Clock
-from trainables.training.losses import positive_pairs
+from trainables.training.feed import Batch
 from trainables.training.objective import Pairs, Trainee
 from trainables.training.original import Original
 from trainables.training.sharding import gather
@@ -29,25 +28,17 @@ def worker_loss(
     config: TrialConfig,
     prepared: Prepared,
     original: Original | None,
+    batch: Batch,
     step: int,
     steps: int,
     clock: Clock,
-    device: torch.device,
 ) -> Tensor:
     """The global batch's loss at `step`, with this worker's adversarial pairs made on the way."""
-    train, point, seed = prepared.dataset.train, config.point, config.seed
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    drawn = draw_batch(config, train, step)
-    parts = [drawn.share(other, world) for other in range(world)]
-    own = parts[rank]
-    everyone = np.concatenate([part.images for part in parts]), np.concatenate([part.captions for part in parts])
-    positives = _positives(prepared, *everyone).to(device)
-    keys = sample_keys(seed, own.epoch, torch.from_numpy(train.image_ids[own.images])).to(device)
-    caption_keys = sample_keys(seed, own.epoch, torch.from_numpy(own.captions.flatten())).to(device)
-    pixels = _to_device(train.pixels[own.images], device)
-    if point.image_augmentation == "crop":
-        pixels = random_crops(pixels, keys)
-    clean_embeddings = None if original is None else original(torch.from_numpy(own.images).to(device), pixels)
+    point, seed, device = config.point, config.seed, batch.pixels.device
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    own = batch.parts[rank]
+    pixels = random_crops(batch.pixels, batch.keys) if point.image_augmentation == "crop" else batch.pixels
+    clean_embeddings = None if original is None else original(batch.images, pixels)
     words = [prepared.train.words_of(row) for row in own.captions.flat]
     options = [prepared.train.options_of(row, config.training.attack_candidates) for row in own.captions.flat]
     if point.text_augmentation == "eda":
@@ -66,9 +57,9 @@ def worker_loss(
             pixels,
             words,
             options,
-            positives[rank * len(own.images) : (rank + 1) * len(own.images)],
+            batch.positives.chunk(len(batch.parts))[rank],
             epsilon=ramped_epsilon(config, step, steps),
-            keys=keys,
+            keys=batch.keys,
             original=clean_embeddings,
         )
 
@@ -81,13 +72,14 @@ def worker_loss(
         plain = [" ".join(caption) for caption in words]
         clean = Pairs(pixels, *_tokens(trainee, plain, config.model.max_tokens, device))
     with autocast(device):
-        return ddp(pairs, clean, clean_embeddings, positives, caption_keys, ramped_distillation(config, step, steps))
-
-
-def _positives(prepared: Prepared, images: np.ndarray, captions: np.ndarray) -> Tensor:
-    groups = torch.from_numpy(prepared.caption_groups[captions.flatten()])
-    rows = torch.from_numpy(images)
-    return positive_pairs(rows, rows.repeat_interleave(captions.shape[1]), groups)
+        return ddp(
+            pairs,
+            clean,
+            clean_embeddings,
+            batch.positives,
+            batch.caption_keys,
+            ramped_distillation(config, step, steps),
+        )
 
 
 def _tokens(trainee: Trainee, texts: list[str], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -100,10 +92,3 @@ def _tokens(trainee: Trainee, texts: list[str], max_tokens: int, device: torch.d
         tokens = F.pad(tokens, (0, missing), value=trainee.model.tokenizer.pad_token_id)
         mask = F.pad(mask, (0, missing))
     return tokens.to(device), mask.to(device)
-
-
-def _to_device(pixels: np.ndarray, device: torch.device) -> Tensor:
-    batch = torch.from_numpy(np.ascontiguousarray(pixels))
-    if device.type == "cuda":
-        batch = batch.pin_memory()
-    return batch.to(device, non_blocking=True) / 255

@@ -44,6 +44,22 @@ def test_batches_cover_an_epoch_and_depend_on_seed_and_step_only(tiny_trial: Tri
     assert (draw_batch(config.model_copy(update={"seed": 1}), train, 5).images != drawn[5].images).any()
 
 
+@pytest.mark.parametrize("each", [1, 2])
+def test_an_images_captions_do_not_depend_on_the_batch(tiny_trial: TrialConfig, each: int) -> None:
+    train, found = prepare(tiny_trial).dataset.train, []
+    for size in (4, 16):
+        training = tiny_trial.training.model_copy(update={"batch_size": size})
+        config = with_point(tiny_trial, captions_per_image=each).model_copy(update={"training": training})
+        drawn = [draw_batch(config, train, step) for step in range(64 // size)]
+        found.append(
+            {row: own.tolist() for batch in drawn for row, own in zip(batch.images, batch.captions, strict=True)}
+        )
+    assert found[0] == found[1]
+    counts = np.bincount([own[0] - np.searchsorted(train.caption_image, row) for row, own in found[0].items()])
+    assert len(counts) == np.bincount(train.caption_image).max(), "every place is drawn"
+    assert counts.min() > 3
+
+
 def test_learning_rate_rises_then_falls() -> None:
     factors = [rate_factor(step, 100, 0.1) for step in range(100)]
     assert factors[:11] == sorted(factors[:11])

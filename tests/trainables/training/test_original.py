@@ -13,6 +13,7 @@ from trainables.config import Point, TrialConfig
 from trainables.prepare import prepare
 from trainables.training.attack import attack_pairs
 from trainables.training.clock import Clock
+from trainables.training.feed import Feed
 from trainables.training.objective import Trainee
 from trainables.training.original import Original, frozen_image_side
 from trainables.training.step import worker_loss
@@ -43,12 +44,13 @@ def test_the_original_sees_the_images_that_are_trained_on(
     original = Original(prepared, CPU, cropped=augmentation == "crop")
     before = copy.deepcopy(prepared.base)
     trainee = Trainee(prepared.base, point)
-    loss = worker_loss(trainee, trainee, config, prepared, original, 0, 16, Clock(CPU), CPU)
+    one, two = Feed(config, prepared, CPU).batches(0, 2)
+    loss = worker_loss(trainee, trainee, config, prepared, original, one, 0, 16, Clock(CPU))
     assert float(loss.detach()) < 1e-9, "an untrained model is where the anchor holds it"
     with torch.no_grad():
         for weight in prepared.base.parameters():
             weight.mul_(1.1)
-    worker_loss(trainee, trainee, config, prepared, original, 3, 16, Clock(CPU), CPU)
+    worker_loss(trainee, trainee, config, prepared, original, two, 1, 16, Clock(CPU))
     with torch.no_grad():
         torch.testing.assert_close(seen["original"], before.encode_image(seen["pixels"]))
 

@@ -17,6 +17,7 @@ from trainables.config import Point, TrialConfig, WorkersConfig
 from trainables.evaluation.robustness import evaluate
 from trainables.prepare import prepare
 from trainables.training.clock import Clock
+from trainables.training.feed import Feed
 from trainables.training.finetune import finetune
 from trainables.training.objective import Trainee
 from trainables.training.original import Original
@@ -86,7 +87,8 @@ def step(config: TrialConfig) -> dict[str, torch.Tensor]:
     cropped = config.point.image_augmentation == "crop"
     original = Original(prepared, device, cropped=cropped) if trainee.needs_original else None
     module = distribute(trainee, device, config.workers.sharded)
-    loss = worker_loss(module, trainee, config, prepared, original, 3, 16, Clock(device), device)
+    batch = next(Feed(config, prepared, device).batches(3, 4))
+    loss = worker_loss(module, trainee, config, prepared, original, batch, 3, 16, Clock(device))
     loss.backward()
     saved = {name: whole(p.grad) for name, p in trainee.named_parameters() if p.grad is not None}
     sharded = any(isinstance(parameter, DTensor) for parameter in trainee.parameters())
