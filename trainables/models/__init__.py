@@ -102,9 +102,10 @@ class RetrievalModel(nn.Module, ABC):
 class FusionModel(RetrievalModel):
     """A retrieval model that can also read an image and a caption together: image-text matching (ITM).
 
-    Contract, beside `RetrievalModel`'s: what an encoder computes is computed once. `encode_image` is `image_features`
-    of `image_tokens`, and `itm_logits` goes on from `image_tokens` and `text_tokens`, so neither encoder runs again
-    for another pair. Logits of a pair do not depend on the other pairs nor on padding, and have gradients to pixels.
+    Contract, beside `RetrievalModel`'s: what an encoder computes is computed once. `encode_image` equals
+    `image_features` of `image_tokens`, and `itm_logits` goes on from `image_tokens` and `text_tokens`, so neither
+    encoder runs again for another pair. Logits of a pair do not depend on the other pairs nor on padding, and have
+    gradients to pixels.
     """
 
     similarity_weight: ClassVar[float]

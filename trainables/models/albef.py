@@ -69,11 +69,15 @@ class Albef(VitBert):
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, dim)."""
-        return self.network.text_proj(self.text_tokens(tokens, mask)[:, 0])
+        return self.network.text_proj(self._text_states(tokens, mask, first_only=True)[:, 0])
 
     def text_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(captions, length) -> last hidden states of the text half, (captions, length, width)."""
-        return self.network.text_encoder(tokens, attention_mask=mask).last_hidden_state
+        return self._text_states(tokens, mask)
+
+    def _text_states(self, tokens: Tensor, mask: Tensor, *, first_only: bool = False) -> Tensor:
+        text = self.network.text_encoder
+        return self._through(text.encoder.layer, text.embeddings(tokens), mask, first_only=first_only)
 
     def fusion_layers(self) -> Iterable[Any]:
         """The upper half of the BERT."""

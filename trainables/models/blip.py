@@ -30,8 +30,8 @@ class Blip(VitBert):
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, dim)."""
-        states = self.network.text_encoder(tokens, attention_mask=mask).last_hidden_state
-        return self.network.text_proj(states[:, 0])
+        states = self.network.text_encoder.embeddings(tokens)
+        return self.network.text_proj(self._through(self.fusion_layers(), states, mask, first_only=True)[:, 0])
 
     def text_tokens(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(captions, length) -> the embeddings (captions, length, width), `[ENC]` first."""

@@ -29,25 +29,49 @@ from trainables.models.pixels import write_preparation
 class FusedAttention(BlipAttention):
     """The same attention without its (tokens, tokens) weights in memory: 577 tokens and 12 heads make 16 MB a layer."""
 
-    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """(batch, tokens, width) -> the same; no weights."""
+    def forward(self, hidden_states: Tensor, first_only: bool = False, **_: Any) -> tuple[Tensor, None]:
+        """(batch, tokens, width) -> the same, or (batch, 1, width) of the first token only; no weights."""
         joined = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, self.head_dim))
         queries, keys, values = joined.permute(2, 0, 3, 1, 4)
+        if first_only:
+            queries = queries[:, :, :1]
         dropped = self.dropout.p if self.training else 0.0
         seen = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropped)
         return self.projection(seen.transpose(1, 2).flatten(2)), None
 
 
-def _fused(layer: Any, states: Tensor, unseen: Tensor, image_tokens: Tensor, first_only: bool = False) -> Tensor:
-    """What a fusion layer makes of the captions' states, (images x n, length, width), or of their first tokens only."""
-    states, _ = layer.attention(states, unseen)
-    if first_only:
-        states = states[:, :1]
-    # Captions of an image stand in one row, so that its keys and values are computed once for all of them.
-    row = states.reshape(len(image_tokens), -1, states.shape[-1])
-    states = layer.crossattention(row, encoder_hidden_states=image_tokens)[0].view_as(states)
-    fused: Tensor = layer.feed_forward_chunk(states)
-    return fused
+def _attended(attention: Any, states: Tensor, others: Tensor, seen: Tensor | None = None) -> Tensor:
+    """A BERT attention with its residual, without weights in memory.
+
+    Args:
+        attention: with `self` and `output`.
+        states: (rows, queries, width).
+        others: (rows, keys, width of their side), what is attended to.
+        seen: bool (rows, 1, 1, keys); empty: all.
+    """
+    own = attention.self
+    queries, keys, values = (
+        part(given).unflatten(2, (own.num_attention_heads, own.attention_head_size)).transpose(1, 2)
+        for part, given in ((own.query, states), (own.key, others), (own.value, others))
+    )
+    dropped = own.dropout.p if own.training else 0.0
+    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, dropout_p=dropped)
+    return attention.output(mixed.transpose(1, 2).flatten(2), states)
+
+
+def _layer(
+    layer: Any, states: Tensor, seen: Tensor, image_tokens: Tensor | None = None, first_only: bool = False
+) -> Tensor:
+    """What a text layer makes of the captions' states, (images x n, length, width), or of their first tokens only.
+
+    With image tokens, it fuses.
+    """
+    states = _attended(layer.attention, states[:, :1] if first_only else states, states, seen)
+    if image_tokens is not None:
+        # Captions of an image stand in one row, so that its keys and values are computed once for all of them.
+        row = states.reshape(len(image_tokens), -1, states.shape[-1])
+        states = _attended(layer.crossattention, row, image_tokens).view_as(states)
+    return layer.feed_forward_chunk(states)
 
 
 class VitBert(FusionModel):
@@ -74,7 +98,7 @@ class VitBert(FusionModel):
             layer.self_attn.__class__ = FusedAttention  # the same weights under the same names
         self.tokenizer = tokenizer
         self.own_temperature = getattr(network.config, "contrastive_temperature", None)
-        self._fused: Callable[..., Tensor] = _fused
+        self._layer: Callable[..., Tensor] = _layer
         self.register_buffer("mean", torch.tensor(OPENAI_CLIP_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(OPENAI_CLIP_STD).view(3, 1, 1), persistent=False)
 
@@ -93,12 +117,29 @@ class VitBert(FusionModel):
         """See `RetrievalModel`."""
         return self.network.config.text_config.max_position_embeddings
 
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) in [0, 1] -> (batch, dim); of the last layer only the token that is read."""
+        tower = self.network.vision_model
+        *below, last = tower.encoder.layers
+        states = self._patches(pixels)
+        for layer in below:
+            states = layer(states)
+        first = states[:, :1] + last.self_attn(last.layer_norm1(states), first_only=True)[0]
+        first = first + last.mlp(last.layer_norm2(first))
+        return self.image_features(tower.post_layernorm(first))
+
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> (batch, 1 + patches, width)."""
+        tower, states = self.network.vision_model, self._patches(pixels)
+        for layer in tower.encoder.layers:
+            states = layer(states)
+        return tower.post_layernorm(states)
+
+    def _patches(self, pixels: Tensor) -> Tensor:
         own_size = pixels.shape[-1] == self.image_pixels
-        return self.network.vision_model(
+        return self.network.vision_model.embeddings(
             (pixels - self.mean) / self.std, interpolate_pos_encoding=not own_size
-        ).last_hidden_state
+        )
 
     def image_features(self, image_tokens: Tensor) -> Tensor:
         """(batch, 1 + patches, width) -> (batch, dim): the first token, projected."""
@@ -110,18 +151,29 @@ class VitBert(FusionModel):
 
     def itm_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
         """See `FusionModel`."""
-        states = text_tokens
-        unseen = (1.0 - mask.to(states.dtype)[:, None, None]) * torch.finfo(states.dtype).min
-        *layers, last = self.fusion_layers()
-        for layer in layers:
-            states = self._fused(layer, states, unseen, image_tokens)
-        states = self._fused(last, states, unseen, image_tokens, first_only=True)  # all that the head reads
-        return self.network.itm_head(states[:, 0])
+        states = self._through(self.fusion_layers(), text_tokens, mask, image_tokens, first_only=True)
+        return self.network.itm_head(states[:, 0])  # all that the head reads
+
+    def _through(
+        self,
+        layers: Iterable[Any],
+        states: Tensor,
+        mask: Tensor,
+        image_tokens: Tensor | None = None,
+        *,
+        first_only: bool = False,
+    ) -> Tensor:
+        """(captions, length, width) through text layers; with `first_only`, (captions, 1, width)."""
+        seen = mask[:, None, None].bool()
+        *below, last = layers
+        for layer in below:
+            states = self._layer(layer, states, seen, image_tokens)
+        return self._layer(last, states, seen, image_tokens, first_only)
 
     def checkpoint_layers(self) -> None:
-        """See `RetrievalModel`; the fusion layers are called part by part, so they need their own word."""
+        """See `RetrievalModel`; text layers are called part by part, so they need their own word."""
         super().checkpoint_layers()
-        self._fused = partial(checkpoint, _fused, use_reentrant=False)
+        self._layer = partial(checkpoint, _layer, use_reentrant=False)
 
     def image_parameters(self) -> Iterator[nn.Parameter]:
         """The ViT and its projection."""

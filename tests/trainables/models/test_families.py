@@ -177,8 +177,18 @@ def test_gradient_checkpointing_needs_transformer_layers() -> None:
         make("dual").checkpoint_layers()
 
 
-def test_image_tokens_are_computed_once(fusion: FusionModel, pixels: Tensor) -> None:
-    assert torch.equal(fusion.image_features(fusion.image_tokens(pixels)), fusion.encode_image(pixels))
+def test_image_features_are_those_of_the_first_token(fusion: FusionModel, pixels: Tensor) -> None:
+    close(fusion.image_features(fusion.image_tokens(pixels)), fusion.encode_image(pixels))
+
+
+def test_fusion_models_compute_what_transformers_does(fusion: Any, pixels: Tensor) -> None:
+    """Features of the whole towers, which `transformers` computes with all their tokens."""
+    network, (tokens, mask) = fusion.network, tokenize(fusion, CAPTIONS, LENGTH)
+    vision = network.vision_model((pixels - fusion.mean) / fusion.std).last_hidden_state
+    text = network.text_encoder(tokens, attention_mask=mask).last_hidden_state
+    close(fusion.image_tokens(pixels), vision)
+    close(fusion.encode_image(pixels), network.vision_proj(vision[:, 0]))
+    close(fusion.encode_text(tokens, mask), network.text_proj(text[:, 0]))
 
 
 def test_pairs_do_not_see_each_other_nor_padding(fusion: FusionModel, pixels: Tensor) -> None:
