@@ -19,7 +19,7 @@ from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
 from trainables.captions import CaptionText, bare_text, caption_text, refuse_unspaced
 from trainables.config import TrialConfig, content_hash
 from trainables.data import Dataset, load_dataset
-from trainables.data.cache import locked
+from trainables.data.cache import locked, remembered_array
 from trainables.errors import InputError
 from trainables.evaluation.robustness import Gallery
 from trainables.identity import model_files_digest
@@ -146,13 +146,24 @@ class Workshop:
             )
         return found
 
+    def groups(self, name: str) -> np.ndarray:
+        """(captions of the split,) int64: captions of the same words are the same, however they are punctuated."""
+        identity = {"version": VERSION, "data": self.dataset.digest, "split": name}
+
+        def make() -> np.ndarray:
+            numbers: dict[str, int] = {}
+            captions = getattr(self.dataset, name).captions
+            return np.array([numbers.setdefault(bare_text(caption), len(numbers)) for caption in captions])
+
+        return remembered_array(self.cache / f"groups-{content_hash(identity)}.npy", make)
+
     def gallery(self) -> Gallery:
         """What is evaluated on, whole."""
         test = self._substitutes("test")
         return Gallery(
             self.dataset.test.pixels,
             self.dataset.test.caption_image,
-            _groups(self.dataset.test.captions),
+            self.groups("test"),
             test,
             cache(lambda quirks: self._substitutes("test", quirks)),
             self.caption_text,
@@ -264,11 +275,6 @@ def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
         train,
         workshop.gallery().first(config.protocol.gallery_images),
         workshop.base(),
-        _groups(dataset.train.captions),
+        workshop.groups("train"),
         workshop.hashes,
     )
-
-
-def _groups(captions: Sequence[str]) -> np.ndarray:
-    """Captions of the same words are the same, however they are punctuated."""
-    return np.unique([bare_text(caption) for caption in captions], return_inverse=True)[1]

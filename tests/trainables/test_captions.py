@@ -57,6 +57,12 @@ def test_the_attack_literatures_text_is_albefs() -> None:
         assert caption_text("blip", "attack-literature")(caption["raw"]) == published
 
 
+def test_plain_captions_are_read_as_all_others() -> None:
+    """ASCII has a way of its own through `bare_text`."""
+    for text in ["".join(map(chr, range(128))), *(f"a{letter}b {letter}C" for letter in map(chr, range(128))), *RAW]:
+        assert bare_text(f"{text} \u00e9") == f"{bare_text(text)} \u00e9".strip(), repr(text)
+
+
 def test_siglips_text_is_canonical() -> None:
     """As open_clip 3.3.0 (`canonicalize`) makes it: what punctuation joined stays joined."""
     siglip = caption_text("siglip", "family")

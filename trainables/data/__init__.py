@@ -15,6 +15,7 @@ from trainables.data import cache, shapes
 from trainables.data.coco import Picture, read_pictures, refuse_leaks
 from trainables.data.errors import DataError
 from trainables.data.shards import read_shards
+from trainables.data.table import Table, read_tables
 
 __all__ = ["DataError", "Dataset", "Split", "load_dataset", "read_pairs"]
 
@@ -83,27 +84,31 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
                 "data.root, or leave out what describes it for the embedded shapes"
             )
         root = _shapes_root(config.shapes, cache_dir)
-    train, test, files = read_pairs(config, root)
-    digest = _digest(config, train, test, files, cache.content_digest(files, cache_dir))
+    if config.shards is None:
+        train, test = read_tables(config, root, cache_dir)
+        inside: list[cache.ImageFile] = []
+    else:
+        trained, evaluated, inside = read_pairs(config, root)
+        train, test = Table.of(trained), Table.of(evaluated)
+    beside = test.names if inside else [*train.names, *test.names]
+    files = [*inside, *cache.locate(root / config.images, beside, config.linked_folders)]
+    digest = _digest(config, train, test, files, cache_dir)
     pixels = cache.load_pixels(files, config.image_pixels, config.resize, cache_dir / f"images-{digest}.npy")
-    return Dataset(_split(train, pixels[: len(train)]), _split(test, pixels[len(train) :]), digest)
+    return Dataset(_split(train, pixels[: len(train.ids)]), _split(test, pixels[len(train.ids) :]), digest)
 
 
 def read_pairs(config: DataConfig, root: Path) -> tuple[list[Picture], list[Picture], list[cache.ImageFile]]:
-    """The training pictures, the evaluation pictures, and where the images of both are, in this order.
+    """The training pictures, the evaluation pictures, and where those of the training are if they are in shards.
 
     Raises:
         DataError: see `load_dataset`.
     """
     train, test = read_pictures(config, root)
-    inside: list[cache.ImageFile] = []
-    if config.shards is not None:
-        train, inside = read_shards(root, config.shards, 1 + max(picture.id for picture in test))
-        refuse_leaks(train, test, config)
-        train, inside = train[: config.max_train_images], inside[: config.max_train_images]
-    beside = test if inside else [*train, *test]
-    names = [picture.file_name for picture in beside]
-    return train, test, [*inside, *cache.locate(root / config.images, names, config.linked_folders)]
+    if config.shards is None:
+        return train, test, []
+    train, inside = read_shards(root, config.shards, 1 + max(picture.id for picture in test))
+    refuse_leaks(train, test, config)
+    return train[: config.max_train_images], test, inside[: config.max_train_images]
 
 
 def _shapes_root(config: ShapesConfig, cache_dir: Path) -> Path:
@@ -120,39 +125,27 @@ def _shapes_root(config: ShapesConfig, cache_dir: Path) -> Path:
     return root
 
 
-def _digest(
-    config: DataConfig,
-    train: Sequence[Picture],
-    test: Sequence[Picture],
-    files: Sequence[cache.ImageFile],
-    content: str,
-) -> str:
-    pictures = [
-        [picture.id, picture.file_name, file.size, picture.captions]
-        for picture, file in zip((*train, *test), files, strict=True)
-    ]
-    return content_hash(
-        {
-            "versions": [cache.VERSION, shapes.VERSION if config.root is None else None],
-            "content": content,
-            "image_pixels": config.image_pixels,
-            "resize": config.resize,
-            "train": pictures[: len(train)],
-            "test": pictures[len(train) :],
-        }
-    )
+def _digest(config: DataConfig, train: Table, test: Table, files: Sequence[cache.ImageFile], cache_dir: Path) -> str:
+    """See `Dataset`; its long JSON is written once for what is the same in all that it holds."""
+    sizes = [file.size for file in files]
+    settings = {
+        "versions": [cache.VERSION, shapes.VERSION if config.root is None else None],
+        "content": cache.content_digest(files, cache_dir),
+        "image_pixels": config.image_pixels,
+        "resize": config.resize,
+    }
+
+    def whole() -> str:
+        pictures = [
+            [number, name, size, captions]
+            for (number, name, captions), size in zip((*train.pictures(), *test.pictures()), sizes, strict=True)
+        ]
+        first = len(train.ids)
+        return content_hash({**settings, "train": pictures[:first], "test": pictures[first:]})
+
+    same = content_hash({**settings, "tables": [train.digest(), test.digest()], "sizes": sizes})
+    return cache.remembered(cache_dir / f"data-{same}", whole)
 
 
-def _split(pictures: Sequence[Picture], pixels: np.ndarray) -> Split:
-    captions = [
-        (position, caption_id, text)
-        for position, picture in enumerate(pictures)
-        for caption_id, text in picture.captions
-    ]
-    return Split(
-        image_ids=np.array([picture.id for picture in pictures], dtype=np.int64),
-        captions=[text for _, _, text in captions],
-        caption_ids=np.array([caption_id for _, caption_id, _ in captions], dtype=np.int64),
-        caption_image=np.array([position for position, _, _ in captions], dtype=np.int64),
-        pixels=pixels,
-    )
+def _split(table: Table, pixels: np.ndarray) -> Split:
+    return Split(table.ids, table.captions, table.caption_ids, table.owners, pixels)

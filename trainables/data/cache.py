@@ -10,13 +10,12 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,8 +33,7 @@ ELONGATED = 100
 """Of images longer than so many times their width, the ends are cut off first: scaled, they would fill the memory."""
 
 
-@dataclass(frozen=True)
-class ImageFile:
+class ImageFile(NamedTuple):
     """An image file below the image folder; `size` is its length in bytes, or `MISSING`.
 
     With an `offset` it is that range of bytes of the file at `path`, a shard. `stamp` tells when the file at `path` was
@@ -43,19 +41,19 @@ class ImageFile:
     """
 
     name: str
-    path: Path
+    path: str
     size: int
     stamp: int
     offset: int | None = None
 
-    def source(self) -> Path | BytesIO:
+    def source(self) -> str | BytesIO:
         """What Pillow opens."""
         return self.path if self.offset is None else BytesIO(self.read())
 
     def read(self) -> bytes:
         """The image, as it is encoded; nothing where it cannot be read."""
         try:
-            with self.path.open("rb") as file:
+            with open(self.path, "rb") as file:
                 file.seek(self.offset or 0)
                 return file.read(self.size)
         except OSError:
@@ -77,25 +75,39 @@ def locate(folder: Path, names: Sequence[str], linked: Sequence[Path] = ()) -> l
     """
     base = os.path.realpath(folder)
     allowed = [base, *map(os.path.realpath, linked)]
-    resolve_directory = cache(os.path.realpath)  # one resolution a directory, one lstat a file
+
+    def inside(path: str) -> bool:
+        return any(os.path.commonpath([place, path]) == place for place in allowed)
+
+    @cache  # one resolution a directory, one lstat a file
+    def directory(name: str) -> tuple[str, bool]:
+        path = os.path.join(base, name)
+        with contextlib.suppress(OSError, ValueError):
+            path = os.path.realpath(path)
+        return path, inside(path)
+
     problems, files = [], []
     links: Counter[str] = Counter()
     for name in names:
-        path, size, stamp = os.path.join(base, name), MISSING, 0
-        if os.path.isabs(name) or ".." in PurePath(name).parts:
+        if name.startswith("/") or (".." in name and ".." in PurePath(name).parts):
             problems.append(f"{name}: absolute, or with '..'")
             continue
-        with contextlib.suppress(OSError, ValueError):
-            path = os.path.join(resolve_directory(os.path.dirname(path)), os.path.basename(path))
+        parent, _, last = name.rpartition("/")
+        place, within = directory(parent)
+        path, size, stamp = f"{place}/{last}", MISSING, 0
+        try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
                 path = os.path.realpath(path)
+                within = inside(path)
                 status = os.lstat(path)
             size, stamp = status.st_size, status.st_ctime_ns
-        if not any(os.path.commonpath([place, path]) == place for place in allowed):
+        except (OSError, ValueError):
+            pass  # told when it is decoded
+        if within:
+            files.append(ImageFile(name, path, size, stamp))
+        else:
             links[_link(base, name)] += 1
-            continue
-        files.append(ImageFile(name, Path(path), size, stamp))
     problems += [f"{link} ({count} images)" for link, count in links.items()]
     if problems:
         advice = "; if the links are meant, name the folders they lead to in data.linked_folders" if links else ""
@@ -122,19 +134,36 @@ def content_digest(files: Sequence[ImageFile], folder: Path) -> str:
         files: from `locate` or from shards.
         folder: where the hash is kept.
     """
-    known = hashlib.sha256()
-    for file in files:
-        known.update(f"{file.path}\0{file.size}\0{file.stamp}\0{file.offset}\n".encode(errors="surrogateescape"))
-    memo = folder / f"content-{known.hexdigest()[:16]}"
-    with locked(memo):
-        if not memo.exists():
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                parts = pool.map(lambda file: hashlib.sha256(file.read()).digest(), files)
-                digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
-            part = memo.with_name(f"{memo.name}.tmp")
-            part.write_text(digest, encoding="utf-8")
-            os.replace(part, memo)
-    return memo.read_text(encoding="utf-8")
+
+    def read() -> str:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            parts = pool.map(lambda file: hashlib.sha256(file.read()).digest(), files)
+            return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+    lines = [f"{file.path}\0{file.size}\0{file.stamp}\0{file.offset}\n" for file in files]
+    known = hashlib.sha256("".join(lines).encode(errors="surrogateescape"))
+    return remembered(folder / f"content-{known.hexdigest()[:16]}", read)
+
+
+def remembered(path: Path, make: Callable[[], str]) -> str:
+    """The text at `path`, which is made if there is none; its name tells all that shapes it."""
+    with locked(path):
+        if not path.exists():
+            part = path.with_name(f"{path.name}.tmp")
+            part.write_text(make(), encoding="utf-8")
+            os.replace(part, path)
+    return path.read_text(encoding="utf-8")
+
+
+def remembered_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array at `path`, which is made if there is none or it is damaged; its name tells all that shapes it."""
+    with locked(path):
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            return np.asarray(np.load(path, allow_pickle=False))
+        part = path.with_name(f"{path.name}.tmp.npy")
+        np.save(part, made := make())
+        os.replace(part, path)
+    return made
 
 
 def load_pixels(files: Sequence[ImageFile], pixels: int, resize: Resize, path: Path) -> np.ndarray:
@@ -174,7 +203,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def decode(source: Path | BytesIO, pixels: int, resize: Resize) -> np.ndarray:
+def decode(source: Path | str | BytesIO, pixels: int, resize: Resize) -> np.ndarray:
     """One image as uint8 (3, pixels, pixels): upright, RGB, transparency on white, then `resized`.
 
     Raises:

@@ -65,6 +65,17 @@ def read_pictures(config: DataConfig, root: Path) -> tuple[list[Picture], list[P
     return train, test
 
 
+def annotation_files(config: DataConfig, root: Path) -> list[tuple[str, Path]]:
+    """The files that `read_pictures` reads, each with what it is to the data set."""
+    files = [(f"captions {split}", path) for split, path in _caption_files(config, root).items()]
+    split = root / (config.split or SPLIT_NAME)
+    if "{split}" not in config.captions and (config.split is not None or split.exists()):
+        files.append(("split", split))
+    if config.generated_captions is not None:
+        files.append(("generated", config.generated_captions))
+    return files
+
+
 def _splits(config: DataConfig, root: Path, pictures: Sequence[Picture]) -> dict[str, list[int]]:
     """Image ids by split: of the split file if it is named, or there alone, else as the captions carry them.
 

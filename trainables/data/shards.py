@@ -80,7 +80,7 @@ def _read(path: Path, shard: str, found: dict[str, tuple[ImageFile, list[str]]],
                 continue
             if kind.lower() in IMAGES:
                 name = f"{shard}/{key}.{kind}"
-                images[key].append(ImageFile(name, path, member.size, stamp, member.offset_data))
+                images[key].append(ImageFile(name, str(path), member.size, stamp, member.offset_data))
             elif member.size > TEXT_BYTES:
                 problems.append(f"{shard}/{key}.{kind}: {member.size} bytes of text")
             else:
