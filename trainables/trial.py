@@ -83,7 +83,9 @@ def worker(config: dict[str, Any]) -> None:
     from trainables.training.watchdog import Watchdog
 
     trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32 in what no autocast reaches, but see `full_precision`
+    else:
         torch.set_num_threads(max(1, int(trial.workers.cpus_per_worker)))
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:

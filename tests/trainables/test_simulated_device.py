@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, ResNetConfig, ResNetModel
 
 from trainables.attacks.registry import BUILT_IN
 from trainables.config import AttackConfig, Point, TinyConfig, TrialConfig
-from trainables.models import RetrievalModel
+from trainables.models import FusionModel, RetrievalModel, tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
@@ -115,6 +115,20 @@ def test_every_loss_is_on_one_device(
     with simulated_device():
         found, _ = run(config, with_base(prepared, family), DEVICE, tmp_path / "device")
     assert found == pytest.approx(temperature, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_keeps_the_host_from_waiting(prepared: Prepared, family: str) -> None:
+    model = with_base(prepared, family).base
+    ids, mask = tokenize(model, ["a circle", "a red square above a green triangle"], LENGTH)
+    with simulated_device() as reads:
+        pixels, ids, mask = torch.rand(2, 3, PIXELS, PIXELS).to(DEVICE), ids.to(DEVICE), mask.to(DEVICE)
+        model.to(DEVICE)
+        made = [model.encode_image(pixels), model.encode_text(ids, mask)]
+        if isinstance(model, FusionModel):
+            made.append(model.itm_logits(model.image_tokens(pixels), model.text_tokens(ids, mask), mask))
+        assert all(isinstance(part, OnDevice) for part in made)
+    assert not reads
 
 
 def test_what_is_left_on_the_host_is_found(

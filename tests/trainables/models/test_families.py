@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedTokenizerBase
+from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from benchmarks.setup import Plain
@@ -20,6 +22,7 @@ from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import BagOfWords, Dual
+from trainables.models.fusion import FusedAttention
 from trainables.models.siglip import Siglip
 from trainables.training.pretraining import train_tokenizer
 
@@ -166,6 +169,53 @@ def test_clip_computes_what_transformers_does(pixels: Tensor, end: int | None) -
         close(value, expected)
 
 
+def plain(model: Any) -> Any:
+    """Its network as `transformers` computes it."""
+    network = copy.deepcopy(model.network)
+    network.vision_model.embeddings.patch_embedding.__class__ = nn.Conv2d
+    for module in network.modules():
+        if isinstance(module, FusedAttention):
+            module.__class__ = BlipAttention
+    return network
+
+
+@pytest.mark.parametrize("name", FUSION)
+def test_fusion_computes_what_transformers_does(name: str, pixels: Tensor) -> None:
+    ours = make(name)
+    tokens, mask = tokenize(ours, CAPTIONS, LENGTH)
+    theirs = plain(ours)
+    fused = tokens.clone()
+    fused[:, 0] = ours.network.config.text_config.vocab_size - 1
+
+    def by_transformers(given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen = theirs.vision_model((given - ours.mean) / ours.std).last_hidden_state
+        if name == "blip":
+            text = theirs.text_encoder(tokens, attention_mask=mask).last_hidden_state
+            both = theirs.text_encoder(fused, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
+        else:
+            theirs.text_encoder.set_attn_implementation("eager")
+            text = both = theirs.text_encoder(tokens, attention_mask=mask).last_hidden_state
+            for layer in theirs.fusion:
+                both = layer(both, seen, attention_mask=(1.0 - mask[:, None, None]) * torch.finfo(both.dtype).min)
+        return theirs.vision_proj(seen[:, 0]), theirs.text_proj(text[:, 0]), theirs.itm_head(both[:, 0])
+
+    def by_us(given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        image = ours.image_tokens(given)
+        itm = ours.itm_logits(image, ours.text_tokens(tokens, mask), mask)
+        return ours.image_features(image), ours.encode_text(tokens, mask), itm
+
+    found = []
+    for compute, network in ((by_transformers, theirs), (by_us, ours.network)):
+        given = pixels.clone().requires_grad_(True)
+        outputs = compute(given)
+        wanted = [given, *network.parameters()]
+        gradients = torch.autograd.grad(sum(part.square().sum() for part in outputs), wanted, allow_unused=True)
+        found.append([*outputs, *(gradient for gradient in gradients if gradient is not None)])
+    assert len(found[0]) > 40
+    for expected, value in zip(*found, strict=True):
+        close(value, expected)
+
+
 @pytest.mark.parametrize("name", ["clip", "siglip", "dual"])
 def test_without_fusion_there_is_none_to_train(name: str) -> None:
     with pytest.raises(InputError, match="no fusion parameters"):
@@ -179,16 +229,6 @@ def test_gradient_checkpointing_needs_transformer_layers() -> None:
 
 def test_image_features_are_those_of_the_first_token(fusion: FusionModel, pixels: Tensor) -> None:
     close(fusion.image_features(fusion.image_tokens(pixels)), fusion.encode_image(pixels))
-
-
-def test_fusion_models_compute_what_transformers_does(fusion: Any, pixels: Tensor) -> None:
-    """Features of the whole towers, which `transformers` computes with all their tokens."""
-    network, (tokens, mask) = fusion.network, tokenize(fusion, CAPTIONS, LENGTH)
-    vision = network.vision_model((pixels - fusion.mean) / fusion.std).last_hidden_state
-    text = network.text_encoder(tokens, attention_mask=mask).last_hidden_state
-    close(fusion.image_tokens(pixels), vision)
-    close(fusion.encode_image(pixels), network.vision_proj(vision[:, 0]))
-    close(fusion.encode_text(tokens, mask), network.text_proj(text[:, 0]))
 
 
 def test_pairs_do_not_see_each_other_nor_padding(fusion: FusionModel, pixels: Tensor) -> None:
