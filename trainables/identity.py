@@ -9,8 +9,9 @@ from typing import Any
 
 from trainables.config import AttackConfig, Protocol, TrialConfig, content_hash
 
-NO_MATTER = {"protocol": {"batch_images"}, "training": {"log_every_steps", "gradient_checkpointing"}}
-"""Fields that decide how fast a trial is and what it tells, but no result."""
+NO_MATTER = {"protocol": {"batch_images"}, "training": {"log_every_steps", "gradient_checkpointing", "micro_batch"}}
+"""Fields that decide how fast a trial is and what it tells, but no result; as for the number of workers, up to the
+arithmetic and the draws of dropout."""
 
 READING = ("caption_text", "max_tokens")
 """Fields of the model that are not in its files."""

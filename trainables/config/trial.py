@@ -146,6 +146,12 @@ class TrainingConfig(Model):
     epochs: int = Field(3, ge=1, le=1000, description="each ends in a checkpoint and a small evaluation (a rung)")
     epoch_images: int | None = Field(None, ge=2, description="images an epoch draws at random; empty: all of them")
     batch_size: int = Field(32, ge=2, description="global batch: the number of contrastive pairs over all workers")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images of which a worker holds activations at once, so that any batch fits, for one more forward "
+        "pass (GradCache); empty: all of its batch",
+    )
     learning_rate: float = Field(3e-4, gt=0, lt=1, description="of AdamW, at its peak")
     weight_decay: float = Field(1e-4, ge=0, lt=1, description="of AdamW; not on biases, norms and temperature")
     temperature_reach: float = Field(

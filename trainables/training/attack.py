@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from trainables.attacks.text import CaptionEncoder, attack_words, away_from
 from trainables.config import TrialConfig
 from trainables.models import RetrievalModel
 from trainables.precision import inner_products
-from trainables.training.losses import embedding_deviation, gather_with_gradient
+from trainables.training.chunks import by_chunks
+from trainables.training.exchange import gather_with_gradient
+from trainables.training.losses import embedding_deviation
 
 ATTACK_TEMPERATURE = 0.05
 """Of the training attack's cross-entropy: fixed, so that the searched temperature cannot weaken the attack."""
@@ -47,13 +50,13 @@ def attack_pairs(
     Returns:
         Attacked pixels, and attacked captions.
     """
-    point, device = config.point, pixels.device
+    point, device, at_once = config.point, pixels.device, config.training.micro_batch or len(pixels)
     encode = CaptionEncoder(model, config.model.max_tokens, device)
     clean_texts = [" ".join(caption) for caption in words]
     texts = clean_texts
     if point.words:
         with torch.no_grad():
-            clean = F.normalize(model.encode_image(pixels).float(), dim=-1)
+            (clean,) = by_chunks(lambda part: (F.normalize(model.encode_image(part).float(), dim=-1),), at_once, pixels)
         texts = attack_words(
             encode,
             words,
@@ -65,19 +68,23 @@ def attack_pairs(
         return pixels, texts
     if point.attack_objective == "deviation":
         assert original is not None
-        objective = _deviation_from(original, model)
+        held_against = original
+
+        def objective(adversarial: Tensor, rows: slice) -> Tensor:
+            return embedding_deviation(model.encode_image(adversarial).float(), held_against[rows])
     else:
         # In crossed pairs an attacked image stands beside clean captions, so that is what it is attacked against.
         with torch.no_grad():
             against = gather_with_gradient(encode(clean_texts if point.pairs == "crossed" else texts))
         targets = positives.float() / positives.sum(1, keepdim=True)
 
-        def objective(adversarial: Tensor) -> Tensor:
+        def objective(adversarial: Tensor, rows: slice) -> Tensor:
             scores = inner_products(F.normalize(model.encode_image(adversarial).float(), dim=-1), against)
-            return F.cross_entropy(scores / ATTACK_TEMPERATURE, targets, reduction="none")
+            return F.cross_entropy(scores / ATTACK_TEMPERATURE, targets[rows], reduction="none")
 
-    return pgd(pixels, objective, epsilon=epsilon, steps=point.attack_steps, keys=keys), texts
-
-
-def _deviation_from(original: Tensor, model: RetrievalModel) -> Callable[[Tensor], Tensor]:
-    return lambda adversarial: embedding_deviation(model.encode_image(adversarial).float(), original)
+    chunks = [slice(begin, begin + at_once) for begin in range(0, len(pixels), at_once)]
+    attacked = [
+        pgd(pixels[rows], partial(objective, rows=rows), epsilon=epsilon, steps=point.attack_steps, keys=keys[rows])
+        for rows in chunks
+    ]
+    return torch.cat(attacked), texts

@@ -23,7 +23,7 @@ from trainables.attacks.noise import sample_keys
 from trainables.config import TrialConfig
 from trainables.prepare import Prepared
 from trainables.training.batches import Drawn, draw_batch
-from trainables.training.losses import positive_pairs
+from trainables.training.losses import Sides, positive_pairs
 
 AHEAD = 2
 """Batches that are under way while one trains."""
@@ -39,7 +39,7 @@ class Batch:
         parts: every worker's rows, on the host.
         images: int64 (batch,), rows of this worker's images.
         pixels: (batch, 3, height, width) in [0, 1], clean and whole.
-        positives: bool (world x batch, world x batch x n), which captions describe which images.
+        positives: bool, which captions of all workers describe this worker's images, and the other way around.
         keys: int64 (batch,), the source of each image's randomness.
         caption_keys: int64 (batch x n,), of each caption's.
     """
@@ -47,7 +47,7 @@ class Batch:
     parts: list[Drawn]
     images: Tensor
     pixels: Tensor
-    positives: Tensor
+    positives: Sides
     keys: Tensor
     caption_keys: Tensor
 
@@ -124,11 +124,12 @@ class Feed:
         images, captions = sent.rows[:everyones], sent.rows[everyones:]
         own_images, own_captions = (rows.chunk(self._world)[self._rank] for rows in (images, captions))
         seed, each = self._config.seed, own.captions.shape[1]
+        matches = positive_pairs(images, images.repeat_interleave(each), self._caption_groups[captions])
         return Batch(
             parts=sent.parts,
             images=own_images,
             pixels=sent.pixels / 255,
-            positives=positive_pairs(images, images.repeat_interleave(each), self._caption_groups[captions]),
+            positives=(matches.chunk(self._world)[self._rank], matches.T.chunk(self._world)[self._rank]),
             keys=sample_keys(seed, own.epoch, self._image_ids[own_images]),
             caption_keys=sample_keys(seed, own.epoch, own_captions),
         )

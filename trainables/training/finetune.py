@@ -179,7 +179,8 @@ def _begin(config: TrialConfig, prepared: Prepared, device: torch.device, state:
     prepared.base.to(device)
     if training.gradient_checkpointing:
         prepared.base.checkpoint_layers()
-    trainee = Trainee(prepared.base, config.point).to(device)
+    trainee = Trainee(prepared.base, config.point, training.micro_batch).to(device)
+    trainee.freeze_idle(config.data.image_pixels)
     begun_with = trained_weights(trainee) if _rank() == 0 else {}
     original = (
         Original(prepared, device, cropped=config.point.image_augmentation == "crop")

@@ -27,7 +27,7 @@ from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import Dual
-from trainables.training.losses import contrastive_loss, matching_loss, positive_pairs, similarity
+from trainables.training.losses import contrastive_loss, matching_loss, positive_pairs, shared, similarities
 
 Log = Callable[[str], None]
 
@@ -179,25 +179,27 @@ def _train_pairs(
             longest = int(mask[captions].sum(1).max())
             batch = tokens[captions, :longest].to(device), mask[captions, :longest].to(device)
             owners = torch.from_numpy(rows)
-            positives = positive_pairs(owners, owners, groups[captions]).to(device)
+            matches = positive_pairs(owners, owners, groups[captions]).to(device)
+            positives = matches, matches.T
             given, temperature = read_images(rows), log_temperature.exp()
             if isinstance(model, FusionModel):
                 image_tokens = model.image_tokens(given)
-                scores = similarity(model.image_features(image_tokens), model.encode_text(*batch))
+                scores = similarities(shared(model.image_features(image_tokens)), shared(model.encode_text(*batch)))
                 keys = sample_keys(pretrain.seed, epoch, torch.from_numpy(captions)).to(device)
                 matched = matching_loss(
                     model,
                     image_tokens,
                     model.text_tokens(*batch),
                     batch[1],
-                    (scores / temperature).detach(),
+                    scores,
                     positives,
+                    temperature,
                     keys,
                 )
                 loss = contrastive_loss(scores, positives, temperature) + matched
             else:
                 features = model.image_head(given) if isinstance(model, Dual) else model.encode_image(given)
-                scores = similarity(features, model.encode_text(*batch))
+                scores = similarities(shared(features), shared(model.encode_text(*batch)))
                 loss = contrastive_loss(scores, positives, temperature)
             _step(loss, trained, optimiser, schedule)
             losses.append(loss.detach())

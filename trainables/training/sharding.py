@@ -41,10 +41,12 @@ def distribute(trainee: Trainee, device: torch.device, sharded: bool) -> nn.Modu
         scalars = {parameter for parameter in trainee.parameters() if parameter.ndim == 0}
         fully_shard(trainee, mesh=mesh, reshard_after_forward=False, ignored_params=scalars)
         return trainee  # it is another class of module now
+    # All that is trained takes part in every loss, see `freeze_idle`. Buffers never change.
     return DistributedDataParallel(
         trainee,
         device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=trainee.leaves_parts_out,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
     )
 
 

@@ -57,7 +57,7 @@ def worker_loss(
             pixels,
             words,
             options,
-            batch.positives.chunk(len(batch.parts))[rank],
+            batch.positives[0],
             epsilon=ramped_epsilon(config, step, steps),
             keys=batch.keys,
             original=clean_embeddings,

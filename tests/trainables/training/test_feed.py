@@ -34,7 +34,8 @@ def test_a_batch_is_what_was_drawn(world: tuple[TrialConfig, Prepared]) -> None:
             [any(groups[own] == groups[caption] for own in row) for caption in drawn.captions.flat]
             for row in drawn.captions
         ]
-        np.testing.assert_array_equal(batch.positives, expected)
+        np.testing.assert_array_equal(batch.positives[0], expected)
+        np.testing.assert_array_equal(batch.positives[1], np.transpose(expected))
         epoch = drawn.epoch
         assert torch.equal(batch.keys, sample_keys(0, epoch, torch.from_numpy(train.image_ids[drawn.images])))
         assert torch.equal(batch.caption_keys, sample_keys(0, epoch, torch.from_numpy(drawn.captions.flatten())))

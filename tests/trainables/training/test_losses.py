@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from trainables.attacks.noise import sample_keys
 from trainables.models import FusionModel
 from trainables.training.losses import (
+    Sides,
     anchor_loss,
     consistency_loss,
     contrastive_loss,
     hard_negatives,
     matching_loss,
     positive_pairs,
-    similarity,
+    shared,
+    similarities,
 )
 
 
@@ -28,20 +30,27 @@ def test_positives_are_own_captions_and_equal_ones() -> None:
     assert found.tolist() == [[True, True, True, False], [False, True, True, True]]
 
 
+def both(pairs: Tensor) -> Sides:
+    """As one worker alone has them."""
+    return pairs, pairs.T
+
+
 @pytest.mark.parametrize("each", [1, 2])
 def test_contrastive_loss_by_hand(each: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    scores = similarity(torch.randn(5, 4, generator=generator), torch.randn(5 * each, 4, generator=generator))
-    images = torch.tensor([1, 2, 2, 3, 4])
-    positives = positive_pairs(images, images.repeat_interleave(each), torch.tensor([0, 1, 2, 3, 0] * each))
+    images, texts = torch.randn(5, 4, generator=generator), torch.randn(5 * each, 4, generator=generator)
+    sides = similarities(shared(images), shared(texts))
+    scores = F.normalize(images) @ F.normalize(texts).T
+    ids = torch.tensor([1, 2, 2, 3, 4])
+    positives = positive_pairs(ids, ids.repeat_interleave(each), torch.tensor([0, 1, 2, 3, 0] * each))
     expected = 0.0
     for matrix, right in ((scores / 0.3, positives), (scores.T / 0.3, positives.T)):
         for i in range(len(matrix)):
             own = [j for j in range(matrix.shape[1]) if right[i, j]]
             total = sum(math.exp(value) for value in matrix[i])
             expected -= sum(math.log(math.exp(matrix[i, j]) / total) for j in own) / len(own) / len(matrix) / 2
-    assert contrastive_loss(scores, positives, torch.tensor(0.3)).item() == pytest.approx(expected, abs=1e-5)
-    flat = contrastive_loss(torch.ones(5, 5), torch.eye(5, dtype=torch.bool), torch.tensor(0.1))
+    assert contrastive_loss(sides, both(positives), torch.tensor(0.3)).item() == pytest.approx(expected, abs=1e-5)
+    flat = contrastive_loss(both(torch.ones(5, 5)), both(torch.eye(5, dtype=torch.bool)), torch.tensor(0.1))
     assert flat.item() == pytest.approx(math.log(5), abs=1e-5)
 
 
@@ -52,10 +61,10 @@ def test_anchor_is_fares_distance_over_the_original_norm() -> None:
 def test_consistency_is_zero_for_equal_scores_and_kl_otherwise() -> None:
     clean, moved = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.2, 0.0], [0.0, 1.0]])
     temperature = torch.tensor(0.5)
-    assert consistency_loss(clean, clean, temperature).item() == pytest.approx(0, abs=1e-7)
+    assert consistency_loss(both(clean), both(clean), temperature).item() == pytest.approx(0, abs=1e-7)
     p, q = F.softmax(clean[0] / 0.5, 0), F.softmax(moved[0] / 0.5, 0)
     row = (p * (p / q).log()).sum() / 2  # the other row and column are unmoved
-    assert consistency_loss(clean, moved, temperature).item() == pytest.approx(row.item(), rel=1e-5)
+    assert consistency_loss(both(clean), both(moved), temperature).item() == pytest.approx(row.item(), rel=1e-5)
 
 
 def test_hard_negatives_are_never_positives_and_follow_the_softmax() -> None:
@@ -97,8 +106,9 @@ def test_matching_loss_by_hand(each: int) -> None:
         images.view(3, 1, 1),
         texts.view(-1, 1, 1),
         torch.ones(3 * each, 1),
-        scores,
-        positives,
+        both(scores),
+        both(positives),
+        torch.tensor(1.0),
         sample_keys(0, 0, torch.arange(3 * each)),
     )
     total = 0.0

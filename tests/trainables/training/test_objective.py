@@ -16,7 +16,15 @@ from trainables.models import RetrievalModel, tokenize
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
-from trainables.training.losses import consistency_loss, contrastive_loss, matching_loss, positive_pairs, similarity
+from trainables.training.losses import (
+    Sides,
+    consistency_loss,
+    contrastive_loss,
+    matching_loss,
+    positive_pairs,
+    shared,
+    similarities,
+)
 from trainables.training.objective import Pairs, Trainee
 from trainables.training.pretraining import train_tokenizer
 
@@ -40,14 +48,19 @@ def loss_of(model: RetrievalModel, attacked: Pairs, clean: Pairs, **fields: Any)
     with torch.no_grad():
         original = model.encode_image(clean.pixels)
     positives = positive_pairs(torch.arange(4), torch.arange(4), torch.arange(4))
-    loss = trainee(attacked, clean, original, positives, sample_keys(0, 0, torch.arange(4)))
+    loss = trainee(attacked, clean, original, (positives, positives.T), sample_keys(0, 0, torch.arange(4)))
     parameters = [p for p in model.parameters() if p.requires_grad]
     return loss, list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
 
 
+def similarity(images: Tensor, texts: Tensor) -> Sides:
+    return similarities(shared(images), shared(texts))
+
+
 def parts(model: RetrievalModel, attacked: Pairs, clean: Pairs) -> dict[str, Tensor]:
     """The terms, from the published formulas on plain features."""
-    positives, keys, tau = torch.eye(4, dtype=torch.bool), sample_keys(0, 0, torch.arange(4)), torch.tensor(0.2)
+    eye, keys, tau = torch.eye(4, dtype=torch.bool), sample_keys(0, 0, torch.arange(4)), torch.tensor(0.2)
+    positives = eye, eye
     image, text = model.encode_image(attacked.pixels), model.encode_text(attacked.tokens, attacked.mask)
     first_image, first_text = model.encode_image(clean.pixels), model.encode_text(clean.tokens, clean.mask)
     found = {
@@ -68,8 +81,9 @@ def parts(model: RetrievalModel, attacked: Pairs, clean: Pairs) -> dict[str, Ten
             model.image_tokens(attacked.pixels),
             model.text_tokens(attacked.tokens, attacked.mask),
             attacked.mask,
-            similarity(image, text) / tau,
+            similarity(image, text),
             positives,
+            tau,
             keys,
         )
     return {name: value.detach() for name, value in found.items()}
@@ -188,7 +202,7 @@ def test_the_teacher_sets_its_share_of_the_targets(pairs: str) -> None:
     positives[0, 1] = positives[1, 0] = True
 
     def scores(of: RetrievalModel, images: Pairs, texts: Pairs) -> Tensor:
-        return similarity(of.encode_image(images.pixels), of.encode_text(texts.tokens, texts.mask)) / 0.2
+        return similarity(of.encode_image(images.pixels), of.encode_text(texts.tokens, texts.mask))[0] / 0.2
 
     each = []
     for images, texts in [(attacked, attacked)] if pairs == "adversarial" else [(attacked, clean), (clean, attacked)]:
@@ -197,7 +211,7 @@ def test_the_teacher_sets_its_share_of_the_targets(pairs: str) -> None:
             uniform = positives.float() / positives.sum(1, keepdim=True)
             targets = 0.7 * uniform + 0.3 * other.softmax(1)
             each.append(-(targets * own.log_softmax(1)).sum(1).mean())
-    given = (attacked, clean, None, positives, sample_keys(0, 0, torch.arange(4)))
+    given = (attacked, clean, None, (positives, positives.T), sample_keys(0, 0, torch.arange(4)))
     loss = trainee(*given, 0.3)
     torch.testing.assert_close(loss, torch.stack(each).mean())
     assert abs(loss - trainee(*given, 0.0)) > 1e-4

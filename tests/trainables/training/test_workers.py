@@ -80,7 +80,8 @@ def configs(tiny_trial: TrialConfig) -> dict[str, TrialConfig]:
 def step(config: TrialConfig) -> dict[str, torch.Tensor]:
     """One forward and backward pass, and a small evaluation: loss, gradients and ranks."""
     prepared, device = prepare(config), torch.device("cpu")
-    trainee = Trainee(prepared.base, config.point)
+    trainee = Trainee(prepared.base, config.point, config.training.micro_batch)
+    trainee.freeze_idle(config.data.image_pixels)
     if trainee.teacher is not None:
         for parameter in trainee.teacher.parameters():
             parameter.mul_(1.1)  # no copy of the model any more
