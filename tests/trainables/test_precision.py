@@ -9,18 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from tiny_families import FAMILIES, LENGTH, PIXELS
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerBase
 
 from trainables.attacks.registry import BUILT_IN
 from trainables.config import AttackConfig, Point, TrialConfig
-from trainables.models import FusionModel
-from trainables.precision import full_precision, inner_products
+from trainables.models import FusionModel, RetrievalModel, tokenize
+from trainables.precision import attackable, full_precision, inner_products
 from trainables.prepare import Prepared, prepare
 from trainables.training.finetune import finetune
+from trainables.training.pretraining import train_tokenizer
 
+CAPTIONS = ["a red circle", "a small blue square above something green"]
 OPTIONS: dict[str, dict[str, Any]] = {"corruption": {"kind": "fog"}, "caption-noise": {"kind": "keyboard"}}
 
 
@@ -131,3 +136,74 @@ def test_products_are_full_within_and_as_before_afterwards() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(products)
+
+
+def outputs(model: RetrievalModel, pixels: Tensor, tokens: Tensor, mask: Tensor) -> list[Tensor]:
+    """All that an attack reads, and the gradient that it follows."""
+    pixels = pixels.clone().requires_grad_(True)
+    made = [model.encode_image(pixels), model.encode_text(tokens, mask)]
+    if isinstance(model, FusionModel):
+        made.append(model.itm_logits(model.image_tokens(pixels), model.text_tokens(tokens, mask), mask))
+    (gradient,) = torch.autograd.grad(sum(part.float().square().sum() for part in made), pixels)
+    return [*(part.detach() for part in made), gradient]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_cast_once_give_what_autocast_gives(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[family](train_tokenizer(CAPTIONS)).train()
+    given = torch.rand(2, 3, PIXELS, PIXELS), *tokenize(model, CAPTIONS, LENGTH)
+    before, modes = dict(model.named_parameters()), [module.training for module in model.modules()]
+    learned = {name for name, parameter in before.items() if parameter.requires_grad}
+    exact = outputs(model.eval().requires_grad_(False), *given)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = outputs(model, *given)
+    for name, parameter in before.items():
+        parameter.requires_grad_(name in learned)
+    model.train()
+    with attackable(model, torch.device("cpu")):  # no autocast, no copies
+        assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    monkeypatch.setattr("trainables.precision.nullcontext", lambda: torch.autocast("cpu", torch.bfloat16))
+
+    def attack() -> None:
+        with attackable(model, torch.device("cpu")), attackable(model, torch.device("cpu")):
+            found = outputs(model, *given)
+            for one, other, full in zip(found, expected, exact, strict=True):
+                assert torch.equal(one, other)
+                assert not torch.equal(one, full)
+            assert not any(parameter.requires_grad for parameter in model.parameters())
+            layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+            whole = [module for module in layers if module.weight.dtype != torch.bfloat16]
+            assert len(layers) > 8
+            assert whole == [module for module in layers if getattr(module, "stride", None) == (8, 8)]  # of patches
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        attack()
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    assert learned == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_weights_are_cast_where_they_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainables.precision.nullcontext", lambda: torch.autocast("cpu", torch.bfloat16))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        gradients = []
+        for attacked in (False, True):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+            trainee: Any = nn.Sequential(model)
+            fully_shard(trainee, reshard_after_forward=False)
+            if attacked:
+                trainee.unshard()
+                with attackable(model, torch.device("cpu")):
+                    assert model[0].weight.dtype == torch.bfloat16
+                    assert model(torch.ones(2, 8)).dtype == torch.bfloat16
+            trainee(torch.arange(16.0).view(2, 8)).square().sum().backward()
+            gradients.append([parameter.grad.full_tensor() for parameter in trainee.parameters()])
+        for one, other in zip(*gradients, strict=True):
+            assert torch.equal(one, other)
+            assert one.dtype == torch.float32
+    finally:
+        dist.destroy_process_group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,36 +9,16 @@ from typing import Any
 import pytest
 import torch
 from simulated_device import DEVICE, OnDevice, WrongDeviceError, simulated_device
-from transformers import PreTrainedTokenizerBase, ResNetConfig, ResNetModel
+from tiny_families import FAMILIES, LENGTH, PIXELS
 
 from trainables.attacks.registry import BUILT_IN
-from trainables.config import AttackConfig, Point, TinyConfig, TrialConfig
-from trainables.models import FusionModel, RetrievalModel, tokenize
-from trainables.models.albef import Albef
-from trainables.models.blip import Blip
+from trainables.config import AttackConfig, Point, TrialConfig
+from trainables.models import FusionModel, tokenize
 from trainables.models.clip import Clip
-from trainables.models.dual import BagOfWords, Dual
-from trainables.models.siglip import Siglip
 from trainables.prepare import Prepared, prepare
 from trainables.results import TrialResult
 from trainables.training.finetune import finetune
 
-PIXELS, LENGTH = 32, 64
-TINY = TinyConfig(width=32, layers=1, heads=2, patch_pixels=8, embedding=16)
-
-
-def dual(tokenizer: PreTrainedTokenizerBase) -> Dual:
-    tower = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
-    return Dual(tower, BagOfWords(len(tokenizer)), tokenizer, torch.tensor([[0.5] * 3, [0.25] * 3]))
-
-
-FAMILIES: dict[str, Callable[[PreTrainedTokenizerBase], RetrievalModel]] = {
-    "clip": lambda tokenizer: Clip.tiny(TINY, PIXELS, LENGTH, tokenizer),
-    "siglip": lambda tokenizer: Siglip.tiny(TINY, PIXELS, LENGTH, tokenizer),
-    "dual": dual,
-    "blip": lambda tokenizer: Blip.tiny(TINY, PIXELS, LENGTH, tokenizer),
-    "albef": lambda tokenizer: Albef.tiny(TINY, PIXELS, LENGTH, tokenizer),
-}
 FUSION = ("blip", "albef")
 OPTIONS: dict[str, dict[str, Any]] = {"corruption": {"kind": "fog"}, "caption-noise": {"kind": "keyboard"}}
 

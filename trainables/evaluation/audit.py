@@ -27,9 +27,9 @@ from trainables.attacks.image import (
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.text import encode_captions
 from trainables.config import Protocol
-from trainables.evaluation.robustness import Gallery, attackable
+from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
-from trainables.precision import autocast, inner_products
+from trainables.precision import attackable, inner_products
 from trainables.results import Audit, Check, Loss
 
 IMAGES = 50
@@ -109,7 +109,7 @@ def audit(
         max_tokens: where captions are cut.
         device: of the model.
     """
-    with attackable(model), autocast(device):
+    with attackable(model, device):
         part = gallery.first(min(IMAGES, len(gallery.pixels)))
         texts = encode_captions(model, part.texts, max_tokens, device)
         owners = torch.as_tensor(part.caption_image, device=device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.quirks import Quirks
@@ -28,7 +27,7 @@ from trainables.errors import InputError
 from trainables.evaluation.reranking import compact, reranked
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import FusionModel, RetrievalModel
-from trainables.precision import autocast
+from trainables.precision import attackable
 
 
 @dataclass(frozen=True)
@@ -83,22 +82,6 @@ class Gallery:
             encode=CaptionEncoder(victim.model, victim.max_tokens, device),
             seed=seed,
         )
-
-
-@contextmanager
-def attackable(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode, without gradients of parameters; afterwards it is as it was."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    training = model.training
-    model.eval()
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        model.train(training)
 
 
 Observe = Callable[[str, np.ndarray, Attacked], None]
@@ -156,7 +139,7 @@ def evaluate(
     own_images = np.array_split(np.arange(images), world)[rank]
     found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     made: dict[str, _Made] = {}
-    with attackable(model), autocast(device), tempfile.TemporaryDirectory() as spool:
+    with attackable(model, device), tempfile.TemporaryDirectory() as spool:
         own_captions = np.flatnonzero(np.isin(gallery.caption_image, own_images))
         texts = gallery.texts
         own_texts = encode_captions(model, [texts[row] for row in own_captions], max_tokens, device)

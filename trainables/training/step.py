@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainables.config import TrialConfig
-from trainables.evaluation.robustness import attackable
 from trainables.models import tokenize
-from trainables.precision import autocast
+from trainables.precision import attackable, autocast
 from trainables.prepare import Prepared
 from trainables.training.attack import attack_pairs
 from trainables.training.batches import eda, ramped_distillation, ramped_epsilon, random_crops
@@ -50,7 +49,7 @@ def worker_loss(
 
     clock.mark("attack")
     gather(trainee)
-    with attackable(trainee), autocast(device):
+    with attackable(trainee.model, device):
         attacked, texts = attack_pairs(
             trainee.model,
             config,
