@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
@@ -24,21 +24,17 @@ from study.arguments import Arguments as StudyArguments
 from study.arguments import parse
 from study.config import COST, Objective, StudyConfig
 from study.costs.budget import Limit, Usage, limits, money, reached
-from study.costs.cost_model import DEVICES, Fusion, Shape, Tower, trial_memory, trial_work
+from study.costs.calibration import calibrate
+from study.costs.cost_model import DEVICES, trial_memory, trial_work
+from study.costs.page import PHASES, SIMULATIONS, Growth, Plan, page
 from study.costs.shapes import shape_of
 from trainables.cli.command import exit_on_input_error
-from trainables.config import Model, Point, TrialConfig
-
-if TYPE_CHECKING:
-    from rich.console import Group
+from trainables.config import Point, TrialConfig
 
 LAUNCH_SECONDS = 3.0
 """Of a trial, outside of loading, attack, training and evaluation; measured on two busy cores."""
 GPUS = 8
 """Where nothing else is said: those of `cluster.yaml`."""
-PHASES = ("load", "attack", "train", "evaluate")
-SIMULATIONS = 5
-"""Studies that the growth of the front is the mean of."""
 
 
 class Arguments(StudyArguments):
@@ -46,66 +42,30 @@ class Arguments(StudyArguments):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m study.plan")
     common_fields = (
-        *("preset", "device", "devices", "as_json", "config", "data.root", "trial.model.base", "data.image_pixels"),
+        *(
+            "preset",
+            "device",
+            "devices",
+            "measure",
+            "as_json",
+            "config",
+            "data.root",
+            "trial.model.base",
+            "data.image_pixels",
+        ),
         *("trial.training.epochs", "trial.training.batch_size", "protocol.gallery_images", "budget.trials"),
         *("budget.wall_hours", "price.device_hour", "trial.workers.count"),
     )
     example_commands = (
         "python -m study.plan --preset coco_clip_b16 --data.root DIR --device a100-80g",
         "python -m study.plan --preset coco_albef --device l4 --price.device-hour l4=1",
+        "python -m study.plan --preset coco_clip_b16 --device h100 --measure",
     )
 
     device: Literal["a100-80g", "h100", "l4", "cpu"] = Field("cpu", description="kind of device trials would run on")
     devices: int | None = Field(None, ge=1, description="how many; empty: 8 GPUs, or the cores of this machine")
+    measure: bool = Field(False, description="calibrate by half a minute on the device at hand, with random weights")
     as_json: bool = Field(False, description="for programs")
-
-
-class Growth(Model):
-    """How far a simulated study is after so many ended trials: means over `SIMULATIONS` seeds.
-
-    `hypervolume` is the share of the objectives' box, in [0, 1]; `front` a number of points. Money is None where the
-    device has no price.
-    """
-
-    trials: int
-    wall_hours: float
-    device_hours: float
-    money: float | None
-    front: float
-    hypervolume: float
-
-
-class Plan(Model):
-    """What is foreseen; what `--as-json` prints. Trial numbers are means over the trials that would run."""
-
-    study: str
-    device: str
-    devices: int
-    trials_at_once: int
-    trials: int
-    ended_by: str
-    wall_hours: float
-    device_hours: float
-    money: float | None
-    currency: str
-    memory_bytes: float
-    device_memory_bytes: float
-    image_gflops: float
-    text_gflops: float
-    fusion_gflops: float
-    parameters: float
-    pairs: int
-    batch_size: int
-    phase_gflops: dict[str, float]
-    phase_seconds: dict[str, float]
-    step_seconds: float
-    launch_seconds: float
-    growth: list[Growth]
-
-    @property
-    def trial_seconds(self) -> float:
-        """Wall time of one trial."""
-        return sum(self.phase_seconds.values()) + self.launch_seconds
 
 
 @dataclass(frozen=True)
@@ -125,13 +85,15 @@ class Run:
     ended_by: Limit | None
 
 
-def run_through(durations: Sequence[float], slots: int, workers: int, limits_at: Callable[[Usage], list[Limit]]) -> Run:
+def run_through(
+    durations: Sequence[float], slots: int, held_each: float, limits_at: Callable[[Usage], list[Limit]]
+) -> Run:
     """Run the trials on a virtual clock, in order, as many at once as there are slots.
 
     Args:
         durations: wall seconds of each trial.
         slots: trials at once.
-        workers: devices each of them holds.
+        held_each: devices that a trial holds.
         limits_at: the budget's limits at some usage; no trial starts once one is reached.
     """
     running: list[float] = []
@@ -150,7 +112,7 @@ def run_through(durations: Sequence[float], slots: int, workers: int, limits_at:
         if limit is not None:
             break
         heapq.heappush(running, wall + seconds)
-        held += workers * seconds
+        held += held_each * seconds
     wall = max(running, default=wall)
     ended += len(running)
     return Run(ended, wall, held, limit or reached(limits_at(used())))
@@ -191,7 +153,7 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
 
     if not trials:
         return []
-    workers, k = config.trial.workers.count, config.protocol.recall_at[0]
+    workers, k = config.trial.workers.count * config.trial.workers.share, config.protocol.recall_at[0]
     objectives = tuple(Objective(metric=f"{target}/mr_r{k}") for target in ("clean", "both"))
     known = {f"{target}/mr_r{k}" for target in ("clean", "both") for k in config.protocol.recall_at} | {COST}
     searched = config.budget.model_copy(update={"trials": max(0, trials - len(config.recipes))})
@@ -238,22 +200,30 @@ def plan(config: Arguments) -> Plan:
     Raises:
         InputError: the model's shape or the device's price is not known.
     """
-    workers, training, device = config.trial.workers.count, config.trial.training, DEVICES[config.device]
+    workers, training, device = config.trial.workers, config.trial.training, DEVICES[config.device]
     devices = config.devices or (os.cpu_count() or 1 if config.device == "cpu" else GPUS)
-    slots = min(config.cluster.concurrency or sys.maxsize, max(1, devices // workers))
+    slots = min(config.cluster.concurrency or sys.maxsize, max(1, workers.side_by_side(devices)))
     shape = shape_of(config)
+    found = calibrate(config, shape, device, config.device != "cpu") if config.measure else None
+
+    def planned(point: Point) -> dict[str, float]:
+        return trial_work(shape, point, training, config.protocol).seconds(device, workers.count, workers.share)
 
     def phases_of(point: Point) -> dict[str, float]:
-        work = trial_work(shape, point, training, config.protocol)
-        return {phase: value / workers for phase, value in work.seconds(device).items()}
+        return planned(point) if found is None else found.corrected(planned(point))
 
     drawn = points(config)
     works = [trial_work(shape, point, training, config.protocol) for point in drawn]
-    seconds = [phases_of(point) for point in drawn]
+    sheet, seconds = [planned(point) for point in drawn], [phases_of(point) for point in drawn]
     durations = [sum(by_phase.values()) + LAUNCH_SECONDS for by_phase in seconds]
-    run = run_through(durations, slots, workers, partial(limits, config.budget, config.price, config.device))
+    bounds = partial(limits, config.budget, config.price, config.device)
+    run = run_through(durations, slots, workers.count * workers.share, bounds)
     ran = max(1, run.trials)
-    mean_seconds = {phase: sum(by_phase[phase] for by_phase in seconds[:ran]) / ran for phase in PHASES}
+
+    def means(trials: list[dict[str, float]]) -> dict[str, float]:
+        return {phase: sum(by_phase[phase] for by_phase in trials[:ran]) / ran for phase in PHASES}
+
+    mean_seconds = means(seconds)
     pairs = training.epochs * shape.train_images
     wall, held = run.wall_seconds / 3600, run.device_seconds / 3600
     priced = config.device in config.price.device_hour
@@ -261,6 +231,7 @@ def plan(config: Arguments) -> Plan:
         study=config.name,
         device=config.device,
         devices=devices,
+        workers=workers.count,
         trials_at_once=slots,
         trials=run.trials,
         ended_by=str(run.ended_by),
@@ -268,8 +239,8 @@ def plan(config: Arguments) -> Plan:
         device_hours=held,
         money=money(config.price, config.device, held, wall) if priced else None,
         currency=config.price.currency,
-        memory_bytes=trial_memory(shape, training, workers, config.trial.workers.sharded),
-        device_memory_bytes=device.memory,
+        memory_bytes=trial_memory(shape, training, workers.count, workers.sharded),
+        device_memory_bytes=device.memory * workers.share,
         image_gflops=shape.image.flops / 1e9,
         text_gflops=shape.text.flops / 1e9,
         fusion_gflops=shape.fusion.flops / 1e9 if shape.fusion else 0.0,
@@ -280,82 +251,10 @@ def plan(config: Arguments) -> Plan:
         phase_seconds=mean_seconds,
         step_seconds=(mean_seconds["attack"] + mean_seconds["train"]) * training.batch_size / pairs,
         launch_seconds=LAUNCH_SECONDS,
+        sheet_seconds=means(sheet),
+        measured=found,
         growth=growth(config, run.trials, slots, lambda point: sum(phases_of(point).values()) + LAUNCH_SECONDS),
     )
-
-
-def page(found: Plan, shape: Shape) -> Group:
-    """What a person reads: the answer, then the arithmetic behind it."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    device = DEVICES[found.device]
-    cost = (
-        f"{found.money:.2f} {found.currency}"
-        if found.money is not None
-        else (f"no price: give --price.device-hour {found.device}=PRICE")
-    )
-    fits = (
-        "fits"
-        if found.memory_bytes < device.memory
-        else "too much: gradient checkpointing, a smaller batch, more workers"
-    )
-    answer = Table(box=None, pad_edge=False, show_header=False)
-    for name, text in (
-        ("trials", f"{found.trials}, ended by {found.ended_by}"),
-        ("wall time", f"{found.wall_hours:.2f} hours, {found.trials_at_once} trials at once"),
-        ("device-hours", f"{found.device_hours:.2f}"),
-        ("money", cost),
-        ("memory", f"{found.memory_bytes / 1e9:.2f} of {device.memory / 1e9:.0f} GB a worker: {fits}"),
-    ):
-        answer.add_row(name, text)
-    sums = Table(box=None, pad_edge=False, title="Means over these trials", title_justify="left")
-    for name in ("phase", "GFLOPs", "seconds"):
-        sums.add_column(name, justify="left" if name == "phase" else "right")
-    for phase in PHASES:
-        sums.add_row(phase, f"{found.phase_gflops[phase]:.4g}", f"{found.phase_seconds[phase]:.3g}")
-    sums.add_row("launch", "", f"{found.launch_seconds:.3g}")
-    sums.add_row("trial", f"{sum(found.phase_gflops.values()):.4g}", f"{found.trial_seconds:.3g}")
-    grown = Table(box=None, pad_edge=False, title="The front, on a simulator", title_justify="left")
-    for name in ("trials", "hours", "device-hours", "money", "front", "hypervolume"):
-        grown.add_column(name, justify="right")
-    for row in found.growth:
-        spent = "" if row.money is None else f"{row.money:.2f}"
-        hours = f"{row.wall_hours:.2f}", f"{row.device_hours:.2f}"
-        grown.add_row(str(row.trials), *hours, spent, f"{row.front:.1f}", f"{row.hypervolume:.3f}")
-    simulated = (
-        f"clean recall and recall under both attacks, means of {SIMULATIONS} simulated studies with points at random: "
-        "of a surrogate fitted to tiny models, so the shape of the growth is foreseen, and not its height"
-    )
-    fusion = f", fusion {found.fusion_gflops:.4g} a pair{_tower(shape.fusion)}" if shape.fusion else ""
-    reached_flops = device.flops * device.utilisation
-    notes = (
-        f"image forward {found.image_gflops:.4g} GFLOPs{_tower(shape.image)}, text {found.text_gflops:.4g}"
-        f"{_tower(shape.text)}{fusion}, {found.parameters / 1e6:.1f} M parameters",
-        "training takes 3 forward passes a pair (backward is 2), an attack step on an image 2, a try on a caption 1",
-        f"{found.pairs} pairs in batches of {found.batch_size}: {1000 * found.step_seconds:.4g} ms a step",
-        f"{found.device}: {device.flops / 1e12:.4g} TFLOPS x {device.utilisation:g} = {reached_flops / 1e12:.4g}, "
-        f"{device.bandwidth / 1e9:.4g} GB/s; each phase takes the longer of computing and moving",
-        "searched points are drawn at random; trials that are stopped early take less",
-    )
-    return Group(
-        Text(f"study {found.study} on {found.devices} x {found.device}", style="bold"),
-        answer,
-        Text(),
-        sums,
-        Text(),
-        grown,
-        Text(simulated),
-        Text(),
-        *(Text(note) for note in notes),
-    )
-
-
-def _tower(tower: object) -> str:
-    if not isinstance(tower, Tower | Fusion):
-        return ""
-    return f" ({tower.tokens} tokens x {tower.width} x {tower.layers} layers)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -73,7 +73,9 @@ class TrialResult(Model):
     correct: dict[str, str] = Field(description="per `target/direction_rk`: query bits, np.packbits in base64")
     queries: dict[str, int] = Field(description="number of queries per direction, `tr` and `ir`")
     captions_per_image: list[int] = Field([], description="so that the bits can be compared with another model's")
-    device_seconds: float = Field(ge=0, description="workers x seconds held, all attempts up to their checkpoints")
+    device_seconds: float = Field(
+        ge=0, description="workers x share of a device x seconds, all attempts up to their checkpoints"
+    )
     peak_memory_gb: float | None = Field(
         None, ge=0, description="1e9 bytes, most that a worker held: of its GPU, or resident on CPUs"
     )

@@ -14,19 +14,22 @@ import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from trainables.caveats import evaluation_caveats, foreseen
 from trainables.cli.command import config_parser, exit_on_input_error, read_config
-from trainables.config import Model, TrialConfig, not_of_the_family
+from trainables.config import Model, TrialConfig, WorkersConfig, not_of_the_family
 from trainables.errors import InputError
 from trainables.execution.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.places import absolute, family_in, open_named
 from trainables.execution.signals import held_back, stopped_by_signals
 from trainables.results import Caveat, TrialResult
+
+if TYPE_CHECKING:
+    import torch
 
 ENVIRONMENT = {
     # How often Ray looks whether workers are done; its default of 2 s costs seconds a trial.
@@ -75,7 +78,6 @@ class Outcome(Model):
 def worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray.train
-    import torch
     from ray.train.torch import get_device
 
     from trainables.prepare import prepare
@@ -83,15 +85,13 @@ def worker(config: dict[str, Any]) -> None:
     from trainables.training.watchdog import Watchdog
 
     trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32 in what no autocast reaches, but see `full_precision`
-    else:
-        torch.set_num_threads(max(1, int(trial.workers.cpus_per_worker)))
+    workers, device = trial.workers, get_device()
+    set_up(workers, device)
 
     def report(metrics: dict[str, Any], folder: Path | None) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
         watchdog.beat()
-        held = metrics["device_seconds"] / trial.workers.count
+        held = metrics["device_seconds"] / (workers.count * workers.share)
         if patience.trial_seconds is not None and held > patience.trial_seconds and not metrics["last"]:
             raise TooLong(f"{held:.0f} s by step {metrics['step']}, more than {patience.trial_seconds:.0f} s")
 
@@ -106,11 +106,23 @@ def worker(config: dict[str, Any]) -> None:
     try:
         with watchdog, tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-            finetune(trial, prepare(trial), get_device(), folder, Path(scratch), report, config["passed_over"])
+            finetune(trial, prepare(trial), device, folder, Path(scratch), report, config["passed_over"])
     except Exception as error:
         setattr(error, TRACE, traceback.format_exc())
         setattr(error, WENT_ON_FROM, checkpoint and Path(checkpoint.path).name)
         raise
+
+
+def set_up(workers: WorkersConfig, device: torch.device) -> None:
+    """Have this process compute as a worker, on no more of the machine than is its: threads, or memory of a GPU."""
+    import torch
+
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(workers.cpus_per_worker)))
+        return
+    torch.set_float32_matmul_precision("high")  # TF32 in what no autocast reaches, but see `full_precision`
+    if workers.share < 1:
+        torch.cuda.set_per_process_memory_fraction(workers.share, device)
 
 
 def _exit_stuck(trial: TrialConfig, code: int) -> None:

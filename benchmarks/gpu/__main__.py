@@ -116,6 +116,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     device = torch.device(options.device)
     torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")  # as the workers of trials
     header = about(device)
     print("  ".join(f"{name} {value}" for name, value in header.items()))
     if told := missing(parts):

@@ -18,6 +18,8 @@ BACKWARD_TO_PARAMETERS = 2.0
 
 STATE_BYTES = 18
 """Per parameter, mixed precision with Adam: float32 weight, gradient and two moments, and a 16-bit copy."""
+GRADIENT_BYTES = 4
+"""Of these, what workers exchange."""
 WHOLE_BYTES = 10
 """Of these, what even a worker with a share of the state needs within a step: weight, gradient and copy."""
 MATCHED = 3
@@ -180,40 +182,61 @@ class Device:
         bandwidth: of its memory, bytes per second.
         memory: bytes.
         utilisation: share of `flops` that training reaches.
+        link: to the other devices of its machine, bytes per second each way.
     """
 
     flops: float
     bandwidth: float
     memory: float
     utilisation: float
+    link: float
 
 
 DEVICES: Mapping[str, Device] = {
     # NVIDIA's data sheets, bfloat16 without sparsity. 0.4 is what well-tuned transformer training reaches there
     # (Chowdhery et al. 2022, table 3: 0.21 to 0.46).
-    "a100-80g": Device(312e12, 2.04e12, 80e9, 0.4),
-    "h100": Device(989e12, 3.35e12, 80e9, 0.4),
-    "l4": Device(121e12, 0.3e12, 24e9, 0.4),
+    # Links are NVLink of the third and fourth generation, and PCIe 4 with 16 lanes.
+    "a100-80g": Device(312e12, 2.04e12, 80e9, 0.4, 300e9),
+    "h100": Device(989e12, 3.35e12, 80e9, 0.4, 450e9),
+    "l4": Device(121e12, 0.3e12, 24e9, 0.4, 32e9),
     # One core with AVX-512 at about 3 GHz has 96 GFLOPs in float32. Measured: CLIPs of width 64 to 128 train with 46 to
     # 83 of them.
-    "cpu": Device(96e9, 10e9, 4e9, 0.7),
+    "cpu": Device(96e9, 10e9, 4e9, 0.7, 10e9),
 }
 """By name. Names are those under which prices are given."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs and bytes moved, by phase of a trial."""
+    """FLOPs and bytes moved, by phase of a trial, and the bytes of all steps' gradients."""
 
     flops: Mapping[str, float]
     bytes: Mapping[str, float]
+    gradients: float
 
-    def seconds(self, device: Device) -> dict[str, float]:
-        """By phase: what takes longer, computing or moving (the roofline of Williams et al. 2009)."""
-        return {
+    def seconds(self, device: Device, workers: int = 1, share: float = 1.0) -> dict[str, float]:
+        """By phase: what takes longer, computing or moving (the roofline of Williams et al. 2009).
+
+        Several workers exchange gradients in a ring (Patarasuk and Yuan 2009), here as if nothing were computed
+        meanwhile. Sharded workers exchange as much: weights one way, gradients the other.
+
+        Args:
+            device: of each worker.
+            workers: that share the work.
+            share: of its device that each worker has.
+        """
+        found = {
             phase: max(self.flops[phase] / (device.flops * device.utilisation), self.bytes[phase] / device.bandwidth)
+            / (workers * share)
             for phase in self.flops
         }
+        found["train"] += ring_bytes(self.gradients, workers) / device.link
+        return found
+
+
+def ring_bytes(size: float, workers: int) -> float:
+    """That each worker sends, and receives, until all have the sum of what each has."""
+    return 2 * (workers - 1) / workers * size
 
 
 def pair_flops(
@@ -307,7 +330,8 @@ def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: P
     per_pair = 2 * (image.activation_bytes + text.activation_bytes + matched)
     weights = shape.parameters * STATE_BYTES
     moved = {phase: flops[phase] * moved_a_flop for phase in ("load", "attack", "evaluate")}
-    return Work(flops, {**moved, "train": pairs * per_pair + steps * weights})
+    gradients = steps * shape.parameters * GRADIENT_BYTES
+    return Work(flops, {**moved, "train": pairs * per_pair + steps * weights}, gradients)
 
 
 def trial_memory(shape: Shape, training: TrainingConfig, workers: int, sharded: bool = False) -> float:

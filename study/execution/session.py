@@ -262,7 +262,7 @@ class Session:
         workers = template.workers
         fit = cpus / (workers.count * workers.cpus_per_worker)
         if workers.gpus_per_worker:
-            fit = min(fit, gpus / (workers.count * workers.gpus_per_worker))
+            fit = min(fit, workers.side_by_side(gpus))
         return max(1, int(fit + 1e-9))
 
     def _tune(self, template: TrialConfig, concurrency: int) -> None:

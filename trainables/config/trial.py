@@ -180,11 +180,34 @@ class WorkersConfig(Model):
     """What one trial holds."""
 
     count: int = Field(1, ge=1, le=1024, description="data-parallel workers of a trial")
-    gpus_per_worker: float | None = Field(None, ge=0, description="empty: one if the cluster has any, else none")
+    gpus_per_worker: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="1, a fraction for trials side by side on one GPU, 0 for CPUs; empty: 1 if the cluster has GPUs",
+    )
     sharded: bool = Field(
         False, description="each keeps its share of weights, gradients and optimiser state between steps (FSDP)"
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="CPU cores a worker computes on, one thread each")
+
+    @property
+    def share(self) -> float:
+        """Of a device that a worker holds, of its memory too."""
+        return self.gpus_per_worker or 1.0
+
+    def side_by_side(self, devices: float) -> int:
+        """Trials that fit on so many devices at once; a share of 0.4 fits twice on each, not 2.5 times."""
+        return int(devices * int(1 / self.share + 1e-9) / self.count + 1e-9)
+
+    @model_validator(mode="after")
+    def _a_gpu_has_one_worker_of_a_trial(self) -> WorkersConfig:
+        if self.count > 1 and self.share < 1:
+            raise ValueError(
+                f"count {self.count} with gpus_per_worker {self.share:g}: workers of one trial cannot share a GPU, as "
+                "NCCL takes one a GPU; set count 1 for trials side by side on it, or gpus_per_worker 1"
+            )
+        return self
 
 
 class TrialConfig(Model):

@@ -281,7 +281,7 @@ def _message(
         "step": step,
         "epoch": step // run.per_epoch,
         "last": step == run.steps,
-        "device_seconds": run.state["device_seconds"] + world * (time.time() - run.began),
+        "device_seconds": run.state["device_seconds"] + world * run.config.workers.share * (time.time() - run.began),
         "peak_memory_gb": max(run.state["peak_memory_gb"], peak_memory_gb(run.device)),
         "resumed_from_step": float(resumed[-1]) if resumed else -1.0,
         "passed_over": json.dumps(list(passed_over)),
