@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -73,15 +73,10 @@ def run_once(config: TrialConfig, prepared: Prepared, device: torch.device) -> T
     from trainables.results import TrialResult
     from trainables.training.finetune import finetune
 
-    results: list[str] = []
-
-    def report(_: dict[str, Any], folder: Path | None) -> None:
-        if folder is not None and (folder / RESULT).exists():
-            results.append((folder / RESULT).read_text(encoding="utf-8"))
-
     with tempfile.TemporaryDirectory() as scratch:
-        finetune(config, prepared, device, None, Path(scratch), report)
-    return TrialResult.model_validate_json(results[-1])
+        finetune(config, prepared, device, None, Path(scratch), lambda metrics, written: None)
+        (result,) = Path(scratch).rglob(RESULT)
+        return TrialResult.model_validate_json(result.read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ from trainables.execution.checkpoints import KEPT, RESULT, Checkpoint, Checkpoin
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.places import absolute, family_in, open_named
 from trainables.execution.signals import held_back, stopped_by_signals
+from trainables.execution.uploads import TRACE, Uploads
 from trainables.results import Caveat, TrialResult
 
 if TYPE_CHECKING:
@@ -46,9 +48,6 @@ ENVIRONMENT = {
 RESERVED_SHARE = 0.8
 """Of a worker's cores that Ray books. The rest is for the trial's own process and Ray's helpers, which only wait."""
 
-
-TRACE = "paretovl_trace"
-"""Attribute of what a worker raises: the trace, which does not travel with an exception otherwise."""
 
 WENT_ON_FROM = "paretovl_checkpoint"
 """Attribute of what a worker raises: the name of the checkpoint that it went on from, or None."""
@@ -88,8 +87,8 @@ def worker(config: dict[str, Any]) -> None:
     workers, device = trial.workers, get_device()
     set_up(workers, device)
 
-    def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if folder else None)
+    def report(metrics: dict[str, Any], written: Future[Path] | None) -> None:
+        uploads.report(metrics, written)
         watchdog.beat()
         held = metrics["device_seconds"] / (workers.count * workers.share)
         if patience.trial_seconds is not None and held > patience.trial_seconds and not metrics["last"]:
@@ -104,9 +103,12 @@ def worker(config: dict[str, Any]) -> None:
         checkpoint = ray.train.Checkpoint(path)
     watchdog = Watchdog(patience.silent_seconds, lambda code: _exit_stuck(trial, code))
     try:
-        with watchdog, tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-            folder = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-            finetune(trial, prepare(trial), device, folder, Path(scratch), report, config["passed_over"])
+        with watchdog, tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+            scratch, begun = Path(folder), None
+            uploads = stack.enter_context(Uploads(scratch))
+            if checkpoint is not None:
+                begun = Path(stack.enter_context(checkpoint.as_directory()))
+            finetune(trial, prepare(trial), device, begun, scratch, report, config["passed_over"])
     except Exception as error:
         setattr(error, TRACE, traceback.format_exc())
         setattr(error, WENT_ON_FROM, checkpoint and Path(checkpoint.path).name)

@@ -46,10 +46,9 @@ def with_base(prepared: Prepared, family: str) -> Prepared:
 def run(config: TrialConfig, prepared: Prepared, device: torch.device, folder: Path) -> tuple[float, set[str]]:
     """The temperature that was learned, and what was measured."""
     prepared.base.save = lambda _: None  # type: ignore[method-assign]  # its weights are no plain tensors
-    reports: list[Path | None] = []
-    finetune(config, prepared, device, None, folder, lambda metrics, made: reports.append(made))
-    assert reports[-1] is not None
-    result = TrialResult.model_validate_json((reports[-1] / "result.json").read_text())
+    finetune(config, prepared, device, None, folder, lambda metrics, written: None)
+    (path,) = folder.rglob("result.json")
+    result = TrialResult.model_validate_json(path.read_text())
     assert (result.audit is not None) == config.protocol.audit
     return result.temperature, set(result.metrics)
 

@@ -19,10 +19,11 @@ from trainables.config import Point, ShapesConfig, TrialConfig
 from trainables.data.shapes import write
 from trainables.execution.checkpoints import SNAPSHOT
 from trainables.execution.places import absolute
+from trainables.execution.uploads import TRACE
 from trainables.prepare import prepare
 from trainables.results import TrialResult
 from trainables.training.finetune import Diverged, finetune
-from trainables.trial import TRACE, Outcome, _exit_stuck, _own_fault, _take_marker
+from trainables.trial import Outcome, _exit_stuck, _own_fault, _take_marker
 
 REPORTS = 40
 
@@ -139,7 +140,12 @@ def test_a_trial_by_itself_in_its_own_folder(
 
         def run(name: str) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-m", "trainables.trial", name]
-            environment = {**os.environ, "RAY_TMPDIR": ray_folder, "PYTHONPATH": str(Path(__file__).parents[2])}
+            environment = {
+                **os.environ,
+                "RAY_TMPDIR": ray_folder,
+                "TMPDIR": ray_folder,
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            }
             return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
         done = run("a.yaml")
@@ -147,6 +153,7 @@ def test_a_trial_by_itself_in_its_own_folder(
         assert "warning: no better than chance before any attack" in done.stderr, "as small as it is"
         elsewhere = list(Path(ray_folder).rglob("images-*.npy"))
         assert elsewhere == [], "a worker did not find what was prepared"
+        assert not list(Path(ray_folder).rglob("step-*")), "what was written is uploaded and gone"
         assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == made
         refused = run("b.yaml")
     result = Outcome.model_validate_json(done.stdout).result

@@ -6,14 +6,15 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainables.config import Protocol, TrialConfig
@@ -33,7 +34,8 @@ from trainables.training.feed import Batch, Feed
 from trainables.training.objective import Trainee
 from trainables.training.optimiser import make_optimiser
 from trainables.training.original import Original
-from trainables.training.sharding import distribute, full_state, gather, load_full_state, merge, whole
+from trainables.training.sharding import distribute, gather, merge, whole
+from trainables.training.snapshot import Snapshot, restore
 from trainables.training.step import worker_loss
 
 
@@ -41,11 +43,8 @@ class Diverged(Exception):
     """The loss is not a number any more: the point itself cannot work."""
 
 
-WEIGHTS, OPTIMISER = "model.safetensors", "optimiser.pt"
-"""Of a checkpoint in the middle of training."""
-
-Report = Callable[[dict[str, Any], Path | None], None]
-"""Called after every epoch on every worker with plain metrics and, on rank 0, the checkpoint folder."""
+Report = Callable[[dict[str, Any], Future[Path] | None], None]
+"""Called after every epoch on every worker with plain metrics and, on rank 0, the checkpoint's folder to be."""
 
 
 def finetune(
@@ -56,11 +55,13 @@ def finetune(
     scratch: Path,
     report: Report,
     passed_over: Sequence[str] = (),
+    asked: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train, evaluate and report; go on from `checkpoint` where there is one.
 
-    The last report's checkpoint folder holds `result.json`, a `TrialResult`, the trial as `trial.json`, and `model`,
-    which is in its family's own layout. A checkpoint that is already complete is reported again and nothing is redone.
+    Checkpoints are written by a thread, one at a time, while training goes on; all are there in the end. The last
+    report's checkpoint folder holds `result.json`, a `TrialResult`, the trial as `trial.json`, and `model`, which is in
+    its family's own layout. A checkpoint that is already complete is reported again and nothing is redone.
 
     Args:
         config: the trial.
@@ -70,6 +71,8 @@ def finetune(
         scratch: where checkpoint folders are written before they are reported.
         report: hands metrics and checkpoint on.
         passed_over: why newer checkpoints than this could not be used; it is reported, and kept with the result.
+        asked: after every step, whether to report and to write a checkpoint now, in the middle of an epoch and without
+            an evaluation; the same answer on all workers.
 
     Raises:
         Diverged: the loss became NaN or infinite.
@@ -78,36 +81,34 @@ def finetune(
     """
     state = _state(config, prepared, checkpoint, passed_over)
     if checkpoint is not None and (checkpoint / RESULT).exists():
-        report({**state["report"], "device_seconds": state["device_seconds"]}, checkpoint if _rank() == 0 else None)
+        message = {**state["report"], "device_seconds": state["device_seconds"]}
+        report(message, _written(checkpoint) if _rank() == 0 else None)
         return
     run = _begin(config, prepared, device, state)
     if checkpoint is not None:
-        optimiser_state = torch.load(checkpoint / OPTIMISER, map_location="cpu", weights_only=True)
-        load_full_state(run.trainee, run.optimiser, load_file(checkpoint / WEIGHTS), optimiser_state)
+        restore(run.trainee, run.optimiser, checkpoint)
     batches = Feed(config, prepared, device).batches(state["step"], run.steps)
-    for step, batch in enumerate(batches, state["step"]):
-        _train(run, batch, step)
-        if (step + 1) % run.per_epoch:
-            continue
-        entries = _entries(run)
-        measured = _evaluate(run, step + 1)
-        message = _message(run, step + 1, entries, measured.metrics, passed_over)
-        last = message["last"]
-        weights, optimiser_state = ({}, {}) if last else full_state(run.trainee, run.optimiser)
-        folder = None
-        if _rank() == 0:
-            folder = scratch / f"step-{step + 1}"
-            folder.mkdir(parents=True, exist_ok=True)
-            if last:
-                _write_result(run, folder, _result(run, measured, message, entries[-1]["temperature"]))
-            else:
-                # Learning rate and random numbers are functions of the step and need no state.
-                save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
-                torch.save(optimiser_state, folder / OPTIMISER)
-            position = {name: message[name] for name in ("step", "device_seconds", "peak_memory_gb")}
-            origin = made_from(config, prepared.hashes)
-            seal(folder, {**state, **position, "report": message, "made_from": origin})
-        report(message, folder)
+    writing: Future[Path] | None = None
+    with ThreadPoolExecutor(1, "checkpoint") as thread:
+        for step, batch in enumerate(batches, state["step"]):
+            loss, done = _train(run, batch, step), step + 1
+            epoch_ends = done % run.per_epoch == 0
+            reporting = epoch_ends or asked()
+            if reporting or done % config.training.log_every_steps == 0:
+                _log(run, done, loss)
+            if not reporting:
+                continue
+            entries = _entries(run)
+            measured = _evaluate(run, done) if epoch_ends else None
+            message = _message(run, done, entries, measured, passed_over)
+            if writing is not None:
+                writing.result()  # one at a time; why it could not be written ends the trial
+            write = _contents(run, message, measured)
+            if _rank() == 0:
+                writing = thread.submit(_write, scratch / f"step-{done}", write, _position(run, message))
+            report(message, writing)
+        if writing is not None:
+            writing.result()
 
 
 @dataclass
@@ -208,8 +209,8 @@ def _begin(config: TrialConfig, prepared: Prepared, device: torch.device, state:
     )
 
 
-def _train(run: Run, batch: Batch, step: int) -> None:
-    """One step. Nothing in it waits for the device."""
+def _train(run: Run, batch: Batch, step: int) -> Tensor:
+    """One step and its loss. Nothing in it waits for the device."""
     training, trainee, optimiser = run.config.training, run.trainee, run.optimiser
     optimiser.zero_grad(set_to_none=True)  # before the attack, which needs the memory
     loss = worker_loss(run.module, trainee, run.config, run.prepared, run.original, batch, step, run.steps, run.clock)
@@ -221,9 +222,13 @@ def _train(run: Run, batch: Batch, step: int) -> None:
     optimiser.step()
     trainee.clamp_temperature()
     trainee.update_teacher()
-    if (step + 1) % training.log_every_steps == 0 or (step + 1) % run.per_epoch == 0:
-        temperature = whole(trainee.log_temperature.detach()).exp()
-        run.history.append((step + 1, time.time(), torch.cat([loss.detach().view(1), temperature])))
+    return loss.detach()
+
+
+def _log(run: Run, step: int, loss: Tensor) -> None:
+    """Keep loss and temperature after `step` steps, without waiting for them."""
+    temperature = whole(run.trainee.log_temperature.detach()).exp()
+    run.history.append((step, time.time(), torch.cat([loss.view(1), temperature])))
 
 
 def _entries(run: Run) -> list[dict[str, float]]:
@@ -272,7 +277,7 @@ def _evaluate(run: Run, step: int) -> Measured:
 
 
 def _message(
-    run: Run, step: int, entries: list[dict[str, float]], metrics: dict[str, Metric], passed_over: Sequence[str]
+    run: Run, step: int, entries: list[dict[str, float]], measured: Measured | None, passed_over: Sequence[str]
 ) -> dict[str, Any]:
     """What is reported after `step`: plain numbers and JSON."""
     world = dist.get_world_size() if dist.is_initialized() else 1
@@ -286,13 +291,43 @@ def _message(
         "resumed_from_step": float(resumed[-1]) if resumed else -1.0,
         "passed_over": json.dumps(list(passed_over)),
         "history": json.dumps(entries),
-        **{name: metric.value for name, metric in metrics.items()},
+        **({name: metric.value for name, metric in measured.metrics.items()} if measured else {}),
     }
 
 
-def _result(run: Run, measured: Measured, message: dict[str, Any], temperature: float) -> TrialResult:
+def _position(run: Run, message: dict[str, Any]) -> dict[str, Any]:
+    """The state of the checkpoint that is reported with the message."""
+    position = {name: message[name] for name in ("step", "device_seconds", "peak_memory_gb")}
+    return {**run.state, **position, "report": message, "made_from": made_from(run.config, run.prepared.hashes)}
+
+
+def _contents(run: Run, message: dict[str, Any], measured: Measured | None) -> Callable[[Path], None]:
+    """What writes a checkpoint's files, from any thread and whatever the next steps do."""
+    if not message["last"]:
+        return Snapshot.take(run.trainee, run.optimiser).write
+    if _rank() > 0:
+        return lambda folder: None
+    assert measured is not None
+    return partial(_write_result, run, _result(run, message, measured))
+
+
+def _write(folder: Path, contents: Callable[[Path], None], state: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    contents(folder)
+    seal(folder, state)
+    return folder
+
+
+def _written(folder: Path) -> Future[Path]:
+    found: Future[Path] = Future()
+    found.set_result(folder)
+    return found
+
+
+def _result(run: Run, message: dict[str, Any], measured: Measured) -> TrialResult:
     """What the trial measured in the end."""
     protocol, gallery, ranks, metrics = measured
+    temperature = json.loads(message["history"])[-1]["temperature"]
     model, tokens = run.trainee.model, run.config.model.max_tokens
     audited = None
     if protocol.audit:
@@ -316,7 +351,7 @@ def _result(run: Run, measured: Measured, message: dict[str, Any], temperature: 
     )
 
 
-def _write_result(run: Run, folder: Path, result: TrialResult) -> None:
+def _write_result(run: Run, result: TrialResult, folder: Path) -> None:
     config, model = run.config, run.trainee.model
     (folder / RESULT).write_text(result.model_dump_json(), encoding="utf-8")
     (folder / "trial.json").write_text(config.model_dump_json(), encoding="utf-8")

@@ -73,12 +73,16 @@ def merge(trainee: Trainee) -> None:
 
 
 def full_state(trainee: Trainee, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Weights and optimiser state by parameter names, on the CPU, the same for any number of workers.
+    """Weights and optimiser state by parameter names, the same for any number of workers.
 
-    A parameter that never had a gradient, such as those of the text side where only images are compared, has no
-    optimiser state. All workers call this together; it is empty on all but the first.
+    Without sharding these are the live tensors; what was sharded is put together on the CPU. A parameter that never had
+    a gradient, such as those of the text side where only images are compared, has no optimiser state. All workers call
+    this together; it is empty on all but the first.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    sharded = isinstance(trainee, FSDPModule)
+    if not sharded and dist.is_initialized() and dist.get_rank() > 0:
+        return {}, {}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=sharded)
     return get_model_state_dict(trainee, options=options), get_optimizer_state_dict(trainee, optimiser, options=options)
 
 

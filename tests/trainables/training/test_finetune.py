@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
+import itertools
 import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from tests.trainables.training.test_resume import same
 from trainables.config import Point, Protocol, TrialConfig
 from trainables.evaluation.robustness import Evaluation, Gallery, evaluate
 from trainables.execution.checkpoints import CheckpointError, seal
@@ -29,21 +35,90 @@ class Stop(Exception):
     """Ends a run after a report, as a lost worker does."""
 
 
-def run(config: TrialConfig, scratch: Path, checkpoint: Path | None = None, stop_after: int = 99) -> list[Any]:
+def run(
+    config: TrialConfig,
+    scratch: Path,
+    checkpoint: Path | None = None,
+    stop_after: int = 99,
+    asked: Callable[[], bool] = lambda: False,
+) -> list[Any]:
     reports: list[Any] = []
 
-    def report(metrics: dict[str, Any], folder: Path | None) -> None:
-        reports.append((metrics, folder))
+    def report(metrics: dict[str, Any], written: Future[Path] | None) -> None:
+        reports.append((metrics, written and written.result()))
         if len(reports) == stop_after:
             raise Stop
 
     with contextlib.suppress(Stop):
-        finetune(config, prepare(config), CPU, checkpoint, scratch, report)
+        finetune(config, prepare(config), CPU, checkpoint, scratch, report, asked=asked)
     return reports
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model" / "model.safetensors")
+
+
+def asked_once(after: int) -> Callable[[], bool]:
+    """Asks for a checkpoint after so many steps of the run."""
+    steps = itertools.count(1)
+    return lambda: next(steps) == after
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    config, logged = tiny_trial.model_copy(update={"point": POINT}), {"log_every_steps": 2}
+    config = config.model_copy(update={"training": config.training.model_copy(update=logged)})
+    whole = run(config, tmp_path / "whole", asked=asked_once(3))
+    assert [(metrics["step"], metrics["epoch"]) for metrics, _ in whole] == [(3, 0), (8, 1), (16, 2)]
+    assert [len([name for name in metrics if "/" in name]) > 0 for metrics, _ in whole] == [False, True, True]
+    steps = [[entry["step"] for entry in json.loads(metrics["history"])] for metrics, _ in whole]
+    assert steps == [[2, 3], [4, 6, 8], [10, 12, 14, 16]]
+    rest = run(config, tmp_path / "rest", checkpoint=whole[0][1])
+    assert [metrics["resumed_from_step"] for metrics, _ in rest] == [3, 3]
+    for one, two in zip(whole[1:], rest, strict=True):
+        same(one[1], two[1])
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tiny_trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(tiny_trial, tmp_path / "plain")
+    later = threading.Event()
+
+    def late(weights: dict[str, torch.Tensor], path: Path) -> None:
+        assert later.wait(60), "training waits for it"
+        save_file(weights, path)
+
+    def reported(metrics: dict[str, Any], written: Future[Path] | None) -> None:
+        assert written is not None
+        if metrics["last"]:
+            assert written.result().name == "step-16"
+        else:
+            assert not written.done()
+
+    steps = itertools.count(1)
+
+    def asked() -> bool:
+        if next(steps) > 9:  # in the second epoch
+            later.set()
+        return False
+
+    monkeypatch.setattr("trainables.training.snapshot.save_file", late)
+    finetune(tiny_trial, prepare(tiny_trial), CPU, None, tmp_path / "late", reported, asked=asked)
+    same(plain[0][1], tmp_path / "late" / "step-8")
+
+
+@pytest.mark.parametrize("writes", ["snapshot.save_file", "finetune.seal"])
+def test_a_checkpoint_that_cannot_be_written_ends_the_trial(
+    tiny_trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(f"trainables.training.{writes}", full)
+    epochs = tiny_trial.training.model_copy(update={"epochs": 1 if "seal" in writes else 2})
+    config = tiny_trial.model_copy(update={"training": epochs})
+    with pytest.raises(OSError, match="no space left"):
+        finetune(config, prepare(config), CPU, None, tmp_path, lambda metrics, written: None)
 
 
 @pytest.mark.parametrize("family", ["clip", "albef"])

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,15 @@ def drawn(rng: np.random.Generator, prepared: Prepared, fixed: dict[str, Any]) -
 
 def run(config: TrialConfig, prepared: Prepared, folder: Path, checkpoint: Path | None = None) -> list[Path]:
     """The checkpoints of a run; what changes in what it starts from is a copy."""
-    written: list[Path] = []
+    reported: list[Future[Path]] = []
 
-    def report(metrics: dict[str, Any], reported: Path | None) -> None:
-        assert reported is not None
-        written.append(reported)
+    def report(metrics: dict[str, Any], written: Future[Path] | None) -> None:
+        assert written is not None
+        reported.append(written)
 
     base = copy.deepcopy(prepared.base)
     finetune(config, dataclasses.replace(prepared, base=base), torch.device("cpu"), checkpoint, folder, report)
-    return written
+    return [written.result() for written in reported]
 
 
 def same(one: Path, two: Path) -> None:

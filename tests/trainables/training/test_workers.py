@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 from pathlib import Path
 
@@ -109,11 +110,21 @@ def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -
     torch.save({name: step(config) for name, config in trials.items()}, Path(folder) / f"{world}-{rank}.pt")
     if world > 1:
         config = unattacked(trials["sharded"])
-        finetune(config, prepare(config), torch.device("cpu"), None, Path(folder), lambda metrics, checkpoint: None)
+        finetune(config, prepare(config), torch.device("cpu"), None, Path(folder), lambda metrics, written: None)
         for name, config in interrupted(trials).items():
-            places = Path(folder) / name / "whole", Path(folder) / name / "rest"
-            for place, checkpoint in zip(places, (None, places[0] / "step-2"), strict=True):
-                finetune(config, prepare(config), torch.device("cpu"), checkpoint, place, lambda metrics, folder: None)
+            whole, rest = Path(folder) / name / "whole", Path(folder) / name / "rest"
+            for place, checkpoint, asks in ((whole, None, True), (rest, whole / "step-3", False)):
+                steps = itertools.count(1)
+                finetune(
+                    config,
+                    prepare(config),
+                    torch.device("cpu"),
+                    checkpoint,
+                    place,
+                    lambda metrics, written: None,
+                    asked=lambda steps=steps, asks=asks: asks and next(steps) == 2,  # in the middle of the second epoch
+                )
+                dist.barrier()  # the first worker writes what all go on from
         dist.destroy_process_group()
 
 
@@ -193,7 +204,7 @@ def test_another_number_of_workers_goes_on(tiny_trial: TrialConfig, folder: Path
     config = interrupted(configs(tiny_trial))["sharded, no text"]
     alone = config.model_copy(update={"workers": WorkersConfig()})
     place = folder / "sharded, no text" / "whole"
-    finetune(alone, prepare(alone), torch.device("cpu"), place / "step-2", tmp_path, lambda metrics, checkpoint: None)
+    finetune(alone, prepare(alone), torch.device("cpu"), place / "step-2", tmp_path, lambda metrics, written: None)
     one, two = (torch.load(at / "step-4" / "optimiser.pt", weights_only=True)["state"] for at in (tmp_path, place))
     assert one.keys() == two.keys()
     assert {float(state["step"]) for state in one.values()} == {4}
@@ -204,7 +215,7 @@ def test_another_number_of_workers_goes_on(tiny_trial: TrialConfig, folder: Path
 @pytest.mark.usefixtures("alone_and_together")
 def test_one_worker_goes_on_from_a_sharded_checkpoint(tiny_trial: TrialConfig, folder: Path, tmp_path: Path) -> None:
     config, device = unattacked(configs(tiny_trial)["sharded"]), torch.device("cpu")
-    finetune(config, prepare(config), device, folder / "step-8", tmp_path, lambda metrics, checkpoint: None)
+    finetune(config, prepare(config), device, folder / "step-8", tmp_path, lambda metrics, written: None)
     one, two = (load_file(place / "step-16" / "model" / "model.safetensors") for place in (tmp_path, folder))
     saved = load_file(folder / "step-8" / "model.safetensors")
     assert one.keys() == two.keys()

@@ -1,0 +1,69 @@
+"""From a worker's scratch folder to the storage, beside the training."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import traceback
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+TRACE = "paretovl_trace"
+"""Attribute of what a worker raises: the trace, which does not travel with an exception otherwise."""
+
+
+class Uploads:
+    """Hands a worker's reports to Ray Train, which copies checkpoints to the storage while training goes on.
+
+    A context manager: when it is left, nothing is under way any more. Ray takes reports in their order and counts one
+    when its checkpoint is there; the last is waited for.
+
+    Args:
+        scratch: where checkpoints are written; what was copied from there is removed.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch, self._ended = scratch, list[threading.Event]()
+
+    def __enter__(self) -> Uploads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for ended in self._ended:
+            ended.wait()
+
+    def report(self, metrics: dict[str, Any], written: Future[Path] | None) -> None:
+        """All workers call this together, with a checkpoint on rank 0."""
+        import ray.train  # not before the environment is set
+        from ray.train import Checkpoint, CheckpointUploadMode
+
+        storage, ended = ray.train.get_context().get_storage(), threading.Event()
+
+        def upload(_: Any, name: str) -> Any:
+            assert written is not None
+            try:
+                folder = written.result()
+                stored = storage.persist_current_checkpoint(Checkpoint(str(folder)), name)
+                if folder.is_relative_to(self._scratch):
+                    shutil.rmtree(folder, ignore_errors=True)
+            except Exception as error:
+                setattr(error, TRACE, traceback.format_exc())
+                raise
+            finally:
+                ended.set()
+            return stored
+
+        if written is not None:
+            self._ended.append(ended)
+        try:
+            ray.train.report(
+                metrics,
+                checkpoint=Checkpoint(str(self._scratch)) if written is not None else None,
+                checkpoint_upload_mode=CheckpointUploadMode.SYNC if metrics["last"] else CheckpointUploadMode.ASYNC,
+                delete_local_checkpoint_after_upload=False,
+                checkpoint_upload_fn=upload,
+            )
+        except BaseException:
+            ended.set()  # it will not come to that
+            raise
