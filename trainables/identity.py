@@ -9,7 +9,10 @@ from typing import Any
 
 from trainables.config import AttackConfig, Protocol, TrialConfig, content_hash
 
-NO_MATTER = {"protocol": {"batch_images"}, "training": {"log_every_steps", "gradient_checkpointing", "micro_batch"}}
+NO_MATTER = {
+    "protocol": {"batch_images"},
+    "training": {"log_every_steps", "gradient_checkpointing", "micro_batch", "compile"},
+}
 """Fields that decide how fast a trial is and what it tells, but no result; as for the number of workers, up to the
 arithmetic and the draws of dropout."""
 

@@ -166,6 +166,9 @@ class TrainingConfig(Model):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in backward passes: a fraction of the memory, more time"
     )
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="the image tower for the training attack, by torch.compile; auto: on GPUs"
+    )
     attack_candidates: int = Field(5, ge=1, le=10, description="masked-LM substitutes the training attack tries a word")
     log_every_steps: int = Field(5, ge=1, description="how often loss and temperature are kept")
 

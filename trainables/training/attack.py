@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from trainables.config import TrialConfig
 from trainables.models import RetrievalModel
 from trainables.precision import inner_products
 from trainables.training.chunks import by_chunks
+from trainables.training.compiled import Tower, through_tower
 from trainables.training.exchange import gather_with_gradient
 from trainables.training.losses import embedding_deviation
 
@@ -70,21 +70,30 @@ def attack_pairs(
         assert original is not None
         held_against = original
 
-        def objective(adversarial: Tensor, rows: slice) -> Tensor:
-            return embedding_deviation(model.encode_image(adversarial).float(), held_against[rows])
+        def objective(features: Tensor, rows: slice) -> Tensor:
+            return embedding_deviation(features, held_against[rows])
     else:
         # In crossed pairs an attacked image stands beside clean captions, so that is what it is attacked against.
         with torch.no_grad():
             against = gather_with_gradient(encode(clean_texts if point.pairs == "crossed" else texts))
         targets = positives.float() / positives.sum(1, keepdim=True)
 
-        def objective(adversarial: Tensor, rows: slice) -> Tensor:
-            scores = inner_products(F.normalize(model.encode_image(adversarial).float(), dim=-1), against)
+        def objective(features: Tensor, rows: slice) -> Tensor:
+            scores = inner_products(F.normalize(features, dim=-1), against)
             return F.cross_entropy(scores / ATTACK_TEMPERATURE, targets[rows], reduction="none")
 
     chunks = [slice(begin, begin + at_once) for begin in range(0, len(pixels), at_once)]
-    attacked = [
-        pgd(pixels[rows], partial(objective, rows=rows), epsilon=epsilon, steps=point.attack_steps, keys=keys[rows])
-        for rows in chunks
-    ]
-    return torch.cat(attacked), texts
+
+    def perturbed(encode_image: Tower) -> Tensor:
+        def chunk(rows: slice) -> Tensor:
+            return pgd(
+                pixels[rows],
+                lambda adversarial: objective(encode_image(adversarial).float(), rows),
+                epsilon=epsilon,
+                steps=point.attack_steps,
+                keys=keys[rows],
+            )
+
+        return torch.cat([chunk(rows) for rows in chunks])
+
+    return through_tower(model, config.training, perturbed), texts
