@@ -22,6 +22,7 @@ from study.front.hypervolume import attainment, hypervolume_history, hypervolume
 from study.records import StudyPaths, read_frozen, write_if_changed
 from study.view import StudyView, read_study
 from trainables.cli.command import argument, command_parser, exit_on_input_error, place
+from trainables.config import BATCH_IMAGES
 from trainables.config.fields import check_name
 from trainables.errors import InputError
 from trainables.identity import differences
@@ -76,7 +77,7 @@ def _demand_one_protocol(marks: Mapping[str, Mapping[str, Any]]) -> None:
     (first, mark), *others = marks.items()
     lines = []
     for name, other in others:
-        before, after = ({**m.get("protocol", {}), "rerank": None} for m in (mark, other))
+        before, after = map(_measured, (mark, other))
         found = differences(before, after, "protocol")
         shapes = [[m.get("data", {}).get(field) for field in PICTURES] for m in (mark, other)]
         if shapes[0] == shapes[1]:
@@ -88,6 +89,11 @@ def _demand_one_protocol(marks: Mapping[str, Mapping[str, Any]]) -> None:
             + "\n".join(lines)
             + "\ncompare studies of one protocol on the same data"
         )
+
+
+def _measured(mark: Mapping[str, Any]) -> dict[str, Any]:
+    protocol = mark.get("protocol", {})
+    return {**protocol, "rerank": None, "batch_images": protocol.get("batch_images") or BATCH_IMAGES}
 
 
 def _objectives(views: Sequence[StudyView], metrics: Sequence[str]) -> tuple[Objective, ...]:

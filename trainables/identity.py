@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainables.config import AttackConfig, Protocol, TrialConfig, content_hash
+from trainables.config import BATCH_IMAGES, AttackConfig, Protocol, TrialConfig, content_hash
 
 NO_MATTER = {
     "protocol": {"batch_images"},
@@ -42,7 +42,8 @@ def made_from(config: TrialConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
 def protocol_hash(protocol: Protocol) -> str:
     """Of an evaluation; attacks of somebody's own by what their files hold, wherever they lie."""
     fields = protocol.model_dump(mode="json")
-    return content_hash({**fields, "attacks": [_content(attack) for attack in protocol.attacks]})
+    attacks, batch = [_content(attack) for attack in protocol.attacks], protocol.batch_images or BATCH_IMAGES
+    return content_hash({**fields, "attacks": attacks, "batch_images": batch})
 
 
 def _content(attack: AttackConfig) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Batch:
         caption_text: what makes a caption the text that the model reads.
         encode: captions to L2-normalised features, each encoded once however many attacks ask.
         seed: of the protocol.
+        levels: uint8, what `pixels` were made of, where that is at hand.
     """
 
     pixels: Tensor
@@ -77,6 +78,7 @@ class Batch:
     caption_text: CaptionText
     encode: Callable[[Sequence[str]], Tensor]
     seed: int = 0
+    levels: np.ndarray | None = None
     _results: dict[Attack, Attacked] = field(default_factory=dict)
     _features: dict[str, Tensor] = field(default_factory=dict)
 
@@ -104,7 +106,8 @@ class Batch:
     @cached_property
     def keys(self) -> Tensor:
         """int64 (images,), the source of each image's randomness: its pixels, wherever in a gallery it stands."""
-        return self._keys(0, [row.tobytes() for row in (255 * self.pixels).round().byte().cpu().numpy()])
+        levels = (255 * self.pixels).round().byte().cpu().numpy() if self.levels is None else self.levels
+        return self._keys(0, [row.tobytes() for row in levels])
 
     @cached_property
     def caption_keys(self) -> Tensor:
@@ -140,6 +143,9 @@ class Attack(ABC):
 
     known_quirks: ClassVar[Quirks] = frozenset()
     """Those of its published code; `quirks: compat` turns all of them on in attacks that have a field `quirks`."""
+
+    alone: ClassVar[bool] = True
+    """Whether a sample's result is the same in whatever batch it is attacked."""
 
     epsilon: float = 0.0
     words: int | None = 0

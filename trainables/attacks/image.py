@@ -207,6 +207,7 @@ class TorchAttack(Attack):
     """
 
     changes = frozenset({"image"})
+    alone = False
     kind: str = "PGD"
     epsilon: float = 2 / 255
     steps: int = 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from trainables.attacks.contract import Attack, Attacked, Batch
@@ -32,10 +33,13 @@ def check_images(clean: Tensor, attacked: Tensor, epsilon: float) -> None:
     Raises:
         ThreatModelError: naming the bound.
     """
-    moved = (attacked - clean).abs().max().item()
+    if attacked is clean:
+        return
+    least, most = attacked.aminmax()
+    moved, lowest, highest = torch.stack([(attacked - clean).abs().max(), least, most]).tolist()
     if not moved <= epsilon + 1e-6:
         raise ThreatModelError(f"an attacked pixel moved by {moved}, more than epsilon = {epsilon}")
-    if not (attacked.min().item() >= 0 and attacked.max().item() <= 1):
+    if not (lowest >= 0 and highest <= 1):
         raise ThreatModelError("an attacked pixel lies outside [0, 1]")
 
 

@@ -5,7 +5,16 @@ Everything here is plain data (pydantic) and imports no tensor library.
 
 from trainables.config.fields import Model, content_hash, raise_all
 from trainables.config.point import Companion, Point, parts_in_loss
-from trainables.config.protocol import CLEAN, DIRECTIONS, FLOAT, MATCHING, SEARCHED_ATTACKS, AttackConfig, Protocol
+from trainables.config.protocol import (
+    BATCH_IMAGES,
+    CLEAN,
+    DIRECTIONS,
+    FLOAT,
+    MATCHING,
+    SEARCHED_ATTACKS,
+    AttackConfig,
+    Protocol,
+)
 from trainables.config.trial import (
     CaptionForm,
     DataConfig,
@@ -20,6 +29,7 @@ from trainables.config.trial import (
 )
 
 __all__ = [
+    "BATCH_IMAGES",
     "CLEAN",
     "DIRECTIONS",
     "FLOAT",

@@ -16,6 +16,9 @@ its ranks are those after image-text matching."""
 TAKEN = (CLEAN, "cost", "rung", "train")
 """What other metrics begin with."""
 
+BATCH_IMAGES = 50
+"""Attacked at once where nothing says otherwise; part of what attacks of torchattacks find."""
+
 DIRECTIONS = ("tr", "ir", "mr")
 """Text retrieval (image to caption), image retrieval (caption to image), and the mean of the two."""
 
@@ -84,7 +87,12 @@ class Protocol(Model):
     recall_at: Annotated[tuple[int, ...], Separated] = Field((1, 5, 10), description="the k of R@k, rising")
     bootstrap_samples: int = Field(1000, ge=100, le=100_000, description="galleries drawn for the intervals")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="share of the draws within an interval")
-    batch_images: int = Field(50, ge=1, description="images attacked at once; changes no result")
+    batch_images: int | None = Field(
+        None,
+        ge=1,
+        description="images attacked at once; empty: as many as a GPU's memory holds, 50 on a CPU and with "
+        "torchattacks, whose results alone depend on it",
+    )
     eight_bit: bool = Field(True, description="score attacked images rounded to 8 bits, and beside it as they are")
     rerank: int | None = Field(
         None, ge=1, description="fusion families: put so many first candidates in order by image-text matching, too"

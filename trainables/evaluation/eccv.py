@@ -109,8 +109,8 @@ def answer_places(queries: Tensor, gallery: Tensor, relevant: sparse.csr_array, 
         depth: places are exact up to here; those beyond are only known to be beyond. At least 1.
     """
     places: list[np.ndarray] = []
-    for _, scores, right in scored(queries, gallery, relevant):
-        counts = right.sum(1)
+    for chunk, scores, right in scored(queries, gallery, relevant):
+        counts = np.diff(relevant.indptr)[chunk]
         most = int(counts.max())
         best_right = scores.masked_fill(~right, -torch.inf).topk(most).values
         best_wrong = scores.masked_fill(right, -torch.inf).topk(min(depth, len(gallery))).values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from trainables.evaluation.retrieval import Ranks
 from trainables.models import FusionModel, tokenize
 from trainables.precision import inner_products
 
-PAIRS = 128
-"""Captions of an image scored at once; bounds memory, changes no result."""
+PAIRS = {"cuda": 2048, "cpu": 128}
+"""Scored at once: many fill a GPU, few stay in a processor's cache. Changes no result."""
 
 TEXTS = 512
 """Captions encoded at once; bounds memory, changes no result."""
@@ -99,8 +99,8 @@ def candidate_scores(
 
     The published loop takes one query at a time, both ways, and computes an image's keys and values again for each of
     its captions. The score of a pair is the same both ways, so here the pairs of both are put together and scored
-    image by image: an image's tokens are read once, its keys and values computed once for all its captions, and
-    captions are as long as they are.
+    by groups of images: an image's tokens are read once, its keys and values computed once for all its captions (for
+    each `PAIRS` of them, if there are more), and captions are as long as they are.
 
     Args:
         of_images: int64 (images, candidates), captions.
@@ -118,23 +118,48 @@ def candidate_scores(
     pairs, position = torch.cat([keys.flatten() for keys in both_ways]).unique(return_inverse=True)
 
     tokens, mask, text_features = tokens[by_length], mask[by_length], text_features[by_length.to(device)]
-    lengths, text_tokens, mask = mask.sum(1), _text_tokens(model, tokens, mask, device), mask.to(device)
-    own = torch.arange(images) if own_images is None else torch.as_tensor(own_images)
-    bounds = torch.searchsorted(pairs, torch.stack([own, own + 1], 1) * texts).tolist()
-    each = (row for chunk in image_tokens for row in chunk.to(device).split(1))
-    scores = torch.zeros(len(pairs), device=device)
-    for image, (start, end), row in zip(own.tolist(), bounds, each, strict=True):
-        for some in torch.arange(start, end).split(PAIRS):
-            rows = pairs[some] - image * texts
-            longest = int(lengths[rows[-1]])
-            rows = rows.to(device)
-            logits = model.itm_logits(row, text_tokens[rows, :longest], mask[rows, :longest])[:, 1].float()
-            similarity = inner_products(text_features[rows], image_features[image, None])[:, 0]
-            scores[some[0] : some[-1] + 1] = logits + model.similarity_weight * similarity
+    lengths, text_tokens, mask = mask.sum(1).numpy(), _text_tokens(model, tokens, mask, device), mask.to(device)
+    keys, left = pairs.numpy(), np.arange(images) if own_images is None else own_images
+    size, scores = PAIRS["cuda" if device.type == "cuda" else "cpu"], torch.zeros(len(pairs), device=device)
+    for chunk in image_tokens:
+        seen, (labels, left) = chunk.to(device), np.split(left, [len(chunk)])
+        for group, places in _groups(*np.searchsorted(keys, np.stack([labels, labels + 1]) * texts), size):
+            rows = keys[places] - labels[group, None] * texts
+            longest = int(lengths[rows].max())
+            where, image, caption, place = (
+                torch.from_numpy(part).to(device) for part in (group, labels[group], rows, places)
+            )
+            read = caption.flatten()
+            logits = model.itm_logits(seen[where], text_tokens[read, :longest], mask[read, :longest])[:, 1].float()
+            similarity = (text_features[caption] * image_features[image, None]).sum(
+                2
+            )  # no product that autocast rounds
+            scores[place] = logits.view_as(caption) + model.similarity_weight * similarity
     if dist.is_initialized():
         dist.all_reduce(scores)
     found = scores.cpu()[position].split([of_images.numel(), of_captions.numel()])
     return found[0].view_as(of_images), found[1].view_as(of_captions)
+
+
+def _groups(starts: np.ndarray, ends: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What is scored in one call: images (group,), and the places (group, width) of each one's pairs.
+
+    Images with about as many pairs go together. Where one has fewer than others of its group, its last is there again.
+
+    Args:
+        starts: (images,) where each image's pairs begin.
+        ends: where they end.
+        size: of places in a call, at most.
+    """
+    counts = ends - starts
+    order = (-counts).argsort(kind="stable")[: np.count_nonzero(counts)]
+    while len(order):
+        most = counts[order[0]]
+        width = -(-most // -(-most // size))
+        group, order = np.split(order, [size // width])
+        for first in range(0, most, width):
+            some = group[counts[group] > first]
+            yield some, np.minimum(starts[some, None] + first + np.arange(width), ends[some, None] - 1)
 
 
 def _candidates(queries: Tensor, gallery: Tensor, count: int) -> Tensor:

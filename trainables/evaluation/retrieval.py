@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trainables.precision import inner_products
 
-CELLS = 1_000_000
-"""Scores held at once, of COCO 40 images against 25,000 captions; bounds memory, changes no result."""
+CELLS = {"cuda": 64_000_000, "cpu": 1_000_000}
+"""Scores held at once, of COCO 40 images against 25,000 captions on a CPU; bounds memory, changes no result."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ def retrieval_ranks(
 @torch.no_grad()
 def best_ranks(queries: Tensor, gallery: Tensor, relevant: sparse.csr_array) -> np.ndarray:
     """(queries,) int64 ranks of each query's best right answer; see `retrieval_ranks` and `scored`."""
-    ranks = np.empty(len(queries), dtype=np.int64)  # small pieces between large ones would tear the heap apart
+    # Small pieces between large ones would tear the heap apart.
+    ranks = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
     for chunk, scores, right in scored(queries, gallery, relevant):
         best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
         ahead = ((scores >= best) & ~right).sum(1)
-        ranks[chunk] = 1 + ahead.masked_fill(scores.isnan().any(1), len(gallery)).cpu().numpy()
-    return ranks
+        ranks[chunk] = 1 + ahead.masked_fill(scores.isnan().any(1), len(gallery))
+    return ranks.cpu().numpy()
 
 
 def scored(queries: Tensor, gallery: Tensor, relevant: sparse.csr_array) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -70,10 +71,14 @@ def scored(queries: Tensor, gallery: Tensor, relevant: sparse.csr_array) -> Iter
         gallery: (gallery, dim).
         relevant: bool (queries, gallery), the right answers.
     """
-    rows = max(1, CELLS // len(gallery))
+    device, count = queries.device, len(gallery)
+    rows = max(1, CELLS["cuda" if device.type == "cuda" else "cpu"] // count)
+    query = np.repeat(np.arange(len(queries)), np.diff(relevant.indptr))
+    cells = torch.from_numpy(query % rows * count + relevant.indices).to(device)  # of their chunk
     for start in range(0, len(queries), rows):
-        chunk = slice(start, start + rows)
-        right = torch.as_tensor(relevant[chunk].toarray(), dtype=torch.bool, device=queries.device)
+        chunk = slice(start, min(start + rows, len(queries)))
+        right = torch.zeros(chunk.stop - start, count, dtype=torch.bool, device=device)
+        right.view(-1).index_fill_(0, cells[relevant.indptr[start] : relevant.indptr[chunk.stop]], True)
         yield chunk, inner_products(queries[chunk], gallery), right
 
 

@@ -24,6 +24,7 @@ from trainables.attacks.threat_model import check, eight_bit
 from trainables.captions import CaptionText
 from trainables.config import CLEAN, FLOAT, MATCHING, Protocol
 from trainables.errors import InputError
+from trainables.evaluation.batching import batches, images_at_once
 from trainables.evaluation.reranking import compact, reranked
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import FusionModel, RetrievalModel
@@ -70,9 +71,9 @@ class Gallery:
     def batch(self, victim: Victim, labels: np.ndarray, seed: int) -> Batch:
         """Some images, by their places, with all their captions."""
         device = victim.text_features.device
-        rows = np.flatnonzero(np.isin(self.caption_image, labels))
+        rows, levels = np.flatnonzero(np.isin(self.caption_image, labels)), self.pixels[labels]
         return Batch(
-            pixels=torch.tensor(self.pixels[labels], device=device) / 255,
+            pixels=moved(levels, device) / 255,
             labels=torch.as_tensor(labels, device=device),
             caption_rows=rows,
             owner=torch.as_tensor(np.searchsorted(labels, self.caption_image[rows]), device=device),
@@ -81,7 +82,14 @@ class Gallery:
             caption_text=self.caption_text,
             encode=CaptionEncoder(victim.model, victim.max_tokens, device),
             seed=seed,
+            levels=levels,
         )
+
+
+def moved(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on the device; nothing waits for the copy."""
+    found = torch.from_numpy(array)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
 Observe = Callable[[str, np.ndarray, Attacked], None]
@@ -146,28 +154,33 @@ def evaluate(
         clean_texts = _shared(own_texts, own_captions, len(texts))
         owners = torch.as_tensor(gallery.caption_image, device=device)
         victim = Victim(model, max_tokens, clean_texts, owners, images)
-        for labels in np.array_split(own_images, max(1, -(-len(own_images) // protocol.batch_images))):
+        size = images_at_once(model, moved(gallery.pixels[[0]], device) / 255, protocol, attacks.values(), device)
+
+        def attack_all(labels: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
             batch = gallery.batch(victim, labels, protocol.seed)
-            found[CLEAN].append((batch.clean_features(victim), batch.encode(batch.captions())))
+            views: dict[tuple[int, float], list[tuple[Tensor, Tensor]]] = {}  # Sep-Attack shares those of its parts
+            scored = {CLEAN: (batch.clean_features(victim), batch.encode(batch.captions()))}
             for name, attack in attacks.items():
                 attacked = batch.once(attack, victim)
                 check(attack, batch, attacked)
-                scored = [(name, attacked)]
-                if protocol.eight_bit:
-                    rounded = eight_bit(batch.pixels, attacked.pixels, attack.epsilon)
-                    scored = [(name, Attacked(rounded, attacked.captions)), (name + FLOAT, attacked)]
-                observe(name, labels, scored[0][1])
+                key = id(attacked.pixels), attack.epsilon
+                if key not in views:
+                    views[key] = _views(victim, batch, attack, attacked, protocol.eight_bit)
+                seen = Attacked(views[key][0][0], attacked.captions)
+                observe(name, labels, seen)
                 if protocol.rerank:
                     if name not in made:
-                        made[name] = _Made.empty(Path(spool), name, gallery)
-                    made[name].add(labels, batch.caption_rows, scored[0][1])
+                        made[name] = _Made.empty(Path(spool), name, gallery, attack, protocol.eight_bit)
+                    made[name].add(labels, batch.caption_rows, seen)
                 text_features = batch.encode(attacked.captions)
-                for target, pair in scored:
-                    if "image" not in attack.changes:
-                        found[target].append((batch.clean_features(victim), text_features))
-                        continue
-                    with torch.no_grad():
-                        found[target].append((victim.encode_image(pair.pixels), text_features))
+                for ending, (_, image_features) in zip(("", FLOAT), views[key], strict=False):
+                    scored[name + ending] = image_features, text_features
+            return scored
+
+        alone = all(attack.alone for attack in attacks.values())
+        for scored in batches(own_images, size, attack_all, halve=alone):
+            for target, pair in scored.items():
+                found[target].append(pair)
         features = {}
         for target, parts in found.items():
             image, text = (torch.cat(side) for side in zip(*parts, strict=True))
@@ -182,7 +195,7 @@ def evaluate(
                 ranks[target + MATCHING] = reranked(
                     model,
                     ranks[target],
-                    _image_tokens(model, pairs.pixels, own_images, protocol.batch_images, device),
+                    _image_tokens(model, pairs.pixels, own_images, size, device),
                     features[target][0],
                     pairs.everyones(own_captions),
                     features[target][1],
@@ -194,20 +207,44 @@ def evaluate(
     return Evaluation({target: ranks[target] for target in protocol.targets}, features)
 
 
+def _views(
+    victim: Victim, batch: Batch, attack: Attack, attacked: Attacked, rounded: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Pixels and features of what is scored of the images: rounded to 8 bits, if they are, and as they are."""
+    if "image" not in attack.changes:
+        return [(batch.pixels, batch.clean_features(victim))] * (1 + rounded)
+    levels = [eight_bit(batch.pixels, attacked.pixels, attack.epsilon)] if rounded else []
+    with torch.no_grad():
+        return [(pixels, victim.encode_image(pixels)) for pixels in (*levels, attacked.pixels)]
+
+
 @dataclass
 class _Made:
-    """Attacked pairs, kept for a second look: pixels uint8, or float32 in a file; captions in the gallery's order."""
+    """Attacked pairs, kept for a second look.
+
+    Attributes:
+        pixels: uint8 where they are the gallery's or on the levels of 8 bits, else float32; in a file if they changed.
+        captions: in the gallery's order.
+        changed: whether an attack changes the pixels.
+    """
 
     pixels: np.ndarray
     captions: list[str]
+    changed: bool = False
 
     @classmethod
-    def empty(cls, folder: Path, name: str, gallery: Gallery) -> _Made:
-        pixels = np.memmap(folder / name, dtype=np.float32, mode="w+", shape=gallery.pixels.shape)
-        return cls(pixels, gallery.texts)
+    def empty(cls, folder: Path, name: str, gallery: Gallery, attack: Attack, rounded: bool) -> _Made:
+        if "image" not in attack.changes:
+            return cls(gallery.pixels, gallery.texts)
+        dtype = np.uint8 if rounded else np.float32
+        pixels = np.memmap(folder / name, dtype=dtype, mode="w+", shape=gallery.pixels.shape)
+        return cls(pixels, gallery.texts, changed=True)
 
     def add(self, labels: np.ndarray, rows: np.ndarray, attacked: Attacked) -> None:
-        self.pixels[labels] = attacked.pixels.float().cpu().numpy()
+        if self.changed:
+            pixels = attacked.pixels.float()
+            levels = (255 * pixels).round().byte() if self.pixels.dtype == np.uint8 else pixels
+            self.pixels[labels] = levels.cpu().numpy()
         for row, caption in zip(rows.tolist(), attacked.captions, strict=True):
             self.captions[row] = caption
 
@@ -227,7 +264,7 @@ def _image_tokens(
 ) -> Iterator[Tensor]:
     scale = 255 if pixels.dtype == np.uint8 else 1
     for labels in np.array_split(own, max(1, -(-len(own) // count))):
-        yield compact(model.image_tokens(torch.tensor(pixels[labels], device=device) / scale))
+        yield compact(model.image_tokens(moved(pixels[labels], device) / scale))
 
 
 def _shared(rows: Tensor, places: np.ndarray, total: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.reranking import gallery, published_scores
 from trainables.config import TinyConfig
+from trainables.evaluation import reranking
 from trainables.evaluation.reranking import candidate_scores, reranked
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import FusionModel, parameters_of
@@ -39,8 +40,9 @@ class Table(FusionModel):
         return tokens[:, :, None].float()
 
     def itm_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
-        image, captions = int(image_tokens[0, 0, 0]), text_tokens[:, 0, 0].long()
-        self.asked[image, captions] += 1
+        captions = text_tokens[:, 0, 0].long()
+        image = image_tokens[:, 0, 0].long().repeat_interleave(len(captions) // len(image_tokens))
+        self.asked[image, captions] += 1  # once, if it only fills up beside itself
         return torch.stack([torch.full((len(captions),), 1e6), self.table[image, captions]], 1)
 
 
@@ -131,6 +133,45 @@ def test_scores_equal_the_published_loop(family: type[Albef | Blip]) -> None:
     for one, other in zip(expected, found, strict=True):
         assert one.std() > 0.05
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", [Albef, Blip])
+def test_scores_do_not_depend_on_how_pairs_are_grouped(
+    family: type[Albef | Blip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images with different numbers of candidates, in chunks and calls of any size."""
+    torch.manual_seed(0)
+    captions, owner = gallery(7)
+    size = TinyConfig(width=32, layers=2, heads=2, patch_pixels=8, embedding=16)
+    model = family.tiny(size, 32, 64, train_tokenizer(captions)).eval()
+    with torch.no_grad():
+        for parameter in parameters_of(model, "all"):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        tokens = model.image_tokens(torch.rand(7, 3, 32, 32))
+    images = F.normalize(torch.randn(7, 16), dim=-1)
+    texts = F.normalize(torch.randn(35, 16) + 3 * images[0] + images[owner], dim=-1)  # image 0 is everybody's candidate
+    firsts = (images @ texts.T).topk(5).indices, (texts @ images.T).topk(2).indices
+    found, calls = [], []
+    matching = model.itm_logits
+    for pairs, chunk in ((1, 7), (3, 2), (16, 3), (1000, 7)):
+        asked: list[tuple[int, int]] = []
+
+        def counted(image_tokens: Tensor, text_tokens: Tensor, mask: Tensor, asked: Any = asked) -> Tensor:
+            asked.append((len(image_tokens), len(text_tokens)))
+            return matching(image_tokens, text_tokens, mask)
+
+        monkeypatch.setattr(model, "itm_logits", counted)
+        monkeypatch.setitem(reranking.PAIRS, "cpu", pairs)
+        scores = candidate_scores(model, tokens.split(chunk), images, captions, texts, *firsts, max_tokens=64)
+        found.append(torch.cat([part.flatten() for part in scores]))
+        calls.append(asked)
+        assert max(count for _, count in asked) <= pairs
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, atol=1e-5, rtol=0)
+    assert found[0].std() > 0.05
+    assert [len(asked) for asked in calls] == sorted((len(asked) for asked in calls), reverse=True)
+    assert len(calls[-1]) == 1
+    assert calls[-1][0][0] == 7, "all images in one call"
 
 
 def test_workers_share_the_images(monkeypatch: pytest.MonkeyPatch) -> None:

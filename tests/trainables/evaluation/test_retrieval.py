@@ -61,7 +61,7 @@ def test_ranks_equal_a_plain_reference_in_any_chunks(monkeypatch: pytest.MonkeyP
         scores = (images @ texts[c]).tolist()
         best = max(s for i, s in enumerate(scores) if describes[i][c])
         assert ranks.ir[c] == 1 + sum(s >= best for i, s in enumerate(scores) if not describes[i][c])
-    monkeypatch.setattr(retrieval, "CELLS", 50)
+    monkeypatch.setitem(retrieval.CELLS, "cpu", 50)
     few = retrieval_ranks(images, texts, owner, groups)
     np.testing.assert_array_equal(few.tr, ranks.tr)
     np.testing.assert_array_equal(few.ir, ranks.ir)
