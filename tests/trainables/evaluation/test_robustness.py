@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from trainables.attacks.threat_model import ThreatModelError, check_captions, check_images
+from trainables.attacks.contract import Attacked, Victim
+from trainables.attacks.image import Pgd
+from trainables.attacks.text import BertAttack
+from trainables.attacks.threat_model import ThreatModelError, check_captions, check_images, eight_bit
 from trainables.config import TrialConfig
 from trainables.evaluation.retrieval import Ranks
-from trainables.evaluation.robustness import evaluate
+from trainables.evaluation.robustness import _Made, evaluate
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
 
@@ -47,3 +53,30 @@ def test_evaluation_ignores_batching_and_the_scale_of_embeddings(tiny_trial: Tri
     for target in whole:
         np.testing.assert_array_equal(whole[target].tr, few[target].tr)
         np.testing.assert_array_equal(whole[target].ir, scaled[target].ir)
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_attacked_pixels_are_kept_as_they_are_scored(tiny_trial: TrialConfig, tmp_path: Path, rounded: bool) -> None:
+    gallery = prepare(tiny_trial).gallery.first(4)
+    made = _Made.empty(tmp_path, "image", gallery, Pgd(), rounded)
+    assert made.pixels.dtype == (np.uint8 if rounded else np.float32)
+    clean = torch.from_numpy(gallery.pixels) / 255
+    pixels = (clean + torch.rand(clean.shape) * 8 / 255).clamp(0, 1)
+    if rounded:
+        pixels = eight_bit(clean, pixels, 8 / 255)
+    rows = np.arange(len(gallery.caption_image))
+    made.add(np.arange(4), rows, Attacked(pixels, [f"caption {row}" for row in rows]))
+    assert torch.equal(torch.from_numpy(np.array(made.pixels)) / (255 if rounded else 1), pixels)
+    assert made.captions[-1] == f"caption {rows[-1]}"
+    words = _Made.empty(tmp_path, "text", gallery, BertAttack(), rounded)
+    assert words.pixels is gallery.pixels
+
+
+def test_an_image_has_the_same_key_from_its_levels_as_from_its_pixels(tiny_trial: TrialConfig) -> None:
+    prepared = prepare(tiny_trial)
+    texts = torch.zeros(len(prepared.gallery.texts), 32)
+    victim = Victim(prepared.base, 32, texts, torch.from_numpy(prepared.gallery.caption_image), 12)
+    batch = prepared.gallery.batch(victim, np.array([1, 4, 5]), seed=3)
+    assert batch.levels is not None
+    assert len(set(batch.keys.tolist())) == 3
+    assert torch.equal(batch.keys, replace(batch, levels=None).keys)
