@@ -123,7 +123,8 @@ def candidate_scores(
     size, scores = PAIRS["cuda" if device.type == "cuda" else "cpu"], torch.zeros(len(pairs), device=device)
     for chunk in image_tokens:
         seen, (labels, left) = chunk.to(device), np.split(left, [len(chunk)])
-        for group, places in _groups(*np.searchsorted(keys, np.stack([labels, labels + 1]) * texts), size):
+        starts, ends = (np.searchsorted(keys, image * texts) for image in (labels, labels + 1))
+        for group, places in _groups(starts, ends, size):
             rows = keys[places] - labels[group, None] * texts
             longest = int(lengths[rows].max())
             where, image, caption, place = (

@@ -60,7 +60,7 @@ def test_attacked_pixels_are_kept_as_they_are_scored(tiny_trial: TrialConfig, tm
     gallery = prepare(tiny_trial).gallery.first(4)
     made = _Made.empty(tmp_path, "image", gallery, Pgd(), rounded)
     assert made.pixels.dtype == (np.uint8 if rounded else np.float32)
-    clean = torch.from_numpy(gallery.pixels) / 255
+    clean = torch.tensor(gallery.pixels) / 255
     pixels = (clean + torch.rand(clean.shape) * 8 / 255).clamp(0, 1)
     if rounded:
         pixels = eight_bit(clean, pixels, 8 / 255)
