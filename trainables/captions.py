@@ -1,6 +1,6 @@
 """What a model reads of a caption: the text that its publication makes of it before the tokenizer, and its words.
 
-A caption becomes text once, when what may replace its words is collected (`attacks.substitutes`), and is text from then
+A caption becomes text once, when what may replace its words is collected (`attacks.proposals`), and is text from then
 on: the gallery, the training pairs, what attacks change and what is tokenised. A word is what stands between spaces. An
 attack puts letters in place of a word's `core` and keeps the punctuation around it, so what it returns is text, too.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 
+from trainables.attacks.proposals import Proposer
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.registry import build_attacks
-from trainables.attacks.substitutes import Substitutes, masked_lm_substitutes
+from trainables.attacks.substitutes import Substitutes
 from trainables.captions import CaptionText, bare_text, caption_text, refuse_unspaced
 from trainables.config import TrialConfig, content_hash
 from trainables.data import Dataset, load_dataset
@@ -33,6 +36,9 @@ transformers.logging.disable_progress_bar()
 
 VERSION = 7
 """Of how tokenizers, masked language models and base models are made: part of their identity."""
+
+SHARD = 4096
+"""Captions that a process makes substitutes for before it looks what others have made."""
 
 
 @dataclass(frozen=True)
@@ -130,20 +136,43 @@ class Workshop:
             "masked_lm": self._masked_lm_identity,
             "quirks": sorted(quirks),
         }
-        path = self.cache / f"substitutes-{content_hash(identity)}.npz"
-        with locked(path):
-            found = Substitutes.load(path) if path.exists() else None
-            if found is None:
-                masked_lm, tokenizer = self.masked_lm()
-                self.log(f"substitutes for {len(captions)} captions")
-                found = masked_lm_substitutes(self._texts(captions), masked_lm, tokenizer, quirks)
-                found.save(path)
-        if self._changes_words and not (found.options >= 0).any():
+        path = self.cache / f"substitutes-{content_hash(identity)}"
+        found = Substitutes.load(path) or self._make_substitutes(path, captions, quirks)
+        if self._changes_words and found.empty:
             raise InputError(
                 f"model.masked_lm {self.config.model.masked_lm or 'of the captions'} proposes no word for any of "
                 f"{len(captions)} captions: its tokenizer has pieces or characters where they have words\n"
                 "  give one with whole words, such as google-bert/bert-base-uncased, or leave it empty"
             )
+        return found
+
+    def _make_substitutes(self, path: Path, captions: Sequence[str], quirks: Quirks) -> Substitutes:
+        """By all processes that ask for them at once, each on its device; one that is killed loses its shard."""
+        folder = path.with_name(f"{path.name}.shards")
+        shards = {folder / str(start): slice(start, start + SHARD) for start in range(0, len(captions), SHARD)}
+        with locked(path, fcntl.LOCK_SH):  # nobody joins and tidies meanwhile
+            if Substitutes.load(path) is None:
+                folder.mkdir(exist_ok=True)
+                device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+                masked_lm, tokenizer = self.masked_lm()
+                proposer = Proposer(masked_lm.to(device), tokenizer, quirks)
+                texts = self._texts(captions)
+                silent = not proposer.reads(texts)
+                self.log(f"substitutes for {len(captions)} captions")
+                for how in (fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX):  # what is free, then what others left
+                    for shard, part in shards.items():
+                        with locked(shard, how) as held:
+                            if held and Substitutes.load(shard) is None:
+                                proposer.propose(texts[part], silent).save(shard)
+        with locked(path):
+            found = Substitutes.load(path)
+            if found is None:
+                parts = [made for shard in shards if (made := Substitutes.load(shard)) is not None]
+                if len(parts) < len(shards):
+                    raise OSError(f"{folder} does not read back as written; is the file system of the cache sound?")
+                found = Substitutes.join(parts)
+                found.save(path)
+                shutil.rmtree(folder)
         return found
 
     def groups(self, name: str) -> np.ndarray:

@@ -100,7 +100,7 @@ def reranking(bench: Bench) -> Iterator[Row]:
 
 def substitutes(bench: Bench) -> Iterator[Row]:
     """Captions a second that the masked language model proposes words for."""
-    from trainables.attacks.substitutes import masked_lm_substitutes
+    from trainables.attacks.proposals import masked_lm_substitutes
     from trainables.measure import synchronise
     from trainables.synthetic import made_up_captions
 

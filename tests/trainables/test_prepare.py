@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizer_kinds import characters, wrapped
 from transformers import BertConfig, BertForMaskedLM
 
+from trainables import prepare
+from trainables.attacks.proposals import Proposer
+from trainables.attacks.substitutes import Substitutes
 from trainables.config import DataConfig, ModelConfig, PretrainConfig, ShapesConfig, TrialConfig
 from trainables.errors import InputError
 from trainables.prepare import Workshop
@@ -65,13 +73,60 @@ def test_what_is_named_is_known_by_its_content(tmp_path: Path) -> None:
     assert {key for key, value in hashes(named).items() if value != before[key]} == {"substitutes"}
 
 
+def equal(one: Substitutes, other: Substitutes) -> bool:
+    return all(np.array_equal(value, getattr(other, name)) for name, value in vars(one).items() if name[0] != "_")
+
+
 def test_damaged_substitutes_are_made_again(tmp_path: Path) -> None:
-    made = workshop(tmp_path, None).substitutes()[0]
-    for path in tmp_path.glob("substitutes-*.npz"):
+    made = [copy.deepcopy(table) for table in workshop(tmp_path, None).substitutes()]
+    for path in tmp_path.glob("substitutes-*/options.npy"):
         path.write_bytes(path.read_bytes()[:-200])
-    again = workshop(tmp_path, None).substitutes()[0]
-    assert again.texts() == made.texts()
-    assert (again.options == made.options).all()
+    assert all(map(equal, workshop(tmp_path, None).substitutes(), made))
+    for path in tmp_path.glob("substitutes-*/words.npy"):
+        path.unlink()
+    assert all(map(equal, workshop(tmp_path, None).substitutes(), made))
+
+
+def test_substitutes_are_made_by_all_at_once_and_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = workshop(tmp_path / "whole", None).substitutes()
+    propose, all_three = Proposer.propose, threading.Barrier(3)
+    made: list[int] = []
+
+    def together(self: Proposer, texts: list[str], silent: bool) -> Substitutes:
+        made.append(threading.get_ident())
+        if made.count(threading.get_ident()) == 1:
+            all_three.wait(60)  # each holds a shard
+        return propose(self, texts, silent)
+
+    monkeypatch.setattr(prepare, "SHARD", 5)
+    monkeypatch.setattr(Proposer, "propose", together)
+    shared = workshop(tmp_path / "shared", None)
+    masked_lm = shared.masked_lm()
+    monkeypatch.setattr(Workshop, "masked_lm", lambda _: copy.deepcopy(masked_lm))  # threads cannot load at once
+    with ThreadPoolExecutor(3) as pool:
+        tables = list(pool.map(lambda _: workshop(tmp_path / "shared", None)._substitutes("train"), range(3)))
+    assert len(made) == math.ceil(len(shared.dataset.train.captions) / 5)
+    assert all(equal(table, whole) for table in tables)
+    assert not list(tmp_path.glob("shared/substitutes-*.shards"))
+
+
+def test_who_is_stopped_loses_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    propose, left = Proposer.propose, 3
+
+    def until_stopped(self: Proposer, texts: list[str], silent: bool) -> Substitutes:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise KeyboardInterrupt
+        return propose(self, texts, silent)
+
+    monkeypatch.setattr(prepare, "SHARD", 10)
+    monkeypatch.setattr(Proposer, "propose", until_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        workshop(tmp_path, None)._substitutes("train")
+    left = 3
+    assert len(workshop(tmp_path, None)._substitutes("train").starts) == 41
+    assert left == 1, "of four shards, two were there"
 
 
 def test_a_masked_language_model_of_characters_is_refused_where_words_are_changed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 from simulated_device import DEVICE, OnDevice, WrongDeviceError, simulated_device
 from tiny_families import FAMILIES, LENGTH, PIXELS
 
+from trainables.attacks.proposals import BATCH, Proposer
+from trainables.attacks.quirks import Quirk
 from trainables.attacks.registry import BUILT_IN
+from trainables.captions import bare_text
 from trainables.config import AttackConfig, Point, TrialConfig
 from trainables.models import FusionModel, tokenize
 from trainables.models.clip import Clip
-from trainables.prepare import Prepared, prepare
+from trainables.prepare import Prepared, Workshop, prepare
 from trainables.results import TrialResult
 from trainables.training.finetune import finetune
 
@@ -107,6 +111,23 @@ def test_a_model_keeps_the_host_from_waiting(prepared: Prepared, family: str) ->
             made.append(model.itm_logits(model.image_tokens(pixels), model.text_tokens(ids, mask), mask))
         assert all(isinstance(part, OnDevice) for part in made)
     assert not reads
+
+
+@pytest.mark.parametrize("quirks", [[], ["subword_product", "logit_cut"]])
+def test_words_are_proposed_on_the_device_and_read_at_the_end(trial: TrialConfig, quirks: list[Quirk]) -> None:
+    workshop = Workshop(trial, print)
+    masked_lm, tokenizer = workshop.masked_lm()
+    texts = [*map(bare_text, workshop.dataset.train.captions * 4), "circles left of squares"]
+    expected = Proposer(masked_lm, tokenizer, frozenset(quirks)).propose(texts)
+    assert not expected.empty
+    with simulated_device() as reads:
+        found = Proposer(masked_lm.to(DEVICE), tokenizer, frozenset(quirks)).propose(texts)
+    assert found.texts() == texts
+    assert (found.options == expected.options).all()
+    batches = math.ceil(len(texts) / BATCH["cpu"])
+    assert batches > 2
+    if not quirks:  # transformers looks once a batch whether a mask is empty
+        assert reads == [*["aten._local_scalar_dense.default"] * batches, "aten._to_copy.default"]
 
 
 def test_what_is_left_on_the_host_is_found(

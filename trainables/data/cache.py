@@ -196,11 +196,23 @@ def load_pixels(files: Sequence[ImageFile], pixels: int, resize: Resize, path: P
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the exclusive lock of `path` (a file beside it), which ends with the process at the latest."""
+def locked(path: Path, how: int = fcntl.LOCK_EX) -> Iterator[bool]:
+    """Hold the lock of `path` (a file beside it), which ends with the process at the latest.
+
+    Args:
+        path: of what is made.
+        how: exclusive, or another operation of `fcntl.flock`. With `LOCK_NB`, what others hold is not waited for.
+
+    Yields:
+        Whether it is held.
+    """
     with path.with_name(f"{path.name}.lock").open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(file, how)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def decode(source: Path | str | BytesIO, pixels: int, resize: Resize) -> np.ndarray:

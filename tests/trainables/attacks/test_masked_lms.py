@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from tokenizer_kinds import KINDS, cased_word_piece, characters, wrapped
 from transformers import RobertaConfig, RobertaForMaskedLM
 
+from trainables.attacks.proposals import Proposer, _logits_at, masked_lm_substitutes
 from trainables.attacks.quirks import Quirks
-from trainables.attacks.substitutes import STOP_WORDS, _logits_at, masked_lm_substitutes
+from trainables.attacks.substitutes import STOP_WORDS, Substitutes
 from trainables.errors import InputError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -109,9 +111,35 @@ def test_logits_at_places_are_those_of_all_places(name: str) -> None:
     config = getattr(transformers, f"{name}Config")(vocab_size=60, **SIZES, **MODELS[name])
     masked_lm = getattr(transformers, f"{name}ForMaskedLM")(config).eval()
     tokens, mask = torch.randint(5, 60, (2, 7)), torch.ones(2, 7, dtype=torch.int64)
-    places = [(0, 1), (1, 6), (0, 3)]
+    places = torch.tensor([(0, 1), (1, 6), (0, 3)])
     found = _logits_at(places, masked_lm, tokens, mask, 50)
     every = masked_lm(tokens, attention_mask=mask).logits
     assert every.std() > 0
-    torch.testing.assert_close(found, torch.stack([every[row, at, :50] for row, at in places]))
+    torch.testing.assert_close(found, torch.stack([every[row, at, :50] for row, at in places.tolist()]))
     assert math.prod(found.shape) == 150
+
+
+@torch.no_grad()
+def test_predictions_are_told_apart_whatever_the_autocast() -> None:
+    torch.manual_seed(0)
+    masked_lm = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=60, **SIZES)).eval()
+    tokens, places = torch.randint(5, 60, (2, 7)), torch.tensor([(0, 1), (1, 6)])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _logits_at(places, masked_lm, tokens, torch.ones_like(tokens), 60)
+        assert masked_lm(tokens).logits.dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    assert (found.bfloat16() != found).float().mean() > 0.9
+
+
+def test_a_corpus_in_parts_is_the_corpus() -> None:
+    tokenizer = wrapped(KINDS["wordpiece"]())
+    proposer = Proposer(roberta(tokenizer), tokenizer)
+    texts = [*TEXTS, "", "a cat, sleeps!"]
+    whole = proposer.propose(texts)
+    joined = Substitutes.join([proposer.propose(texts[:2]), proposer.propose(texts[2:5]), proposer.propose(texts[5:])])
+    for name in ("vocabulary", "words", "options", "starts"):
+        assert np.array_equal(getattr(whole, name), getattr(joined, name))
+    assert joined.texts() == texts
+    assert any(option.endswith(",") for option in joined.options_of(5)[1])
+    assert not joined.empty
+    assert proposer.propose(texts, silent=True).empty

@@ -16,8 +16,9 @@ from rapidfuzz.distance import Levenshtein
 from torch.nn import functional as F
 
 from trainables.attacks.noise import step_keys, uniform
+from trainables.attacks.proposals import masked_lm_substitutes
 from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, TEXT_QUIRKS, Quirk, Quirks
-from trainables.attacks.substitutes import STOP_WORDS, Substitutes, masked_lm_substitutes
+from trainables.attacks.substitutes import STOP_WORDS, Substitutes
 from trainables.attacks.text import ALPHABET, ROUNDING, BertAttack, CharacterAttack
 
 NONE: Quirks = frozenset()
@@ -172,8 +173,8 @@ def test_words_and_substitutes(tmp_path: Path) -> None:
     picked = table.take(np.array([2, 0]))
     assert [picked.words_of(0), picked.words_of(1)] == [words[2], words[0]]
     assert table.texts() == ["a red cat", "", "dog"]
-    table.save(tmp_path / "s.npz")
-    again = Substitutes.load(tmp_path / "s.npz")
+    table.save(tmp_path / "table")
+    again = Substitutes.load(tmp_path / "table")
     assert again is not None
     assert again.options_of(0) == options[0]
 
