@@ -13,18 +13,22 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 from benchmarks import Row
 from benchmarks.published import Draw, Published, numpy_noise
 from benchmarks.setup import IMAGE_PIXELS, MAX_TOKENS, Models, Plain, make_batch, read_captions, read_images, timed
+from trainables.attacks.candidates import Candidates, numbered
 from trainables.attacks.contract import Attacked, Batch
+from trainables.attacks.encoding import CaptionEncoder
 from trainables.attacks.image import random_start
+from trainables.attacks.lexicon import lexicon_of
 from trainables.attacks.noise import normal, step_keys
 from trainables.attacks.quirks import TEXT_QUIRKS
 from trainables.attacks.sga import Sga
-from trainables.attacks.text import CaptionEncoder, attack_words, away_from
+from trainables.attacks.text import attack_words, away_from
 from trainables.config import TinyConfig
 
 SHARED = Path("../shared/data")
@@ -44,14 +48,9 @@ def text_rows(captions: list[str], count: int, tiny: TinyConfig) -> list[Row]:
     table_seconds, table = timed(lambda: models.table(captions, TEXT_QUIRKS))
 
     def attack() -> list[str]:
-        return attack_words(
-            CaptionEncoder(models.clip, MAX_TOKENS, features.device),
-            [table.words_of(row) for row in range(count)],
-            [table.options_of(row) for row in range(count)],
-            away_from(features),
-            words=1,
-            importance="unknown",
-        )
+        encode, lexicon = CaptionEncoder(models.clip, MAX_TOKENS, features.device), lexicon_of(models.tokenizer)
+        candidates = Candidates.of(lexicon, *numbered(table, np.arange(count), lexicon))
+        return list(attack_words(encode, candidates, away_from(features), words=1, importance="unknown")[0])
 
     seconds, attacked = timed(attack)
     equal = attacked == reference

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from benchmarks.setup import MAX_TOKENS, Models, timed
-from trainables.attacks.text import CaptionEncoder, WordTokens, attack_words, away_from
+from trainables.attacks.candidates import Candidates, numbered
+from trainables.attacks.encoding import CaptionEncoder
+from trainables.attacks.lexicon import lexicon_of
+from trainables.attacks.text import attack_words, away_from
 from trainables.config import TinyConfig
 from trainables.models.clip import Clip
 
@@ -55,16 +59,10 @@ def karpathy(captions: list[str], limit: int) -> str:
         seen.update(texts)
         return encoder(texts)
 
-    seconds, _ = timed(
-        lambda: attack_words(
-            encode,
-            [table.words_of(row) for row in range(len(measured))],
-            [table.options_of(row) for row in range(len(measured))],
-            away_from(features),
-            words=1,
-        )
-    )
-    tokens = sum(map(len, WordTokens(tokenizer)(list(seen), MAX_TOKENS)))
+    lexicon = lexicon_of(tokenizer)
+    candidates = Candidates.of(lexicon, *numbered(table, np.arange(len(measured)), lexicon))
+    seconds, _ = timed(lambda: attack_words(encode, candidates, away_from(features), words=1))
+    tokens = sum(map(len, lexicon.word_tokens(list(seen), MAX_TOKENS)))
     tries, length = len(seen) / len(measured), tokens / len(seen)
     whole = seconds / len(measured) * len(captions)
     lines = [

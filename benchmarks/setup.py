@@ -19,10 +19,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from trainables.attacks.contract import Batch, Victim
+from trainables.attacks.encoding import CaptionEncoder, encode_captions
 from trainables.attacks.proposals import masked_lm_substitutes
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.substitutes import Substitutes
-from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.captions import bare_text
 from trainables.config import DataConfig, PretrainConfig, TinyConfig
 from trainables.data import Split, load_dataset

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
+from transformers import CLIPTokenizer
 
 from trainables.config import (
     DataConfig,
@@ -40,6 +43,17 @@ def real_data() -> Path:
     if not folder.is_dir():  # photographs under their owners' licences are not part of a checkout
         pytest.skip(f"the real data is not at {folder}; set PARETOVL_TEST_DATA")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def clip_bpe(real_data: Path) -> CLIPTokenizer:
+    """CLIP's own, from the published merges."""
+    text = gzip.decompress((real_data / "text_resources" / "clip_bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode()
+    merges = [tuple(line.split()) for line in text.split("\n")[1 : 49152 - 256 - 2 + 1]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={entry: place for place, entry in enumerate(vocabulary)}, merges=merges)
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
+from trainables.attacks.lexicon import WordTokens
 from trainables.attacks.proposals import masked_lm_substitutes
 from trainables.attacks.substitutes import STOP_WORDS
-from trainables.attacks.text import WordTokens
 from trainables.captions import bare_text, caption_text, core, put, refuse_unspaced
 from trainables.config import AttackConfig, DataConfig, ModelConfig, Point, TrialConfig
 from trainables.data import DataError

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.attacks.candidates import Candidates, numbered
+from trainables.attacks.encoding import CaptionEncoder
+from trainables.attacks.lexicon import Captions
 from trainables.attacks.noise import sample_keys
 from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, Quirks
-from trainables.attacks.substitutes import Substitutes
+from trainables.attacks.substitutes import SUBSTITUTES, Substitutes
 from trainables.captions import CaptionText
 from trainables.models import RetrievalModel
 
@@ -46,10 +49,10 @@ class Victim:
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack made of a batch, in the batch's order."""
+    """What an attack made of a batch, in the batch's order; captions as strings, or as `Captions`."""
 
     pixels: Tensor
-    captions: list[str]
+    captions: Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ class Batch:
         substitutes: captions of the gallery and what may replace their words.
         quirky_substitutes: makes the same under `SUBSTITUTE_QUIRKS`; only called if needed.
         caption_text: what makes a caption the text that the model reads.
-        encode: captions to L2-normalised features, each encoded once however many attacks ask.
+        encode: captions to L2-normalised features, each encoded once however many attacks ask, see `CaptionEncoder`.
         seed: of the protocol.
         levels: uint8, what `pixels` were made of, where that is at hand.
     """
@@ -76,25 +79,30 @@ class Batch:
     substitutes: Substitutes
     quirky_substitutes: Callable[[Quirks], Substitutes]
     caption_text: CaptionText
-    encode: Callable[[Sequence[str]], Tensor]
+    encode: CaptionEncoder
     seed: int = 0
     levels: np.ndarray | None = None
+    _candidates: dict[tuple[Quirks, int], Candidates] = field(default_factory=dict)
     _results: dict[Attack, Attacked] = field(default_factory=dict)
     _features: dict[str, Tensor] = field(default_factory=dict)
 
-    def captions(self) -> list[str]:
+    def captions(self) -> Captions:
         """The clean captions, as the model reads them."""
-        return [" ".join(self.substitutes.words_of(row)) for row in self.caption_rows]
+        return self.candidates().captions
 
     def last_captions(self) -> Tensor:
         """int64 (images,), the last caption of each image; captions of an image stand together."""
         counts = self.owner.bincount(minlength=len(self.pixels))
         return counts.cumsum(0) - 1
 
-    def candidates(self, quirks: Quirks) -> Substitutes:
-        """What may replace words."""
+    def candidates(self, quirks: Quirks = frozenset(), count: int = SUBSTITUTES) -> Candidates:
+        """The captions and what may replace their words: among the best `count` predictions of the language model."""
         changed = quirks & SUBSTITUTE_QUIRKS
-        return self.quirky_substitutes(changed) if changed else self.substitutes
+        if (changed, count) not in self._candidates:
+            table, lexicon = self.quirky_substitutes(changed) if changed else self.substitutes, self.encode.lexicon
+            found = Candidates.of(lexicon, *numbered(table, self.caption_rows, lexicon, count))
+            self._candidates[changed, count] = found.moved(lambda tensor: tensor.to(self.pixels.device))
+        return self._candidates[changed, count]
 
     def clean_features(self, victim: Victim) -> Tensor:
         """(images, dim) L2-normalised, without gradient."""

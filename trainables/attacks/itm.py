@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
+from trainables.attacks.encoding import tokens_of
 from trainables.attacks.image import random_start, sign_ascent
 from trainables.attacks.text import BertAttack
 from trainables.errors import InputError
-from trainables.models import FusionModel, tokenize
+from trainables.models import FusionModel
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class ItmAttack(Attack):
             )
         captions = batch.once(BertAttack(words=self.words, candidates=self.candidates), victim).captions
         rows, own = _by_image(batch.owner, len(batch.pixels))
-        tokens, mask = (part.to(batch.pixels.device)[rows] for part in tokenize(model, captions, victim.max_tokens))
+        device = batch.pixels.device
+        tokens, mask = (part[rows] for part in tokens_of(model, captions, victim.max_tokens, device))
         with torch.no_grad():
             text_tokens = model.text_tokens(tokens, mask)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from trainables.attacks.characters import CharacterAttack
 from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attack
@@ -20,7 +21,7 @@ from trainables.attacks.natural import CaptionNoise, Corruption
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
-from trainables.attacks.text import BertAttack, CharacterAttack
+from trainables.attacks.text import BertAttack
 from trainables.config import AttackConfig, Protocol
 from trainables.config.fields import parse_epsilon
 from trainables.errors import InputError

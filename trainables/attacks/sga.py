@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
+from trainables.attacks.encoding import encode_captions
 from trainables.attacks.image import Objective, input_gradient, random_start, sign_ascent
+from trainables.attacks.lexicon import Captions
 from trainables.attacks.noise import normal, step_keys, uniform
 from trainables.attacks.quirks import TEXT_QUIRKS, Quirks
-from trainables.attacks.text import BertAttack, encode_captions
+from trainables.attacks.text import BertAttack
 from trainables.precision import full_precision
 
 SCALES = (0.5, 0.75, 1.25, 1.5)
@@ -105,7 +107,7 @@ class Sga(Attack):
         attacked, guide = self.images(victim, batch, objective)
         return Attacked(attacked, self._captions(batch, guide))
 
-    def _captions(self, batch: Batch, image_features: Tensor) -> list[str]:
+    def _captions(self, batch: Batch, image_features: Tensor) -> Captions:
         text = BertAttack(words=self.words, candidates=self.candidates, quirks=self.quirks & TEXT_QUIRKS)
         return text.captions(batch, image_features)
 

@@ -1,116 +1,32 @@
-"""Attacks on captions: words replaced (BERT-Attack) or characters changed (LEAF), many captions at a time."""
+"""The attack on words: some replaced by what a masked language model proposes (BERT-Attack), many captions at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
 
+from trainables.attacks.candidates import Candidates
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
-from trainables.attacks.noise import step_keys, uniform
+from trainables.attacks.encoding import READ_FREELY, Encode
+from trainables.attacks.lexicon import GONE, NONE, Captions
 from trainables.attacks.quirks import FIRST_WORDS, TEXT_QUIRKS, Quirks
-from trainables.models import RetrievalModel
 
-ENCODE_BATCH = {"cuda": 512, "cpu": 64}
-"""Captions encoded at once: many fill a GPU, few stay in a processor's cache. Changes no result."""
+UNKNOWN = np.array(["[UNK]"])
+"""Stands for the word whose importance is asked, in Co-Attack's published code."""
 
-Encode = Callable[[Sequence[str]], Tensor]
-"""Captions -> L2-normalised float32 features, (captions, dim)."""
+FEW = 16
+"""Captions that are visited again in any case, see `attack_words`."""
 
 Misfit = Callable[[Tensor, Tensor], Tensor]
 """(features (tries, dim), which caption each is a version of (tries,)) -> (tries,); the attack raises it."""
 
 Importance = Literal["deletion", "unknown"]
-
-
-@lru_cache(maxsize=4)
-class WordTokens:
-    """Token ids of captions, put together from those of their words, each of which is tokenised once.
-
-    The tokenizers of CLIP, BERT and their like split at spaces before anything else, so the ids of a caption are those
-    of its words, one after another. For a tokenizer that does otherwise, captions are tokenised as a whole.
-    """
-
-    PROBE = "a dog's half-asleep dog 2"
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._ids: dict[str, Sequence[int]] = {}
-        whole = tokenizer(self.PROBE, return_special_tokens_mask=True)
-        tokens, special = whole["input_ids"], whole["special_tokens_mask"]
-        first, last = special.index(0), len(special) - special[::-1].index(0)
-        self._before, self._after = tokens[:first], tokens[last:]
-        self._by_words = self._joined([self.PROBE], len(tokens)) == [tuple(tokens)]
-
-    def __call__(self, captions: Sequence[str], max_tokens: int) -> Sequence[Sequence[int]]:
-        """With special tokens, cut to `max_tokens`."""
-        if self._by_words:
-            return self._joined(captions, max_tokens)
-        return self._tokenizer(list(captions), truncation=True, max_length=max_tokens)["input_ids"]
-
-    def _joined(self, captions: Sequence[str], max_tokens: int) -> Sequence[Sequence[int]]:
-        words = [caption.split() for caption in captions]
-        new = [word for word in dict.fromkeys(chain.from_iterable(words)) if word not in self._ids]
-        if new:
-            self._ids.update(zip(new, self._tokenizer(new, add_special_tokens=False)["input_ids"], strict=True))
-        room = max_tokens - len(self._before) - len(self._after)
-        inside = (tuple(chain.from_iterable(map(self._ids.__getitem__, own)))[:room] for own in words)
-        return [(*self._before, *ids, *self._after) for ids in inside]  # tuples weigh less on the garbage collector
-
-
-@torch.no_grad()
-def encode_captions(model: RetrievalModel, captions: Sequence[str], max_tokens: int, device: torch.device) -> Tensor:
-    """L2-normalised float32 features, (captions, dim).
-
-    Captions are encoded in order of length, so that there is little padding. For CLIP's causal text tower, which is
-    read at the end-of-text token, leaving padding out is exact.
-    """
-    ids = WordTokens(model.tokenizer)(captions, max_tokens)
-    lengths = np.array([len(own) for own in ids])
-    order = lengths.argsort(kind="stable")
-    parts = []
-    size = ENCODE_BATCH["cuda" if device.type == "cuda" else "cpu"]
-    for rows in np.split(order, range(size, len(order), size)):
-        mask = np.arange(lengths[rows[-1]]) < lengths[rows, None]
-        tokens = np.full(mask.shape, model.tokenizer.pad_token_id)
-        tokens[mask] = list(chain.from_iterable(ids[row] for row in rows))
-        features = model.encode_text(torch.from_numpy(tokens).to(device), torch.from_numpy(mask).long().to(device))
-        parts.append(F.normalize(features.float(), dim=-1))
-    return torch.cat(parts)[torch.from_numpy(order.argsort()).to(device)]
-
-
-class CaptionEncoder:
-    """Encodes every caption once: attacks on the same captions share most of their tries.
-
-    Args:
-        model: in eval mode.
-        max_tokens: where captions are cut.
-        device: of the model.
-    """
-
-    def __init__(self, model: RetrievalModel, max_tokens: int, device: torch.device) -> None:
-        self._model, self._max_tokens, self._device = model, max_tokens, device
-        self._place: dict[str, int] = {}
-        self._features: Tensor | None = None
-
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        """See `Encode`."""
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._place]
-        if new:
-            for caption in new:
-                self._place[caption] = len(self._place)
-            encoded = encode_captions(self._model, new, self._max_tokens, self._device)
-            self._features = encoded if self._features is None else torch.cat([self._features, encoded])
-        assert self._features is not None
-        return self._features[torch.tensor([self._place[c] for c in captions], device=self._device)]
 
 
 def away_from(image_features: Tensor) -> Misfit:
@@ -132,76 +48,132 @@ def divergence_from(clean: Tensor) -> Misfit:
     return lambda features, rows: embedding_divergence(features, clean[rows])
 
 
+def score_candidates(
+    encode: Encode,
+    captions: Candidates,
+    misfit: Misfit,
+    words: Tensor,
+    owner: Tensor,
+    place: Tensor,
+    longest: np.ndarray | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The misfit of every candidate at some places, in one call.
+
+    Args:
+        encode: captions to features.
+        captions: whose candidates are put in.
+        misfit: see `Misfit`.
+        words: int64 (places, words), the caption that each place is in, as it stands.
+        owner: int64 (places,), which caption that is.
+        place: int64 (places,), where in it.
+        longest: (places x candidates,) tokens at most. Then nothing is read from the device, and what is no candidate
+            is encoded with the others.
+
+    Returns:
+        float32 (places, candidates), minus infinity where there is none or its misfit is NaN; the features (tries, dim)
+        of what was tried; and int64 (places, candidates), each candidate's row of them.
+    """
+    options = captions.options[owner, place]
+    there = options != NONE
+    if longest is None:
+        row, column = there.nonzero().unbind(1)
+    else:
+        row = torch.arange(len(options), device=options.device).repeat_interleave(options.shape[1])
+        column = torch.arange(options.shape[1], device=options.device).repeat(len(options))
+    tried = words[row].scatter(1, place[row, None], options[row, column, None])
+    features = encode(Captions(tried, captions.lexicon, longest))
+    values = misfit(features, owner[row])
+    scores = values.new_full(options.shape, -torch.inf)
+    scores[row, column] = values
+    tries = torch.zeros_like(options)
+    tries[row, column] = torch.arange(len(row), device=row.device)
+    return scores.masked_fill(~there | scores.isnan(), -torch.inf), features, tries
+
+
+def score_words(encode: Encode, captions: Candidates, misfit: Misfit) -> Tensor:
+    """The misfit of every candidate of every word of unchanged captions, float32 (captions, places, candidates).
+
+    Minus infinity where there is none. An exhaustive search for one word is an argmax over the last two.
+    """
+    scores = torch.full(captions.options.shape, -torch.inf, device=captions.words.device)
+    owner, place = captions.owner, captions.place
+    if len(owner):
+        scores[owner, place] = score_candidates(encode, captions, misfit, captions.words[owner], owner, place)[0]
+    return scores
+
+
 def attack_words(
     encode: Encode,
-    captions: Sequence[Sequence[str]],
-    options: Sequence[Sequence[Sequence[str]]],
+    captions: Candidates,
     misfit: Misfit,
     *,
     words: int,
     importance: Importance = "deletion",
-) -> list[str]:
+    visits: int | None = None,
+) -> tuple[Captions, Tensor]:
     """Change at most `words` words of each caption so that its misfit rises (Li et al. 2020).
 
-    Words are visited in falling importance; the substitute with the highest misfit is taken if that is more than
-    before. All captions advance together, so the encoder sees large batches. Deterministic, and each caption's result
-    depends on nothing but itself.
+    Words are visited in falling importance, in a caption's own order where that is equal; the first substitute with the
+    highest misfit is taken if that is more than before. All captions advance together, so the encoder sees large
+    batches. Deterministic, and each caption's result depends on nothing but itself.
 
     Args:
         encode: captions to features.
-        captions: their words.
-        options: for each word what may replace it; words without any are neither masked nor changed.
+        captions: with their candidates; words without any are neither masked nor changed.
         misfit: what the attack raises.
         words: largest number of changed words.
         importance: how far the embedding moves, in squared L2, when the word is left out (Jin et al. 2020), or, in
             Co-Attack's KL, when it is replaced by the literal `[UNK]` as in the published code.
+        visits: words of a caption that are visited at most; all if not given. With a number, nothing is read from the
+            device unless it is one of `READ_FREELY`, and those behind the first `words` visits are for half, a quarter,
+            and so on, of the captions, the first that have words left to change: of random ones, an eighth has.
 
     Returns:
-        The attacked captions.
+        The attacked captions, and their features.
     """
-    current = [list(caption) for caption in captions]
-    if words == 0 or not current:
-        return [" ".join(text) for text in current]
-    attackable = [[place for place, found in enumerate(caption) if found] for caption in options]
-    blank: list[str] = [] if importance == "deletion" else ["[UNK]"]
-    without = [
-        " ".join([*text[:place], *blank, *text[place + 1 :]])
-        for text, places in zip(current, attackable, strict=True)
-        for place in places
-    ]
-    if not without:
-        return [" ".join(text) for text in current]
-    features = encode([*(" ".join(text) for text in current), *without])
-    clean, masked = features[: len(current)], features[len(current) :]
-    owner = torch.tensor([row for row, places in enumerate(attackable) for _ in places], device=clean.device)
+    lexicon, rows, count = captions.lexicon, captions.words.clone(), len(captions.words)
+    longest = None if visits is None or rows.device.type in READ_FREELY else captions.longest(words)
+    features = encode(captions.captions)
+    owner, place = captions.owner, captions.place
+    if words == 0 or len(owner) == 0:
+        return Captions(rows, lexicon, longest), features
+    blank = GONE if importance == "deletion" else int(lexicon.numbers(UNKNOWN)[0])
+    without = rows[owner].scatter(1, place[:, None], blank)
+    masked = encode(Captions(without, lexicon, captions.lengths.repeat(captions.attackable)))
     if importance == "deletion":
-        moved = (masked - clean[owner]).square().sum(1)
+        moved = (masked - features[owner]).square().sum(1)
     else:
-        moved = embedding_divergence(clean[owner], masked)
-    queues: list[list[int]] = []
-    values = iter(moved.tolist())
-    for places in attackable:
-        weights = {place: next(values) for place in places}
-        queues.append(sorted(places, key=lambda place: -weights[place]))
+        moved = embedding_divergence(features[owner], masked)
+    weights = moved.new_full(rows.shape, -torch.inf)
+    weights[owner, place] = moved
+    order = weights.argsort(dim=1, descending=True, stable=True)
+    queued = (captions.options != NONE).any(2).sum(1)
 
-    reached = misfit(clean, torch.arange(len(current), device=clean.device)).tolist()
-    left = [words] * len(current)
-    while active := [row for row in range(len(current)) if left[row] and queues[row]]:
-        tries: list[tuple[int, int, str]] = []
-        for row in active:
-            place = queues[row].pop(0)
-            tries += [(row, place, option) for option in options[row][place]]
-        texts = [" ".join([*current[row][:place], option, *current[row][place + 1 :]]) for row, place, option in tries]
-        rows = torch.tensor([row for row, _, _ in tries], device=clean.device)
-        best: dict[int, tuple[float, int, str]] = {}
-        for (row, place, option), value in zip(tries, misfit(encode(texts), rows).tolist(), strict=True):
-            if value > best.get(row, (reached[row],))[0]:
-                best[row] = (value, place, option)
-        for row, (value, place, option) in best.items():
-            reached[row] = value
-            current[row][place] = option
-            left[row] -= 1
-    return [" ".join(text) for text in current]
+    everyone = torch.arange(count, device=rows.device)
+    reached, left = misfit(features, everyone), torch.full_like(everyone, words)
+    for visit in range(rows.shape[1] if visits is None else min(visits, rows.shape[1])):
+        active = (left > 0) & (visit < queued)
+        most = count if visits is None or visit < words else max(FEW, count >> (visit - words + 1))
+        if longest is None:
+            chosen, bounds = active.nonzero()[:most, 0], None
+            if len(chosen) == 0:
+                break
+        elif most >= count:
+            chosen, bounds = everyone, longest.repeat(captions.options.shape[2])
+        else:
+            chosen = active.long().argsort(descending=True, stable=True)[:most]
+            bounds = np.full(most * captions.options.shape[2], longest.max())
+        now, at = rows[chosen], order[chosen, visit]
+        scores, tried, tries = score_candidates(encode, captions, misfit, now, chosen, at, bounds)
+        best = scores.argmax(1, keepdim=True)  # the first of the highest
+        value = scores.gather(1, best)[:, 0]
+        better = (value > reached[chosen]) & active[chosen]
+        put = captions.options[chosen, at].gather(1, best)
+        rows[chosen] = torch.where(better[:, None], now.scatter(1, at[:, None], put), now)
+        features[chosen] = torch.where(better[:, None], tried[tries.gather(1, best)[:, 0]], features[chosen])
+        reached[chosen] = torch.where(better, value, reached[chosen])
+        left[chosen] -= better.long()
+    return Captions(rows, lexicon, longest), features
 
 
 @dataclass(frozen=True)
@@ -226,100 +198,25 @@ class BertAttack(Attack):
         """Against the clean images."""
         return Attacked(batch.pixels, self.captions(batch, batch.clean_features(victim)))
 
-    def captions(self, batch: Batch, image_features: Tensor) -> list[str]:
+    def captions(self, batch: Batch, image_features: Tensor) -> Captions:
         """The attacked captions of the batch.
 
         Args:
             batch: its clean captions are attacked.
             image_features: (images, dim) L2-normalised, what `cross` leads away from.
         """
-        table = batch.candidates(self.quirks)
-        captions = [table.words_of(row) for row in batch.caption_rows]
-        seen = FIRST_WORDS if "first_30_words" in self.quirks else None
-        words = [caption[:seen] for caption in captions]
+        whole = batch.candidates(self.quirks, self.candidates)
+        seen = whole.first(FIRST_WORDS) if "first_30_words" in self.quirks else whole
         if self.objective == "cross":
             misfit = away_from(image_features[batch.owner])
         else:
-            clean = batch.encode([" ".join(caption) for caption in words])
-            misfit = divergence_from(clean)
-        attacked = attack_words(
+            misfit = divergence_from(batch.encode(seen.captions))
+        attacked, _ = attack_words(
             batch.encode,
-            words,
-            [table.options_of(row, self.candidates) for row in batch.caption_rows],
+            seen,
             misfit,
             words=self.words,
             importance="unknown" if "unk_importance" in self.quirks else "deletion",
         )
-        return [
-            " ".join([text, *caption[len(cut) :]]) for text, caption, cut in zip(attacked, captions, words, strict=True)
-        ]
-
-
-ROUNDING = 1e-6
-"""Cosines that differ by less are the same: of captions that only differ in spaces, which tokenizers do not see."""
-
-ALPHABET = "abcdefghijklmnopqrstuvwxyz "
-"""Characters that may be put in; the empty string takes one out."""
-
-
-@dataclass(frozen=True)
-class CharacterAttack(Attack):
-    """Characters inserted, replaced or deleted: the attack of LEAF (Rocamora et al. 2025), guided by the image.
-
-    Of `positions` random places the one where a blank hurts most is chosen, then the best of `replacements` random
-    characters there. The places between characters count too, so that one choice covers insertions.
-
-    Attributes:
-        characters: largest Levenshtein distance.
-        positions: random places tried.
-        replacements: random characters tried at the chosen place.
-    """
-
-    changes = frozenset({"text"})
-    characters: int = 1
-    positions: int = 20
-    replacements: int = 20
-
-    def run(self, victim: Victim, batch: Batch) -> Attacked:
-        """Against the clean images; every step's randomness belongs to the caption."""
-        current = batch.captions()
-        misfit = away_from(batch.clean_features(victim)[batch.owner])
-        everything = torch.arange(len(current), device=batch.pixels.device)
-        reached = misfit(batch.encode(current), everything).tolist()
-        for step in range(self.characters):
-            draws = uniform(step_keys(batch.caption_keys, step), (2, max(self.positions, self.replacements))).tolist()
-            spots = [
-                sorted({int(draw * (2 * len(text) + 1)) for draw in draws[row][0][: self.positions]})
-                for row, text in enumerate(current)
-            ]
-            tries = [(row, _edited(current[row], spot, " "), spot) for row, found in enumerate(spots) for spot in found]
-            chosen = {row: spot for row, (_, _, spot) in _highest(batch.encode, misfit, tries, {}).items()}
-            tries = [
-                (row, _edited(current[row], spot, character), spot)
-                for row, spot in chosen.items()
-                for character in dict.fromkeys(
-                    ["", *(ALPHABET[int(draw * len(ALPHABET))] for draw in draws[row][1][: self.replacements])]
-                )
-            ]
-            bounds = dict(enumerate(reached))
-            for row, (value, text, _) in _highest(batch.encode, misfit, tries, bounds).items():
-                current[row], reached[row] = text, value
-        return Attacked(batch.pixels, current)
-
-
-def _edited(text: str, spot: int, character: str) -> str:
-    """Odd spots are characters, even ones the gaps before them."""
-    place, replace = divmod(spot, 2)
-    return text[:place] + character + text[place + replace :]
-
-
-def _highest(
-    encode: Encode, misfit: Misfit, tries: list[tuple[int, str, int]], above: dict[int, float]
-) -> dict[int, tuple[float, str, int]]:
-    features = encode([text for _, text, _ in tries])
-    values = misfit(features, torch.tensor([row for row, _, _ in tries], device=features.device)).tolist()
-    best: dict[int, tuple[float, str, int]] = {}
-    for (row, text, spot), value in zip(tries, values, strict=True):
-        if value > (best[row][0] if row in best else above.get(row, -np.inf)) + ROUNDING:
-            best[row] = (value, text, spot)
-    return best
+        unseen = whole.words[:, attacked.rows.shape[1] :]
+        return Captions(torch.cat([attacked.rows, unseen], 1), attacked.lexicon)

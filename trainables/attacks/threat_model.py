@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainables.attacks.contract import Attack, Attacked, Batch
+from trainables.attacks.lexicon import Captions
 
 
 class ThreatModelError(Exception):
@@ -55,6 +56,9 @@ def check_captions(clean: Sequence[str], attacked: Sequence[str], words: int, ch
     Raises:
         ThreatModelError: naming the caption.
     """
+    if isinstance(clean, Captions) and isinstance(attacked, Captions) and clean.rows.shape == attacked.rows.shape:
+        suspects = (clean.rows != attacked.rows).sum(1) > (0 if characters else words)
+        clean, attacked = clean.where(suspects), attacked.where(suspects)
     for before, after in zip(clean, attacked, strict=True):
         if before == after:
             continue

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.attacks.contract import Batch, Victim
+from trainables.attacks.encoding import encode_captions
 from trainables.attacks.image import (
     Objective,
     RetrievalClassifier,
@@ -25,7 +26,6 @@ from trainables.attacks.image import (
     sign_ascent,
 )
 from trainables.attacks.noise import step_keys, uniform
-from trainables.attacks.text import encode_captions
 from trainables.config import Protocol
 from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
@@ -111,7 +111,8 @@ def audit(
     """
     with attackable(model, device):
         part = gallery.first(min(IMAGES, len(gallery.pixels)))
-        texts = encode_captions(model, part.texts, max_tokens, device)
+        rows = np.arange(len(part.caption_image))
+        texts = encode_captions(model, part.captions(model, rows, device), max_tokens, device)
         owners = torch.as_tensor(part.caption_image, device=device)
         victim = Victim(model, max_tokens, texts, owners, len(part.pixels))
         labels = np.arange(len(part.pixels))

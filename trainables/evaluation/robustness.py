@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainables.attacks.candidates import numbered
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
+from trainables.attacks.encoding import CaptionEncoder, encode_captions
+from trainables.attacks.lexicon import Captions, lexicon_of
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.registry import build_attacks
 from trainables.attacks.substitutes import Substitutes
-from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.attacks.threat_model import check, eight_bit
 from trainables.captions import CaptionText
 from trainables.config import CLEAN, FLOAT, MATCHING, Protocol
@@ -55,6 +57,12 @@ class Gallery:
     def texts(self) -> list[str]:
         """(captions,) as the model reads them."""
         return self.substitutes.texts()
+
+    def captions(self, model: RetrievalModel, rows: np.ndarray, device: torch.device) -> Captions:
+        """Some of them as the model's lexicon numbers them, on the device."""
+        lexicon = lexicon_of(model.tokenizer)
+        words, _ = numbered(self.substitutes, rows, lexicon, 0)
+        return Captions(torch.from_numpy(words).to(device), lexicon)
 
     def first(self, images: int) -> Gallery:
         """The gallery of the first `images` images and their captions."""
@@ -149,9 +157,9 @@ def evaluate(
     made: dict[str, _Made] = {}
     with attackable(model, device), tempfile.TemporaryDirectory() as spool:
         own_captions = np.flatnonzero(np.isin(gallery.caption_image, own_images))
-        texts = gallery.texts
-        own_texts = encode_captions(model, [texts[row] for row in own_captions], max_tokens, device)
-        clean_texts = _shared(own_texts, own_captions, len(texts))
+        count = len(gallery.caption_image)
+        own_texts = encode_captions(model, gallery.captions(model, own_captions, device), max_tokens, device)
+        clean_texts = _shared(own_texts, own_captions, count)
         owners = torch.as_tensor(gallery.caption_image, device=device)
         victim = Victim(model, max_tokens, clean_texts, owners, images)
         size = images_at_once(model, moved(gallery.pixels[[0]], device) / 255, protocol, attacks.values(), device)
@@ -184,13 +192,13 @@ def evaluate(
         features = {}
         for target, parts in found.items():
             image, text = (torch.cat(side) for side in zip(*parts, strict=True))
-            features[target] = _shared(image, own_images, images), _shared(text, own_captions, len(texts))
+            features[target] = _shared(image, own_images, images), _shared(text, own_captions, count)
         ranks = {
             target: retrieval_ranks(image, text, gallery.caption_image, gallery.caption_groups)
             for target, (image, text) in features.items()
         }
         if protocol.rerank and isinstance(model, FusionModel):
-            made[CLEAN] = _Made(gallery.pixels, texts)
+            made[CLEAN] = _Made(gallery.pixels, gallery.texts)
             for target, pairs in made.items():
                 ranks[target + MATCHING] = reranked(
                     model,

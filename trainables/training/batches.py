@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,8 +15,6 @@ from trainables.attacks.noise import sample_keys, step_keys, uniform
 from trainables.config import TrialConfig
 from trainables.data import Split
 
-EDA_SHARE = 0.1
-"""Of a caption's words that each operation of EDA touches, at least one (Wei and Zou 2019, section 3.2)."""
 CROP_AREA = 0.5
 """Smallest share of an image that a random crop keeps, as in ALBEF's and BLIP's fine-tuning."""
 CROP_DRAW, CAPTION_DRAW = 7, 13
@@ -104,40 +101,6 @@ def ramped_epsilon(config: TrialConfig, step: int, steps: int) -> float:
 def ramped_distillation(config: TrialConfig, step: int, steps: int) -> float:
     """The teacher's share of the targets at `step`: it rises from 0 within the first epoch (Li et al. 2021, 3.5)."""
     return config.point.distillation * min(1.0, step * config.training.epochs / steps)
-
-
-def eda(
-    words: Sequence[str], options: Sequence[Sequence[str]], rng: np.random.Generator
-) -> tuple[list[str], list[list[str]]]:
-    """One of EDA's four operations (Wei and Zou 2019): words replaced, put in, exchanged or left out.
-
-    Args:
-        words: of the caption.
-        options: what may replace each, also used for what is put in; empty for words that stay.
-        rng: of this caption.
-
-    Returns:
-        The new words, and for each what may replace it.
-    """
-    text, ways = list(words), [list(found) for found in options]
-    operation, count = rng.integers(4), max(1, round(EDA_SHARE * len(text)))
-    for _ in range(count):
-        replaceable = [place for place, found in enumerate(ways) if found]
-        if operation == 0 and replaceable:
-            place = int(rng.choice(replaceable))
-            text[place] = str(rng.choice(ways[place]))
-        elif operation == 1 and replaceable:
-            source, place = int(rng.choice(replaceable)), int(rng.integers(len(text) + 1))
-            text.insert(place, str(rng.choice(ways[source])))
-            ways.insert(place, [])
-        elif operation == 2 and len(text) > 1:
-            one, other = rng.choice(len(text), 2, replace=False)
-            text[one], text[other] = text[other], text[one]
-            ways[one], ways[other] = ways[other], ways[one]
-        elif operation == 3 and len(text) > 1:
-            place = int(rng.integers(len(text)))
-            del text[place], ways[place]
-    return text, ways
 
 
 def random_crops(pixels: Tensor, keys: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ def _train(run: Run, batch: Batch, step: int) -> Tensor:
     """One step and its loss. Nothing in it waits for the device."""
     training, trainee, optimiser = run.config.training, run.trainee, run.optimiser
     optimiser.zero_grad(set_to_none=True)  # before the attack, which needs the memory
-    loss = worker_loss(run.module, trainee, run.config, run.prepared, run.original, batch, step, run.steps, run.clock)
+    loss = worker_loss(run.module, trainee, run.config, run.original, batch, step, run.steps, run.clock)
     loss.backward()
     trained = [weight for weight in trainee.model.parameters() if weight.requires_grad]
     nn.utils.clip_grad_norm_(trained, training.gradient_clip)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from trainables.attacks.encoding import READ_FREELY
 from trainables.config import TrialConfig
-from trainables.models import tokenize
 from trainables.precision import attackable, autocast
-from trainables.prepare import Prepared
 from trainables.training.attack import attack_pairs
-from trainables.training.batches import eda, ramped_distillation, ramped_epsilon, random_crops
+from trainables.training.batches import ramped_distillation, ramped_epsilon, random_crops
 from trainables.training.clock import Clock
 from trainables.training.feed import Batch
 from trainables.training.objective import Pairs, Trainee
@@ -25,7 +24,6 @@ def worker_loss(
     ddp: nn.Module,
     trainee: Trainee,
     config: TrialConfig,
-    prepared: Prepared,
     original: Original | None,
     batch: Batch,
     step: int,
@@ -34,28 +32,18 @@ def worker_loss(
 ) -> Tensor:
     """The global batch's loss at `step`, with this worker's adversarial pairs made on the way."""
     point, seed, device = config.point, config.seed, batch.pixels.device
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    own = batch.parts[rank]
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     pixels = random_crops(batch.pixels, batch.keys) if point.image_augmentation == "crop" else batch.pixels
     clean_embeddings = None if original is None else original(batch.images, pixels)
-    words = [prepared.train.words_of(row) for row in own.captions.flat]
-    options = [prepared.train.options_of(row, config.training.attack_candidates) for row in own.captions.flat]
-    if point.text_augmentation == "eda":
-        augmented = [
-            eda(caption, ways, np.random.default_rng([seed, own.epoch, row]))
-            for caption, ways, row in zip(words, options, own.captions.flat, strict=True)
-        ]
-        words, options = [caption for caption, _ in augmented], [ways for _, ways in augmented]
 
     clock.mark("attack")
     gather(trainee)
     with attackable(trainee.model, device):
-        attacked, texts = attack_pairs(
+        attacked, words = attack_pairs(
             trainee.model,
             config,
             pixels,
-            words,
-            options,
+            batch.texts,
             batch.positives[0],
             epsilon=ramped_epsilon(config, step, steps),
             keys=batch.keys,
@@ -65,11 +53,12 @@ def worker_loss(
     clock.mark("train")
     trainee.train()
     torch.manual_seed((seed * 1_000_003 + step) * 1024 + rank)  # dropout belongs to the step, not to history
-    pairs = Pairs(attacked, *_tokens(trainee, texts, config.model.max_tokens, device))
-    clean = None
-    if trainee.needs_clean:
-        plain = [" ".join(caption) for caption in words]
-        clean = Pairs(pixels, *_tokens(trainee, plain, config.model.max_tokens, device))
+    # As long on all workers, where the loss gathers text tokens; alone on a processor, no longer than they are.
+    longest = None if world == 1 and device.type in READ_FREELY else batch.texts.longest
+    captions = batch.texts.candidates
+    tokens = partial(captions.lexicon.tokens, max_tokens=config.model.max_tokens, longest=longest)
+    pairs = Pairs(attacked, *tokens(words))
+    clean = Pairs(pixels, *tokens(captions.words[batch.texts.back])) if trainee.needs_clean else None
     with autocast(device):
         return ddp(
             pairs,
@@ -79,15 +68,3 @@ def worker_loss(
             batch.caption_keys,
             ramped_distillation(config, step, steps),
         )
-
-
-def _tokens(trainee: Trainee, texts: list[str], max_tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and mask, as long on all workers where the loss gathers text tokens."""
-    tokens, mask = tokenize(trainee.model, texts, max_tokens)
-    if trainee.companion == "matching" and dist.is_initialized():
-        longest = torch.tensor(tokens.shape[1], device=device)
-        dist.all_reduce(longest, dist.ReduceOp.MAX)
-        missing = int(longest) - tokens.shape[1]
-        tokens = F.pad(tokens, (0, missing), value=trainee.model.tokenizer.pad_token_id)
-        mask = F.pad(mask, (0, missing))
-    return tokens.to(device), mask.to(device)

@@ -12,11 +12,11 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedT
 
 from benchmarks.published import Published
 from trainables.attacks.contract import Batch, Victim
+from trainables.attacks.encoding import CaptionEncoder, encode_captions
 from trainables.attacks.noise import normal, step_keys
 from trainables.attacks.proposals import masked_lm_substitutes
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.substitutes import Substitutes
-from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.captions import bare_text
 from trainables.config import TinyConfig
 from trainables.evaluation.robustness import Gallery

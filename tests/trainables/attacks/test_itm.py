@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from trainables.attacks.contract import Batch, Victim
+from trainables.attacks.encoding import CaptionEncoder, encode_captions
 from trainables.attacks.image import Pgd
 from trainables.attacks.itm import ItmAttack, _by_image
 from trainables.attacks.registry import build_attack
 from trainables.attacks.substitutes import Substitutes
-from trainables.attacks.text import CaptionEncoder, encode_captions
 from trainables.attacks.threat_model import check
 from trainables.captions import bare_text
 from trainables.config import AttackConfig, Protocol, TinyConfig

@@ -15,11 +15,12 @@ from attack_world import World
 from rapidfuzz.distance import Levenshtein
 from torch.nn import functional as F
 
+from trainables.attacks.characters import ALPHABET, ROUNDING, CharacterAttack
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.proposals import masked_lm_substitutes
 from trainables.attacks.quirks import SUBSTITUTE_QUIRKS, TEXT_QUIRKS, Quirk, Quirks
 from trainables.attacks.substitutes import STOP_WORDS, Substitutes
-from trainables.attacks.text import ALPHABET, ROUNDING, BertAttack, CharacterAttack
+from trainables.attacks.text import BertAttack
 
 NONE: Quirks = frozenset()
 MODES = {"correct": NONE, "compat": TEXT_QUIRKS, **{quirk: frozenset({quirk}) for quirk in sorted(TEXT_QUIRKS)}}

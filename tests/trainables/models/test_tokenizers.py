@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 from published_layouts import PUBLISHED, small, small_clip
 from tokenizer_kinds import CAPTIONS, KINDS, wrapped
-from tokenizers import pre_tokenizers, processors
+from tokenizers import processors
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -110,17 +109,6 @@ def test_a_vocabulary_without_its_merges_is_refused(tmp_path: Path, clip_bpe: CL
     lost = CLIPTokenizer(vocab=clip_bpe.get_vocab(), merges=[])
     assert len(lost("surfboard")["input_ids"]) == 2 + len("surfboard")
     assert any("cannot read its own words" in mistake for mistake in misfits(lost, 49408))
-
-
-@pytest.fixture(scope="module")
-def clip_bpe(real_data: Path) -> CLIPTokenizer:
-    """CLIP's own, from the published merges."""
-    text = gzip.decompress((real_data / "text_resources" / "clip_bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode()
-    merges = [tuple(line.split()) for line in text.split("\n")[1 : 49152 - 256 - 2 + 1]]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
-    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={entry: place for place, entry in enumerate(vocabulary)}, merges=merges)
 
 
 def test_bert_s_own_fits_bert_and_blip_and_no_other(real_data: Path) -> None:

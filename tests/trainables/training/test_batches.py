@@ -13,7 +13,6 @@ from trainables.config import Point, TrialConfig
 from trainables.prepare import prepare
 from trainables.training.batches import (
     draw_batch,
-    eda,
     epoch_shape,
     ramped_distillation,
     ramped_epsilon,
@@ -84,24 +83,6 @@ def test_the_teachers_share_rises_in_the_first_epoch(tiny_trial: TrialConfig) ->
     assert config.training.epochs == 2
     shares = [ramped_distillation(config, step, 8) for step in range(8)]
     assert shares == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
-
-
-def test_eda_changes_little_and_keeps_words_and_options_together() -> None:
-    words = ["a", "red", "cat", "sits", "on", "the", "mat", "and", "looks", "up"]
-    options = [[], ["blue"], ["dog"], ["lies"], [], [], ["rug"], [], ["stares"], []]
-    known = dict(zip(words, options, strict=True))
-    kinds = set()
-    for seed in range(60):
-        text, ways = eda(words, options, np.random.default_rng(seed))
-        assert len(text) == len(ways)
-        assert abs(len(text) - len(words)) <= 1
-        kinds.add((len(text) - len(words), sorted(text) == sorted(words)))
-        new = [word for word in text if word not in words]
-        assert all(any(word in found for found in options) for word in new)
-        for word, found in zip(text, ways, strict=True):
-            assert found in (known.get(word, found), [])
-        assert (text, ways) == eda(words, options, np.random.default_rng(seed))
-    assert kinds == {(0, False), (1, False), (0, True), (-1, False)}, "all four operations happen"
 
 
 def test_crops_belong_to_the_sample_and_keep_half_of_it() -> None:

@@ -45,12 +45,12 @@ def test_the_original_sees_the_images_that_are_trained_on(
     before = copy.deepcopy(prepared.base)
     trainee = Trainee(prepared.base, point)
     one, two = Feed(config, prepared, CPU).batches(0, 2)
-    loss = worker_loss(trainee, trainee, config, prepared, original, one, 0, 16, Clock(CPU))
+    loss = worker_loss(trainee, trainee, config, original, one, 0, 16, Clock(CPU))
     assert float(loss.detach()) < 1e-9, "an untrained model is where the anchor holds it"
     with torch.no_grad():
         for weight in prepared.base.parameters():
             weight.mul_(1.1)
-    worker_loss(trainee, trainee, config, prepared, original, two, 1, 16, Clock(CPU))
+    worker_loss(trainee, trainee, config, original, two, 1, 16, Clock(CPU))
     with torch.no_grad():
         torch.testing.assert_close(seen["original"], before.encode_image(seen["pixels"]))
 

@@ -90,7 +90,7 @@ def step(config: TrialConfig) -> dict[str, torch.Tensor]:
     original = Original(prepared, device, cropped=cropped) if trainee.needs_original else None
     module = distribute(trainee, device, config.workers.sharded)
     batch = next(Feed(config, prepared, device).batches(3, 4))
-    loss = worker_loss(module, trainee, config, prepared, original, batch, 3, 16, Clock(device))
+    loss = worker_loss(module, trainee, config, original, batch, 3, 16, Clock(device))
     loss.backward()
     saved = {name: whole(p.grad) for name, p in trainee.named_parameters() if p.grad is not None}
     sharded = any(isinstance(parameter, DTensor) for parameter in trainee.parameters())
