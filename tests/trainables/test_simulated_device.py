@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from simulated_device import DEVICE, OnDevice, WrongDeviceError, simulated_device
+from simulated_device import DEVICE, TRANSFERS, OnDevice, WrongDeviceError, simulated_device
 from tiny_families import FAMILIES, LENGTH, PIXELS
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainables.attacks.proposals import BATCH, Proposer
 from trainables.attacks.quirks import Quirk
@@ -21,7 +23,8 @@ from trainables.models import FusionModel, tokenize
 from trainables.models.clip import Clip
 from trainables.prepare import Prepared, Workshop, prepare
 from trainables.results import TrialResult
-from trainables.training.finetune import finetune
+from trainables.training import finetune
+from trainables.training.feed import Feed
 
 FUSION = ("blip", "albef")
 OPTIONS: dict[str, dict[str, Any]] = {"corruption": {"kind": "fog"}, "caption-noise": {"kind": "keyboard"}}
@@ -50,7 +53,7 @@ def with_base(prepared: Prepared, family: str) -> Prepared:
 def run(config: TrialConfig, prepared: Prepared, device: torch.device, folder: Path) -> tuple[float, set[str]]:
     """The temperature that was learned, and what was measured."""
     prepared.base.save = lambda _: None  # type: ignore[method-assign]  # its weights are no plain tensors
-    finetune(config, prepared, device, None, folder, lambda metrics, written: None)
+    finetune.finetune(config, prepared, device, None, folder, lambda metrics, written: None)
     (path,) = folder.rglob("result.json")
     result = TrialResult.model_validate_json(path.read_text())
     assert (result.audit is not None) == config.protocol.audit
@@ -128,6 +131,36 @@ def test_words_are_proposed_on_the_device_and_read_at_the_end(trial: TrialConfig
     assert batches > 2
     if not quirks:  # transformers looks once a batch whether a mask is empty
         assert reads == [*["aten._local_scalar_dense.default"] * batches, "aten._to_copy.default"]
+
+
+class Uploads(TorchDispatchMode):
+    """Keeps what is copied from the host's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [leaf for leaf in args if isinstance(leaf, Tensor)]
+        if function.overloadpacket in TRANSFERS and not isinstance(tensors[-1], OnDevice):
+            self.found.append(tuple(tensors[-1].shape))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_host_waits_for_nothing_in_a_step(trial: TrialConfig, prepared: Prepared, family: str) -> None:
+    """From the batch, whose copying is the only transfer, to the end of the optimiser's step."""
+    attacked = {"epsilon": 2 / 255, "attack_steps": 2, "words": 2, "text_augmentation": "eda", "captions_per_image": 2}
+    point = Point(**attacked, contrastive_weight=0.5, temperature_learned=True)
+    config, own = trial.model_copy(update={"point": point}), with_base(prepared, family)
+    with simulated_device() as reads:
+        begun = finetune._begin(config, own, DEVICE, finetune._state(config, own, None, ()))
+        for step, batch in enumerate(Feed(config, own, DEVICE).batches(0, 2)):
+            reads.clear()
+            with Uploads() as uploads:
+                finetune._train(begun, batch, step)
+            assert reads == []
+            assert step == 0 or uploads.found == [], "at first, tables of words"
 
 
 def test_what_is_left_on_the_host_is_found(

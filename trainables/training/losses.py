@@ -158,7 +158,7 @@ def matching_loss(
     other_images = fetch_with_gradient(wrong_image, image_tokens)
     rows = image_tokens, text_tokens, mask, *other_texts, *other_images
     (logits,) = by_chunks(partial(_judged, model), micro_batch, *rows)
-    targets = torch.tensor([1, 0, 0], device=logits.device).expand(len(logits), 3)
+    targets = (torch.arange(3, device=logits.device) == 0).long().expand(len(logits), 3)
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(-1, 3)
     counted = torch.stack([torch.ones_like(some_text), some_text, some_image], 1).float()
     return workers() * (losses * counted).sum() / summed(counted.sum())
