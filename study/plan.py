@@ -207,13 +207,15 @@ def plan(config: Arguments) -> Plan:
     found = calibrate(config, shape, device, config.device != "cpu") if config.measure else None
 
     def planned(point: Point) -> dict[str, float]:
-        return trial_work(shape, point, training, config.protocol).seconds(device, workers.count, workers.share)
+        return trial_work(shape, point, training, config.protocol, workers.count).seconds(
+            device, workers.count, workers.share
+        )
 
     def phases_of(point: Point) -> dict[str, float]:
         return planned(point) if found is None else found.corrected(planned(point))
 
     drawn = points(config)
-    works = [trial_work(shape, point, training, config.protocol) for point in drawn]
+    works = [trial_work(shape, point, training, config.protocol, workers.count) for point in drawn]
     sheet, seconds = [planned(point) for point in drawn], [phases_of(point) for point in drawn]
     durations = [sum(by_phase.values()) + LAUNCH_SECONDS for by_phase in seconds]
     bounds = partial(limits, config.budget, config.price, config.device)

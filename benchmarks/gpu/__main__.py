@@ -23,7 +23,7 @@ from benchmarks.gpu import attacking, training
 from benchmarks.gpu.bench import Bench, Part, Row
 
 PARTS: dict[str, tuple[Part, float]] = {
-    "a": (training.training_step, 180),
+    "a": (training.training_step, 200),
     "b": (attacking.attacks, 90),
     "c": (attacking.reranking, 50),
     "d": (attacking.substitutes, 20),

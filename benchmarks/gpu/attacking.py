@@ -136,11 +136,12 @@ def precisions(bench: Bench) -> Iterator[Row]:
     run_once(bench.trial("clip", training, clean, "finetune"), prepared, bench.device)
     protocol = Protocol(gallery_images=images, bootstrap_samples=100)
     found = {}
-    for name, precision in {
-        "float32": nullcontext(),
-        "bfloat16": torch.autocast(bench.device.type, torch.bfloat16),
-    }.items():
-        with patch("trainables.evaluation.robustness.autocast", lambda _, own=precision: own):
+    for name, precision, products in (
+        ("float32", nullcontext(), "highest"),
+        ("bfloat16", torch.autocast(bench.device.type, torch.bfloat16), "high"),
+    ):
+        torch.set_float32_matmul_precision(products)
+        with patch("trainables.precision.autocast", lambda _, own=precision: own):
             ranks = _timed(bench, prepared.base, prepared.gallery, protocol)[1].ranks
         found[name] = recall_metrics(ranks, protocol)
     for target in ("clean", "image", "text", "both"):

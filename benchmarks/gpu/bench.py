@@ -53,6 +53,7 @@ class Size:
     Attributes:
         pixels: of an image's side, by family.
         batches: of the training step.
+        chunked: family, batch and micro-batch of a step that fits only in micro-batches.
         steps: that are timed.
         words: of the made-up language.
         gallery: images that are attacked.
@@ -66,6 +67,7 @@ class Size:
 
     pixels: dict[str, int]
     batches: tuple[int, ...]
+    chunked: tuple[str, int, int]
     steps: int
     words: int
     gallery: int
@@ -81,6 +83,7 @@ BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads":
 LARGE = Size(
     pixels={"clip": 224, "albef": 384, "blip": 384},
     batches=(128, 1024),
+    chunked=("clip", 4096, 256),
     steps=3,
     words=30_000,
     gallery=1000,
@@ -94,6 +97,7 @@ LARGE = Size(
 SMALL = Size(
     pixels=dict.fromkeys(FAMILIES, 32),
     batches=(8, 16),
+    chunked=("clip", 32, 8),
     steps=2,
     words=300,
     gallery=16,
@@ -218,6 +222,7 @@ class Bench:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.compiler.reset()  # or the next size would be compiled for any size
 
 
 Part = Callable[[Bench], Iterator[Row]]

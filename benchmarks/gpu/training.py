@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,63 +27,116 @@ GALLERY = 4
 """Images of the evaluation that ends a trial, which is not what is timed here."""
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Some training steps of one size.
+
+    Attributes:
+        config: of the trial.
+        result: what it measured.
+        images_alone: seconds of a step's attack where it changes no words.
+        compiled: seconds of a step's attack with the image tower compiled, and of compiling; on GPUs, for CLIP.
+        syncs: places where the host waited for the device.
+    """
+
+    config: TrialConfig
+    result: TrialResult
+    images_alone: float
+    compiled: dict[str, float]
+    syncs: Counter[str]
+
+    def a_step(self, phase: str) -> float:
+        """Its seconds."""
+        return self.result.seconds[phase] / self.result.steps
+
+
 def training_step(bench: Bench) -> Iterator[Row]:
-    """MAT's step (text attack, PGD-2, contrastive loss) of every family at every batch size."""
+    """MAT's step (text attack, PGD-2, contrastive loss) of every family at every batch size.
+
+    A batch that does not fit is halved until it does, and trained on as a whole by micro-batches of half of that.
+    """
     yield Row("a", "peak of matrix products", {"tflops": bench.peak / 1e12})
+    for batch in bench.size.batches:
+        for family in FAMILIES:
+            fits, timed = bench.largest(batch, partial(_steps, bench, family))
+            bench.steps[family] = timed.config, timed.result
+            yield _row(bench, family, timed, f"batch {fits}" + (f" ({batch} does not fit)" if fits < batch else ""))
+            bench.tidy()
+            if fits < batch:
+                micro = max(1, fits // 2)
+                yield _row(bench, family, _steps(bench, family, batch, micro), f"batch {batch} by {micro}")
+                bench.tidy()
+    family, batch, micro = bench.size.chunked
+    yield _row(bench, family, _steps(bench, family, batch, micro), f"batch {batch} by {micro}")
+    if bench.device.type != "cuda":
+        yield Row("a", "host syncs, compiled tower", note="needs a GPU")
+
+
+def _row(bench: Bench, family: str, timed: Timed, size: str) -> Row:
     from study.costs.cost_model import pair_flops
 
-    for family in FAMILIES:
-        for batch in bench.size.batches:
-            fits, (config, result, without, places) = bench.largest(batch, partial(_steps, bench, family))
-            bench.steps[family] = config, result
-            shape, steps = bench.shape(family), result.steps
-            flops = sum(
-                pair_flops(
-                    shape.image.flops,
-                    shape.text.flops,
-                    config.point,
-                    config.training.attack_candidates,
-                    shape.caption_words,
-                ).values()
-            )
-            seconds = {phase: result.seconds[phase] / steps for phase in ("load", "attack", "train")}
-            speed = fits / (seconds["attack"] + seconds["train"])
-            values = {
-                "images/s": speed,
-                "share_of_peak": speed * flops / bench.peak,
-                **{f"{phase}_s": value for phase, value in seconds.items()},
-                "text_attack_share": 1 - (without + seconds["train"]) / (seconds["attack"] + seconds["train"]),
-                "memory_gb": result.peak_memory_gb or 0.0,
-            }
-            note = ""
-            if bench.device.type == "cuda":
-                values["host_syncs_a_step"] = sum(places.values()) / steps
-                note = "host syncs: " + (", ".join(f"{place} {n}x" for place, n in places.most_common(12)) or "none")
-            yield Row("a", f"{family} MAT step, batch {fits}" + (f" of {batch}" if fits < batch else ""), values, note)
-            bench.tidy()
-    if bench.device.type != "cuda":
-        yield Row("a", "host syncs in a step", note="needs a GPU")
+    config, shape = timed.config, bench.shape(family)
+    candidates = config.training.attack_candidates
+    flops = pair_flops(shape.image.flops, shape.text.flops, config.point, candidates, shape.caption_words)
+    attack, train, batch = timed.a_step("attack"), timed.a_step("train"), config.training.batch_size
+
+    def speed(attack: float) -> dict[str, float]:
+        rate = batch / (attack + train)
+        return {"images/s": rate, "share_of_peak": rate * sum(flops.values()) / bench.peak}
+
+    values = {
+        **speed(attack),
+        "load_s": timed.a_step("load"),
+        "attack_s": attack,
+        "train_s": train,
+        "text_attack_share": (attack - timed.images_alone) / (attack + train),
+        "memory_gb": timed.result.peak_memory_gb or 0.0,
+        **timed.compiled,
+    }
+    if timed.compiled:
+        values |= {f"{name}_compiled": value for name, value in speed(timed.compiled["attack_s_compiled"]).items()}
+    note = ""
+    if bench.device.type == "cuda":
+        values["host_syncs_a_step"] = timed.syncs.total() / timed.result.steps
+        note = "host syncs: " + (", ".join(f"{place} {n}x" for place, n in timed.syncs.most_common(12)) or "none")
+    return Row("a", f"{family} MAT step, {size}", values, note)
 
 
-def _steps(bench: Bench, family: str, batch: int) -> tuple[TrialConfig, TrialResult, float, Counter[str]]:
-    """A trial of some steps and nearly no evaluation, and the seconds of a step's attack on images alone.
+def _steps(bench: Bench, family: str, batch: int, micro: int | None = None) -> Timed:
+    """Trials of some steps and nearly no evaluation.
 
-    Before it comes one of one step, which loads and tunes what is there for all.
+    Before them comes one of one step, which loads and tunes what is there for all.
     """
     from trainables.config import Protocol, TrainingConfig
     from trainables.measure import host_syncs, run_once
 
-    images = batch * bench.size.steps
-    prepared = bench.prepared(family, images, GALLERY)
-    training = TrainingConfig(epochs=1, epoch_images=batch, batch_size=batch, learning_rate=1e-5)
+    steps = 1 if micro else bench.size.steps
+    prepared = bench.prepared(family, batch * steps, GALLERY)
     protocol = Protocol(attacks=(), gallery_images=GALLERY, rung_gallery_images=GALLERY)
-    run_once(bench.trial(family, training, protocol), prepared, bench.device)
-    config = bench.trial(family, training.model_copy(update={"epoch_images": images}), protocol)
-    with host_syncs(bench.device) as places:
+
+    def trial(steps: int, compiled: bool = False) -> TrialConfig:
+        training = TrainingConfig(
+            epochs=1,
+            epoch_images=batch * steps,
+            batch_size=batch,
+            micro_batch=micro,
+            learning_rate=1e-5,
+            compile=compiled,
+        )
+        return bench.trial(family, training, protocol)
+
+    run_once(trial(1), prepared, bench.device)
+    config = trial(steps)
+    with host_syncs(bench.device) as syncs:
         result = run_once(config, prepared, bench.device)
     no_words = config.model_copy(update={"point": config.point.model_copy(update={"words": 0})})
-    images_alone = run_once(no_words, prepared, bench.device)
-    return config, result, images_alone.seconds["attack"] / images_alone.steps, places
+    alone = run_once(no_words, prepared, bench.device).seconds["attack"] / steps
+    compiled = {}
+    if bench.device.type == "cuda" and family == "clip" and micro is None:
+        first = run_once(trial(1, compiled=True), prepared, bench.device).seconds["attack"]
+        again = run_once(trial(steps, compiled=True), prepared, bench.device).seconds["attack"] / steps
+        compiled = {"attack_s_compiled": again, "compile_s": first - again}
+    return Timed(config, result, alone, compiled, syncs)
 
 
 def planned(bench: Bench) -> Iterator[Row]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 STEPS = 2
 """Of training, that are timed."""
-GALLERY = 4
-"""Images of the evaluation that is timed."""
+LEAST, MOST = 4, 64
+"""Images of the evaluation that is timed, in between as many as of the batch."""
 IMAGE_STEPS = 2
 """Of its attacks."""
 WORDS = 2000
@@ -106,18 +106,23 @@ def calibrate(config: StudyConfig, shape: Shape, sheet: Device, on_gpu: bool, se
 def _short_trial(
     config: StudyConfig, shape: Shape, sheet: Device, device: torch.device, batch: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Planned and measured seconds by phase: MAT's attack, its training, and the study's evaluation."""
+    """Planned and measured seconds by phase: MAT's attack, its training, and the study's evaluation.
+
+    Nothing is compiled, which takes longer than all that is timed.
+    """
     import numpy as np
 
     from trainables import measure
     from trainables.synthetic import made_up_words, synthetic
 
     words, side = made_up_words(WORDS), config.data.image_pixels
-    images = STEPS * batch
-    pixels = np.random.default_rng(0).integers(0, 256, (max(images, GALLERY), 3, side, side), dtype=np.uint8)
-    training = config.trial.training.model_copy(update={"epochs": 1, "epoch_images": images, "batch_size": batch})
+    images, gallery = STEPS * batch, min(max(batch, LEAST), MOST)
+    pixels = np.random.default_rng(0).integers(0, 256, (max(images, gallery), 3, side, side), dtype=np.uint8)
+    training = config.trial.training.model_copy(
+        update={"epochs": 1, "epoch_images": images, "batch_size": batch, "compile": False}
+    )
     protocol = config.protocol.model_copy(
-        update={"image_steps": IMAGE_STEPS, "gallery_images": GALLERY, "audit": False}
+        update={"image_steps": IMAGE_STEPS, "gallery_images": gallery, "audit": False}
     )
     trial = TrialConfig(
         point=recipe_point("mat", config.protocol.epsilon, config.recipe_temperature),
@@ -126,10 +131,10 @@ def _short_trial(
         training=training,
         protocol=protocol,
     )
-    prepared = synthetic(_model(config, words, device), pixels, GALLERY, words)
+    prepared = synthetic(_model(config, words, device), pixels, gallery, words)
     measured = measure.run_once(trial, prepared, device).seconds
-    short = replace(shape, train_images=images, gallery_images=GALLERY)
-    planned = trial_work(short, trial.point, training, protocol).seconds(sheet)
+    own = replace(shape, train_images=images, gallery_images=gallery)
+    planned = trial_work(own, trial.point, training, protocol).seconds(sheet)
     phases = [phase for phase in ("attack", "train", "evaluate") if planned[phase] > 0 and measured[phase] > 0]
     return {phase: planned[phase] for phase in phases}, {phase: measured[phase] for phase in phases}
 

@@ -247,6 +247,7 @@ def pair_flops(
     caption_words: float,
     again: int = 0,
     matching: float = 0.0,
+    chunked: int = 0,
 ) -> dict[str, float]:
     """FLOPs of one training pair, by phase `attack` and `train`.
 
@@ -258,6 +259,7 @@ def pair_flops(
         caption_words: mean length of a caption.
         again: forward passes within a backward pass, 1 with gradient checkpointing.
         matching: a forward pass of the fusion with all that is matched of a pair.
+        chunked: 1 where activations of the training pass are kept of a micro-batch only, and computed again.
     """
     attack = 0.0
     if point.words:
@@ -265,13 +267,20 @@ def pair_flops(
     if point.epsilon:
         attack += point.attack_steps * image * (1 + again + BACKWARD_TO_PIXELS)
         attack += text if point.attack_objective == "cross" else 0.0
-    text_training = 1 + again + (BACKWARD_TO_PARAMETERS if point.trainable == "all" else BACKWARD_TO_PIXELS)
-    train = image * (1 + again + BACKWARD_TO_PARAMETERS)
+    forward = 1 + again + chunked
+    text_training = forward + (BACKWARD_TO_PARAMETERS if point.trainable == "all" else BACKWARD_TO_PIXELS)
+    train = image * (forward + BACKWARD_TO_PARAMETERS)
     train += text * text_training if point.contrastive_weight else 0.0
     train += image + text if point.distillation and point.contrastive_weight else 0.0  # the teacher
     if point.companion in ("auto", "matching") and point.contrastive_weight < 1:
-        train += matching * (1 + again + BACKWARD_TO_PARAMETERS)
+        train += matching * (forward + BACKWARD_TO_PARAMETERS)
     return {"attack": attack, "train": train}
+
+
+def needs_original(point: Point, fusion: bool) -> bool:
+    """Whether the loss or the attack looks at the frozen original's embeddings; `auto` is matching with fusion."""
+    anchored = point.companion == "anchor" or (point.companion == "auto" and not fusion)
+    return point.attack_objective == "deviation" or (anchored and point.contrastive_weight < 1)
 
 
 def text_tries(words: int, candidates: int, caption_words: float) -> float:
@@ -303,24 +312,32 @@ def _reranking_flops(shape: Shape, protocol: Protocol, images: int) -> float:
     return (1 + len(protocol.attacks)) * (pairs * shape.fusion.flops + images * shape.fusion.image_flops)
 
 
-def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: Protocol) -> Work:
+def at_once(training: TrainingConfig, workers: int) -> float:
+    """Images whose activations a worker keeps."""
+    own = training.batch_size / workers
+    return min(own, training.micro_batch or own)
+
+
+def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: Protocol, workers: int = 1) -> Work:
     """Everything a trial computes and moves, by phase: load, attack, train, evaluate.
 
-    Bytes are the activations, written forward and read backward, and of every step the weights with their optimiser.
+    The original embeds all images where the loss or the attack looks at that. Bytes are the activations, written
+    forward and read backward, and of every step the weights with their optimiser.
     """
     image, text = shape.image, shape.text
     pairs = float(training.epochs * shape.train_images)
     again = int(training.gradient_checkpointing)
     # The own caption and a wrong one with the image, and a wrong image with the caption.
     matching = MATCHED * shape.fusion.flops + 2 * shape.fusion.image_flops if shape.fusion else 0.0
+    chunked = int(at_once(training, workers) * workers < training.batch_size)
     by_pair = pair_flops(
-        image.flops, text.flops, point, training.attack_candidates, shape.caption_words, again, matching
+        image.flops, text.flops, point, training.attack_candidates, shape.caption_words, again, matching, chunked
     )
     shares = (epoch / training.epochs for epoch in range(1, training.epochs))
     rungs = (protocol.rung(share, shape.gallery_images) for share in shares)
     evaluations = [evaluation_flops(shape, rung, rung.gallery_images, again) for rung in rungs]
     flops = {
-        "load": shape.train_images * image.flops,
+        "load": shape.train_images * image.flops * needs_original(point, shape.fusion is not None),
         **{phase: pairs * cost for phase, cost in by_pair.items()},
         "evaluate": sum(evaluations) + evaluation_flops(shape, protocol, shape.gallery_images, again),
     }
@@ -340,7 +357,7 @@ def trial_memory(shape: Shape, training: TrainingConfig, workers: int, sharded: 
     A worker that has a share of the state has it beside the weights and gradients of all while a step runs.
     """
     parts = [shape.image, shape.text, *([shape.fusion] * MATCHED if shape.fusion else [])]
-    batch = training.batch_size / workers
+    batch = at_once(training, workers)
     activations = sum(
         part.checkpointed_bytes if training.gradient_checkpointing else part.activation_bytes for part in parts
     )

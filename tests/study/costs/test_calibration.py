@@ -12,12 +12,13 @@ from study import plan
 from study.arguments import parse
 from study.costs import calibration
 from study.costs.calibration import Calibration, calibrate
-from study.costs.cost_model import DEVICES
+from study.costs.cost_model import DEVICES, needs_original
 from study.costs.shapes import architecture_of, shape_of
 from trainables import measure
-from trainables.config import ModelConfig, TinyConfig
+from trainables.config import ModelConfig, Point, TinyConfig
 from trainables.errors import InputError
 from trainables.synthetic import made_up_words, random_model, tokenizer_of
+from trainables.training.objective import Trainee
 
 SMALL = ("--data.image-pixels", "16", "--trial.training.batch-size", "4", "--trial.model.tiny.width", "32")
 
@@ -82,6 +83,23 @@ def test_a_random_model_has_the_architecture(family: str) -> None:
     model = random_model(family, image, text, 16, 16, tokenizer_of(words), torch.device("cpu"))
     parts = model.image_parameters(), model.text_parameters()
     assert [max(p.shape[0] for p in part if p.ndim == 1) for part in parts] == [4 * 32, 4 * 64]
+
+
+@pytest.mark.parametrize("family", ["clip", "albef"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"contrastive_weight": 0.5},
+        {"contrastive_weight": 0.5, "companion": "anchor"},
+        {"contrastive_weight": 0.5, "companion": "consistency"},
+        {"attack_objective": "deviation"},
+    ],
+)
+def test_embeddings_of_the_original_are_planned_where_training_asks_for_them(family: str, fields: Any) -> None:
+    tiny, point = TinyConfig(width=16, layers=2, heads=2, patch_pixels=8), Point(**fields)
+    model = random_model(family, tiny, tiny, 16, 16, tokenizer_of(["bababa"]), torch.device("cpu"))
+    assert needs_original(point, family == "albef") == Trainee(model, point).needs_original
 
 
 def test_published_architectures_are_those_that_plans_count() -> None:
