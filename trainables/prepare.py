@@ -52,6 +52,7 @@ class Prepared:
         base: the model before fine-tuning, on the CPU.
         caption_groups: (training captions,) int64, equal for equal words.
         hashes: see `Workshop.hashes`.
+        cache_dir: where more that all trials share is kept, by these hashes; None if they say nothing.
     """
 
     dataset: Dataset
@@ -60,6 +61,7 @@ class Prepared:
     base: RetrievalModel
     caption_groups: np.ndarray
     hashes: dict[str, str]
+    cache_dir: Path | None = None
 
 
 class Workshop:
@@ -306,4 +308,5 @@ def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
         workshop.base(),
         workshop.groups("train"),
         workshop.hashes,
+        config.cache_dir,
     )

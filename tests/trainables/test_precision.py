@@ -89,7 +89,7 @@ class Halved(TorchDispatchMode):
 def prepared(tiny_trial: TrialConfig) -> Prepared:
     prepared = prepare(tiny_trial)
     torch.manual_seed(0)
-    return replace(prepared, base=WithoutProducts(prepared.base.tokenizer))
+    return replace(prepared, base=WithoutProducts(prepared.base.tokenizer), cache_dir=None)
 
 
 @pytest.mark.parametrize("point", [{"companion": "matching"}, {"companion": "consistency"}, {"companion": "anchor"}])

@@ -47,7 +47,7 @@ def prepared(trial: TrialConfig) -> Prepared:
 
 def with_base(prepared: Prepared, family: str) -> Prepared:
     torch.manual_seed(0)
-    return replace(prepared, base=FAMILIES[family](prepared.base.tokenizer).eval())
+    return replace(prepared, base=FAMILIES[family](prepared.base.tokenizer).eval(), cache_dir=None)
 
 
 def run(config: TrialConfig, prepared: Prepared, device: torch.device, folder: Path) -> tuple[float, set[str]]:

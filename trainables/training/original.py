@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables.config import content_hash
+from trainables.data.cache import locked
 from trainables.models import RetrievalModel
 from trainables.precision import autocast
 from trainables.prepare import Prepared
@@ -15,12 +19,15 @@ from trainables.prepare import Prepared
 AT_ONCE = 128
 """Images embedded in one call."""
 
+VERSION = 1
+"""Of how images are embedded: raise it when the same model would embed them otherwise."""
+
 
 class Original:
     """The model before training, of which only what images need is kept.
 
-    Training images are embedded once, beforehand. Where they are cropped at random, the image side itself is kept, and
-    embeds what the trained model sees.
+    Training images are embedded beforehand, once for all trials. Where they are cropped at random, the image side
+    itself is kept, and embeds what the trained model sees.
 
     Args:
         prepared: the model is on the device and not trained yet.
@@ -30,7 +37,7 @@ class Original:
 
     def __init__(self, prepared: Prepared, device: torch.device, *, cropped: bool) -> None:
         self._frozen = frozen_image_side(prepared.base) if cropped else None
-        self._table = None if cropped else _embeddings(prepared.base, prepared.dataset.train.pixels, device)
+        self._table = None if cropped else torch.from_numpy(_embeddings(prepared, device)).to(device)
 
     @torch.no_grad()
     def __call__(self, rows: Tensor, pixels: Tensor) -> Tensor:
@@ -54,11 +61,45 @@ def frozen_image_side(model: RetrievalModel) -> RetrievalModel:
     return copy.deepcopy(model, empty).requires_grad_(False).eval()
 
 
+def _embeddings(prepared: Prepared, device: torch.device) -> np.ndarray:
+    """Of all training images, float32 (images, dim).
+
+    Made once for a base model and its training images, and shared by all trials of a node: the first embeds, the others
+    wait and read its file. Bfloat16 and float32 are kept apart, so that a trial is resumed with what it began with.
+    """
+    pixels = prepared.dataset.train.pixels
+    if prepared.cache_dir is None:
+        return _embedded(prepared.base, pixels, device)
+    kind = str(torch.get_autocast_dtype(device.type) if device.type == "cuda" else torch.float32)
+    identity = {"version": VERSION, "computed": kind, **{name: prepared.hashes[name] for name in ("base", "data")}}
+    path = prepared.cache_dir / f"original-{content_hash(identity)}.npy"
+    with locked(path):
+        found = _kept(path, len(pixels))
+        if found is None:
+            found = _embedded(prepared.base, pixels, device)
+            part = path.with_name(f"{path.name}.tmp")
+            try:
+                with part.open("wb") as file:
+                    np.save(file, found)
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+    return found
+
+
+def _kept(path: Path, images: int) -> np.ndarray | None:
+    """What the file holds, or None if there is none or it is torn."""
+    try:
+        found: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.ndim == 2 and len(found) == images else None
+
+
 @torch.no_grad()
-def _embeddings(model: RetrievalModel, pixels: np.ndarray, device: torch.device) -> Tensor:
+def _embedded(model: RetrievalModel, pixels: np.ndarray, device: torch.device) -> np.ndarray:
     model.eval()
     parts = np.array_split(np.arange(len(pixels)), 1 + len(pixels) // AT_ONCE)
     with autocast(device):
-        return torch.cat(
-            [model.encode_image(torch.tensor(pixels[rows], device=device) / 255).float() for rows in parts]
-        )
+        found = [model.encode_image(torch.tensor(pixels[rows], device=device) / 255).float() for rows in parts]
+    return torch.cat(found).cpu().numpy()

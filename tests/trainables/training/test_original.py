@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +70,24 @@ def test_a_frozen_image_side_is_all_that_images_need(family: str, tiny_trial: Tr
             weight.zero_()
     torch.testing.assert_close(frozen.encode_image(pixels), expected)
     assert not any(weight.requires_grad for weight in frozen.parameters())
+
+
+def test_training_images_are_embedded_once_for_all_trials(
+    tiny_trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = dataclasses.replace(prepare(tiny_trial), cache_dir=tmp_path)
+    rows, whole = torch.tensor([5, 0]), torch.empty(0)
+    pixels = torch.from_numpy(prepared.dataset.train.pixels[rows.numpy()]) / 255
+    expected = prepared.base.encode_image(pixels).detach()
+    found = Original(prepared, CPU, cropped=False)(rows, whole)
+    torch.testing.assert_close(found, expected)
+    (kept,) = tmp_path.glob("original-*.npy")
+
+    others = dataclasses.replace(prepared, hashes={**prepared.hashes, "base": "another"})
+    monkeypatch.setattr(type(prepared.base), "encode_image", lambda model, pixels: torch.ones(len(pixels), 2))
+    assert torch.equal(Original(prepared, CPU, cropped=False)(rows, whole), found), "as the first trial found them"
+    assert Original(others, CPU, cropped=False)(rows, whole).shape == (2, 2), "another model has its own"
+    assert Original(dataclasses.replace(prepared, cache_dir=None), CPU, cropped=False)(rows, whole).shape == (2, 2)
+    kept.write_bytes(kept.read_bytes()[:-8])
+    assert Original(prepared, CPU, cropped=False)(rows, whole).shape == (2, 2), "what is torn is made again"
+    assert {path.suffix for path in tmp_path.iterdir()} == {".npy", ".lock"}

@@ -62,7 +62,7 @@ def started(tiny_trial: TrialConfig) -> tuple[TrialConfig, Prepared]:
 
 def of_family(family: str, prepared: Prepared) -> Prepared:
     torch.manual_seed(0)
-    return dataclasses.replace(prepared, base=FAMILIES[family](prepared.base.tokenizer).eval())
+    return dataclasses.replace(prepared, base=FAMILIES[family](prepared.base.tokenizer).eval(), cache_dir=None)
 
 
 IDLE: list[dict[str, Any]] = [
