@@ -25,7 +25,7 @@ from trainables.attacks.noise import sample_keys
 from trainables.config import TrialConfig
 from trainables.prepare import Prepared
 from trainables.training.batches import Drawn, draw_batch
-from trainables.training.losses import Sides, positive_pairs
+from trainables.training.losses import Sides
 from trainables.training.texts import Texts, draw_texts
 
 AHEAD = 2
@@ -75,6 +75,19 @@ def _held(tensor: Tensor, stream: Any) -> Tensor:
     """Not given away before `stream` is done with it, though it was allocated on another."""
     tensor.record_stream(stream)
     return tensor
+
+
+def described(own: Tensor, groups: Tensor) -> Tensor:
+    """Which captions describe which images, bool (images, captions): those with the words of one of its own.
+
+    Args:
+        own: (images, n), groups of an image's captions.
+        groups: (captions,), equal for equal words.
+    """
+    matches = own[:, :1] == groups
+    for place in range(1, own.shape[1]):  # all at once would be n times as large as what is kept
+        matches |= own[:, place, None] == groups
+    return matches
 
 
 def ahead(make: Callable[[int], Made], steps: range) -> Iterator[Made]:
@@ -140,11 +153,11 @@ class Feed:
         images, captions = sent.rows[:everyones], sent.rows[everyones:]
         own_images, own_captions = (rows.chunk(self._world)[self._rank] for rows in (images, captions))
         seed, each = self._config.seed, own.captions.shape[1]
-        matches = positive_pairs(images, images.repeat_interleave(each), self._caption_groups[captions])
+        groups, own_groups = self._caption_groups[captions], self._caption_groups[own_captions]
         return Batch(
             images=own_images,
             pixels=sent.pixels / 255,
-            positives=(matches.chunk(self._world)[self._rank], matches.T.chunk(self._world)[self._rank]),
+            positives=(described(own_groups.view(-1, each), groups), described(groups.view(-1, each), own_groups).T),
             keys=sample_keys(seed, own.epoch, self._image_ids[own_images]),
             texts=sent.texts,
             caption_keys=sample_keys(seed, own.epoch, own_captions),
