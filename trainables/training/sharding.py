@@ -75,8 +75,7 @@ def merge(trainee: Trainee) -> None:
 def full_state(trainee: Trainee, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """Weights and optimiser state by parameter names, the same for any number of workers.
 
-    Without sharding these are the live tensors; what was sharded is put together on the CPU. A parameter that never had
-    a gradient, such as those of the text side where only images are compared, has no optimiser state. All workers call
+    Without sharding these are the live tensors; what was sharded is put together on the CPU. All workers call
     this together; it is empty on all but the first.
     """
     sharded = isinstance(trainee, FSDPModule)
@@ -91,8 +90,4 @@ def load_full_state(
 ) -> None:
     """Take what `full_state` gave, on every worker."""
     set_model_state_dict(trainee, weights, options=StateDictOptions(full_state_dict=True))
-    lenient = StateDictOptions(full_state_dict=True, strict=False)  # it gives zeros to parameters without state
-    set_optimizer_state_dict(trainee, optimiser, state, options=lenient)
-    for name, parameter in trainee.named_parameters():
-        if name not in state["state"]:
-            optimiser.state.pop(parameter, None)
+    set_optimizer_state_dict(trainee, optimiser, state, options=StateDictOptions(full_state_dict=True))

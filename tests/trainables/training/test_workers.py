@@ -1,4 +1,4 @@
-"""Two workers with half the batch are one worker with all of it."""
+"""Workers with parts of a batch, whole or by chunks, are one worker with all of it."""
 
 from __future__ import annotations
 
@@ -60,17 +60,25 @@ POINTS = {
         words=1,
         distillation=0.8,
     ),
+    "albef, crossed": Point(contrastive_weight=0.5, temperature=0.1, words=1, pairs="crossed", captions_per_image=2),
+    "albef, anchored": Point(
+        contrastive_weight=0.5, temperature=0.1, epsilon=4 / 255, attack_steps=1, companion="anchor"
+    ),
     "blip": Point(contrastive_weight=0.0, temperature=0.1, words=1, captions_per_image=2),
 }
+
+MICRO_BATCH = {1: 3, 2: 3, 4: 1}
+"""Images in a chunk by the number of workers, who share a batch of eight: the last chunk is smaller, or each is one."""
 
 
 def configs(tiny_trial: TrialConfig) -> dict[str, TrialConfig]:
     found = {}
     for name, point in POINTS.items():
-        fusion = name in ("albef", "blip")
+        family, _, _ = name.partition(",")
+        fusion = family in ("albef", "blip")
         changes = {
             "point": point,
-            "model": tiny_trial.model.model_copy(update={"family": name if fusion else "clip"}),
+            "model": tiny_trial.model.model_copy(update={"family": family if fusion else "clip"}),
             "workers": WorkersConfig(count=2, sharded=name == "sharded"),
             "protocol": tiny_trial.protocol.model_copy(update={"rerank": 5 if fusion else None}),
         }
@@ -79,7 +87,7 @@ def configs(tiny_trial: TrialConfig) -> dict[str, TrialConfig]:
 
 
 def step(config: TrialConfig) -> dict[str, torch.Tensor]:
-    """One forward and backward pass, and a small evaluation: loss, gradients and ranks."""
+    """One forward and backward pass, and a small evaluation of whole batches: loss, gradients and ranks."""
     prepared, device = prepare(config), torch.device("cpu")
     trainee = Trainee(prepared.base, config.point, config.training.micro_batch)
     trainee.freeze_idle(config.data.image_pixels)
@@ -96,8 +104,10 @@ def step(config: TrialConfig) -> dict[str, torch.Tensor]:
     sharded = any(isinstance(parameter, DTensor) for parameter in trainee.parameters())
     assert sharded == (config.workers.sharded and dist.is_initialized())
     merge(trainee)
-    ranks = evaluate(trainee.model, prepared.gallery, config.protocol, max_tokens=32, device=device).ranks
     saved["loss"] = loss.detach()
+    if config.training.micro_batch is not None:
+        return saved
+    ranks = evaluate(trainee.model, prepared.gallery, config.protocol, max_tokens=32, device=device).ranks
     return saved | {
         f"rank {target} {d}": torch.from_numpy(getattr(r, d)) for target, r in ranks.items() for d in ("tr", "ir")
     }
@@ -106,9 +116,13 @@ def step(config: TrialConfig) -> dict[str, torch.Tensor]:
 def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -> None:
     torch.set_num_threads(1)
     if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    torch.save({name: step(config) for name, config in trials.items()}, Path(folder) / f"{world}-{rank}.pt")
-    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
+    found = {(name, False): step(config) for name, config in trials.items()}
+    for name, config in trials.items():
+        training = config.training.model_copy(update={"micro_batch": MICRO_BATCH[world]})
+        found[name, True] = step(config.model_copy(update={"training": training}))
+    torch.save(found, Path(folder) / f"{world}-{rank}.pt")
+    if world == 2:
         config = unattacked(trials["sharded"])
         finetune(config, prepare(config), torch.device("cpu"), None, Path(folder), lambda metrics, written: None)
         for name, config in interrupted(trials).items():
@@ -125,6 +139,7 @@ def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -
                     asked=lambda steps=steps, asks=asks: asks and next(steps) == 2,  # in the middle of the second epoch
                 )
                 dist.barrier()  # the first worker writes what all go on from
+    if world > 1:
         dist.destroy_process_group()
 
 
@@ -152,7 +167,8 @@ def interrupted(trials: dict[str, TrialConfig]) -> dict[str, TrialConfig]:
     return found
 
 
-Steps = list[dict[str, dict[str, torch.Tensor]]]
+Steps = list[dict[tuple[str, bool], dict[str, torch.Tensor]]]
+"""A worker's, by the point and whether it went by chunks."""
 
 
 @pytest.fixture(scope="module")
@@ -161,45 +177,48 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone_and_together(tiny_trial: TrialConfig, folder: Path) -> tuple[Steps, Steps]:
-    """Every point's step by one worker, and by each of two; a process start costs more than all the steps."""
+def steps(tiny_trial: TrialConfig, folder: Path) -> dict[int, Steps]:
+    """Every point's step by each of one, two and four workers; an import costs more than all the steps."""
     trials = configs(tiny_trial)
-    context = multiprocessing.get_context("spawn")
-    found = []
-    for world in (1, 2):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainables.training.finetune"])
+    found = {}
+    for world in MICRO_BATCH:
         processes = [context.Process(target=worker, args=(rank, world, trials, str(folder))) for rank in range(world)]
         for process in processes:
             process.start()
         for process in processes:
             process.join(300)
             assert process.exitcode == 0
-        found.append([torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)])
-    return found[0], found[1]
+        found[world] = [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
+    return found
 
 
+@pytest.mark.parametrize("chunks", [False, True])
+@pytest.mark.parametrize("world", MICRO_BATCH)
 @pytest.mark.parametrize("name", POINTS)
-def test_two_workers_equal_one(name: str, alone_and_together: tuple[Steps, Steps]) -> None:
-    alone = alone_and_together[0][0][name]
-    for together in alone_and_together[1]:
-        shared = together[name]
-        assert shared.keys() == alone.keys()
-        assert len([key for key in alone if "log_temperature" in key]) == (1 if POINTS[name].temperature_learned else 0)
-        for key, value in alone.items():
-            if key.startswith("rank"):
-                np.testing.assert_array_equal(shared[key], value, err_msg=key)
-            else:
-                torch.testing.assert_close(shared[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+def test_workers_and_chunks_equal_one_whole(name: str, world: int, chunks: bool, steps: dict[int, Steps]) -> None:
+    alone = steps[1][0][name, False]
+    assert len([key for key in alone if "log_temperature" in key]) == POINTS[name].temperature_learned
     assert max(value.abs().max() for key, value in alone.items() if "model" in key) > 1e-3
+    for found in steps[world]:
+        together = found[name, chunks]
+        assert together.keys() == {key for key in alone if not (chunks and key.startswith("rank"))}
+        for key, value in together.items():
+            if key.startswith("rank"):
+                np.testing.assert_array_equal(value, alone[key], err_msg=key)
+            else:
+                torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
 
 
-@pytest.mark.usefixtures("alone_and_together")
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("name", IDLE)
 def test_two_workers_go_on_from_a_checkpoint(name: str, folder: Path) -> None:
     for step in ("step-4", "step-6"):
         same(folder / name / "whole" / step, folder / name / "rest" / step)
 
 
-@pytest.mark.usefixtures("alone_and_together")
+@pytest.mark.usefixtures("steps")
 def test_another_number_of_workers_goes_on(tiny_trial: TrialConfig, folder: Path, tmp_path: Path) -> None:
     config = interrupted(configs(tiny_trial))["sharded, no text"]
     alone = config.model_copy(update={"workers": WorkersConfig()})
@@ -212,7 +231,7 @@ def test_another_number_of_workers_goes_on(tiny_trial: TrialConfig, folder: Path
         torch.testing.assert_close(state["exp_avg"], two[name]["exp_avg"], rtol=0.1, atol=1e-4)
 
 
-@pytest.mark.usefixtures("alone_and_together")
+@pytest.mark.usefixtures("steps")
 def test_one_worker_goes_on_from_a_sharded_checkpoint(tiny_trial: TrialConfig, folder: Path, tmp_path: Path) -> None:
     config, device = unattacked(configs(tiny_trial)["sharded"]), torch.device("cpu")
     finetune(config, prepare(config), device, folder / "step-8", tmp_path, lambda metrics, written: None)
