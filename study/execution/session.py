@@ -22,6 +22,7 @@ from study.costs.budget import Limit, device_kind, ended_by, limits, planned_tri
 from study.execution.display import Display, front_table
 from study.execution.failures import AlikeFailures
 from study.execution.fork_server import ForkServer
+from study.execution.preparation import prepare_on_cluster
 from study.front.caveats import study_caveats
 from study.front.estimates import FrontEntry, front
 from study.front.hypervolume import hypervolume_history
@@ -33,12 +34,11 @@ from study.search.samplers import reason
 from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import BackgroundProjection, Projection, ui_command
 from trainables.config import TrialConfig
-from trainables.data import DataError
 from trainables.errors import InputError
 from trainables.execution.checkpoints import RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.signals import RESUMABLE, held_back, ignore_signals, stopped_code
-from trainables.trial import ENVIRONMENT, RESERVED_SHARE, Patience, tune_trial
+from trainables.trial import ENVIRONMENT, Patience, tune_trial
 
 DONE, FAILED = 0, 1
 """Exit codes: done; done without a result (no trial is complete, or nothing can be concluded), or stopped by a bug.
@@ -133,7 +133,7 @@ class Session:
             cpus, gpus = self._connect(stack)
             self._lease.use(self._device)
             self._limits()  # tells now if the device has no price
-            self._prepare(gpus > 0)
+            prepare_on_cluster(self._template, cpus, gpus, say)
             template = self._sized(cpus, gpus)
             concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
             say(f"{trials} trials to do, {concurrency} at once")
@@ -219,28 +219,6 @@ class Session:
         kinds = [name.removeprefix(mark) for name in resources if name.startswith(mark)]
         self._device = device_kind(self._config.price, kinds)
         return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
-
-    def _prepare(self, use_gpu: bool) -> None:
-        """Make data, substitutes and base model on the cluster, side by side; seconds if they exist."""
-        import ray
-
-        started = time.time()
-        options = {"num_cpus": RESERVED_SHARE, "num_gpus": 1 if use_gpu else 0, "max_retries": 1}
-        config = self._template.model_dump(mode="json")
-        self._display.say("preparing data, substitutes and base model")
-        parts = {ray.remote(**options)(_prepare_part).remote(config, part): part for part in ("base", "substitutes")}
-        waiting = list(parts)
-        try:
-            while waiting:
-                ready, waiting = ray.wait(waiting)
-                for guess in ray.get(ready[0]):
-                    self._display.say(guess)
-                self._display.say(f"{parts[ready[0]]} ready after {time.time() - started:.0f} s")
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if hasattr(error, "cause") else error
-            if isinstance(cause, InputError | DataError):
-                raise InputError(str(cause)) from None
-            raise
 
     def _sized(self, cpus: float, gpus: float) -> TrialConfig:
         """The template with GPUs per worker decided.
@@ -376,18 +354,3 @@ def speaks_grpc(address: str, timeout_seconds: float) -> bool:
     except (OSError, ValueError):
         return False
     return len(answer) >= 4 and answer[3] == 4  # a server begins with SETTINGS
-
-
-def _prepare_part(config: dict[str, Any], part: str) -> list[str]:
-    """A Ray task: make one of the shared parts. Returns what had to be guessed of the base model."""
-    import torch
-
-    from trainables.attacks.registry import build_attacks
-    from trainables.prepare import Workshop
-
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
-    trial = TrialConfig.model_validate(config)
-    build_attacks(trial.protocol)  # what is wrong with them is told now, not by every trial
-    made = getattr(Workshop(trial, print), part)()
-    return [f"{trial.model.base}: {guess}" for guess in made.guesses] if part == "base" else []
