@@ -28,7 +28,7 @@ def tokens_of(
     lexicon = lexicon_of(model.tokenizer)
     if isinstance(captions, Captions):
         told = _told(captions, device)
-        return lexicon.tokens(captions.rows, max_tokens, None if told is None else max(told))
+        return lexicon.tokens(captions.rows.to(device), max_tokens, None if told is None else max(told))
     tokens, mask = padded(lexicon.word_tokens(captions, max_tokens), model.tokenizer.pad_token_id)
     return tokens.to(device), mask.to(device)
 

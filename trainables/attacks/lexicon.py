@@ -199,9 +199,9 @@ class Captions(Sequence[str]):
     def __getitem__(self, index: int | slice) -> str | list[str]:
         return self.texts[index]
 
-    def where(self, mask: Tensor) -> Captions:
-        """Those that bool (captions,) `mask` picks."""
-        return Captions(self.rows[mask], self.lexicon)
+    def take(self, places: Tensor | np.ndarray) -> Captions:
+        """Those at int64 places, or where bools are true."""
+        return Captions(self.rows[places], self.lexicon)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and self.texts == list(other)

@@ -58,7 +58,7 @@ def check_captions(clean: Sequence[str], attacked: Sequence[str], words: int, ch
     """
     if isinstance(clean, Captions) and isinstance(attacked, Captions) and clean.rows.shape == attacked.rows.shape:
         suspects = (clean.rows != attacked.rows).sum(1) > (0 if characters else words)
-        clean, attacked = clean.where(suspects), attacked.where(suspects)
+        clean, attacked = clean.take(suspects), attacked.take(suspects)
     for before, after in zip(clean, attacked, strict=True):
         if before == after:
             continue

@@ -111,8 +111,7 @@ def audit(
     """
     with attackable(model, device):
         part = gallery.first(min(IMAGES, len(gallery.pixels)))
-        rows = np.arange(len(part.caption_image))
-        texts = encode_captions(model, part.captions(model, rows, device), max_tokens, device)
+        texts = encode_captions(model, part.captions(model), max_tokens, device)
         owners = torch.as_tensor(part.caption_image, device=device)
         victim = Victim(model, max_tokens, texts, owners, len(part.pixels))
         labels = np.arange(len(part.pixels))

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainables.attacks.lexicon import Captions
 from trainables.evaluation.retrieval import Ranks
 from trainables.models import FusionModel, tokenize
 from trainables.precision import inner_products
@@ -48,7 +49,7 @@ def reranked(
         by_similarity: ranks by the same features, see `retrieval_ranks`.
         image_tokens: chunks (any number, image tokens, width) of the own images, in order, on any device.
         image_features: (images, dim), L2-normalised.
-        captions: (captions,) texts.
+        captions: (captions,) texts; if they are numbers, on the host.
         text_features: (captions, dim), L2-normalised.
         caption_groups: (captions,) equal for equal caption strings.
         candidates: of each query; the publications take 128 on Flickr30k and 256 on COCO.
@@ -111,7 +112,10 @@ def candidate_scores(
         float32 like `of_images` and like `of_captions`, on the CPU.
     """
     images, texts, device = len(of_images), len(of_captions), image_features.device
-    tokens, mask = tokenize(model, captions, max_tokens)
+    if isinstance(captions, Captions):
+        tokens, mask = captions.lexicon.tokens(captions.rows, max_tokens)
+    else:
+        tokens, mask = tokenize(model, captions, max_tokens)
     by_length = mask.sum(1).argsort(stable=True)
     place = by_length.argsort()  # Captions go by length, so that those scored together need little padding.
     both_ways = [torch.arange(images)[:, None] * texts + place[of_images], of_captions * texts + place[:, None]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,11 @@ class Gallery:
         """(captions,) as the model reads them."""
         return self.substitutes.texts()
 
-    def captions(self, model: RetrievalModel, rows: np.ndarray, device: torch.device) -> Captions:
-        """Some of them as the model's lexicon numbers them, on the device."""
+    def captions(self, model: RetrievalModel) -> Captions:
+        """As the model's lexicon numbers their words, on the host."""
         lexicon = lexicon_of(model.tokenizer)
-        words, _ = numbered(self.substitutes, rows, lexicon, 0)
-        return Captions(torch.from_numpy(words).to(device), lexicon)
+        words, _ = numbered(self.substitutes, np.arange(len(self.caption_image)), lexicon, 0)
+        return Captions(torch.from_numpy(words), lexicon)
 
     def first(self, images: int) -> Gallery:
         """The gallery of the first `images` images and their captions."""
@@ -158,7 +158,8 @@ def evaluate(
     with attackable(model, device), tempfile.TemporaryDirectory() as spool:
         own_captions = np.flatnonzero(np.isin(gallery.caption_image, own_images))
         count = len(gallery.caption_image)
-        own_texts = encode_captions(model, gallery.captions(model, own_captions, device), max_tokens, device)
+        clean = gallery.captions(model)
+        own_texts = encode_captions(model, clean.take(own_captions), max_tokens, device)
         clean_texts = _shared(own_texts, own_captions, count)
         owners = torch.as_tensor(gallery.caption_image, device=device)
         victim = Victim(model, max_tokens, clean_texts, owners, images)
@@ -178,7 +179,7 @@ def evaluate(
                 observe(name, labels, seen)
                 if protocol.rerank:
                     if name not in made:
-                        made[name] = _Made.empty(Path(spool), name, gallery, attack, protocol.eight_bit)
+                        made[name] = _Made.empty(Path(spool), name, gallery, clean, attack, protocol.eight_bit)
                     made[name].add(labels, batch.caption_rows, seen)
                 text_features = batch.encode(attacked.captions)
                 for ending, (_, image_features) in zip(("", FLOAT), views[key], strict=False):
@@ -198,7 +199,7 @@ def evaluate(
             for target, (image, text) in features.items()
         }
         if protocol.rerank and isinstance(model, FusionModel):
-            made[CLEAN] = _Made(gallery.pixels, gallery.texts)
+            made[CLEAN] = _Made(gallery.pixels, clean)
             for target, pairs in made.items():
                 ranks[target + MATCHING] = reranked(
                     model,
@@ -232,38 +233,49 @@ class _Made:
 
     Attributes:
         pixels: uint8 where they are the gallery's or on the levels of 8 bits, else float32; in a file if they changed.
-        captions: in the gallery's order.
+        captions: on the host, in the gallery's order.
         changed: whether an attack changes the pixels.
+        spelled: captions that an attack gave as strings, by their rows.
     """
 
     pixels: np.ndarray
-    captions: list[str]
+    captions: Captions
     changed: bool = False
+    spelled: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, folder: Path, name: str, gallery: Gallery, attack: Attack, rounded: bool) -> _Made:
+    def empty(
+        cls, folder: Path, name: str, gallery: Gallery, captions: Captions, attack: Attack, rounded: bool
+    ) -> _Made:
+        own = Captions(captions.rows.clone(), captions.lexicon)
         if "image" not in attack.changes:
-            return cls(gallery.pixels, gallery.texts)
+            return cls(gallery.pixels, own)
         dtype = np.uint8 if rounded else np.float32
         pixels = np.memmap(folder / name, dtype=dtype, mode="w+", shape=gallery.pixels.shape)
-        return cls(pixels, gallery.texts, changed=True)
+        return cls(pixels, own, changed=True)
 
     def add(self, labels: np.ndarray, rows: np.ndarray, attacked: Attacked) -> None:
         if self.changed:
             pixels = attacked.pixels.float()
             levels = (255 * pixels).round().byte() if self.pixels.dtype == np.uint8 else pixels
             self.pixels[labels] = levels.cpu().numpy()
-        for row, caption in zip(rows.tolist(), attacked.captions, strict=True):
-            self.captions[row] = caption
+        if isinstance(attacked.captions, Captions):
+            words = attacked.captions.rows.cpu()
+            self.captions.rows[rows, : words.shape[1]] = words
+        else:
+            self.spelled.update(zip(rows.tolist(), attacked.captions, strict=True))
 
-    def everyones(self, own: np.ndarray) -> list[str]:
+    def everyones(self, own: np.ndarray) -> Sequence[str]:
         """All captions; each worker attacked its own."""
-        if not dist.is_initialized():
-            return self.captions
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, {row: self.captions[row] for row in own.tolist()})
-        everyone = {row: caption for part in parts for row, caption in part.items()}
-        return [everyone[row] for row in range(len(self.captions))]
+        words, spelled = self.captions.rows, self.spelled
+        if dist.is_initialized():
+            parts: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, (own, words[own].numpy(), spelled))
+            for rows, found, written in parts:
+                words[rows] = torch.from_numpy(found)
+                spelled |= written
+        captions = Captions(words, self.captions.lexicon)
+        return [spelled.get(row, text) for row, text in enumerate(captions)] if spelled else captions
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 
 from trainables.attacks.contract import Attacked, Victim
 from trainables.attacks.image import Pgd
+from trainables.attacks.lexicon import Captions
 from trainables.attacks.text import BertAttack
 from trainables.attacks.threat_model import ThreatModelError, check_captions, check_images, eight_bit
 from trainables.config import TrialConfig
@@ -57,8 +58,10 @@ def test_evaluation_ignores_batching_and_the_scale_of_embeddings(tiny_trial: Tri
 
 @pytest.mark.parametrize("rounded", [True, False])
 def test_attacked_pixels_are_kept_as_they_are_scored(tiny_trial: TrialConfig, tmp_path: Path, rounded: bool) -> None:
-    gallery = prepare(tiny_trial).gallery.first(4)
-    made = _Made.empty(tmp_path, "image", gallery, Pgd(), rounded)
+    prepared = prepare(tiny_trial)
+    gallery = prepared.gallery.first(4)
+    captions = gallery.captions(prepared.base)
+    made = _Made.empty(tmp_path, "image", gallery, captions, Pgd(), rounded)
     assert made.pixels.dtype == (np.uint8 if rounded else np.float32)
     clean = torch.tensor(gallery.pixels) / 255
     pixels = (clean + torch.rand(clean.shape) * 8 / 255).clamp(0, 1)
@@ -67,9 +70,14 @@ def test_attacked_pixels_are_kept_as_they_are_scored(tiny_trial: TrialConfig, tm
     rows = np.arange(len(gallery.caption_image))
     made.add(np.arange(4), rows, Attacked(pixels, [f"caption {row}" for row in rows]))
     assert torch.equal(torch.from_numpy(np.array(made.pixels)) / (255 if rounded else 1), pixels)
-    assert made.captions[-1] == f"caption {rows[-1]}"
-    words = _Made.empty(tmp_path, "text", gallery, BertAttack(), rounded)
+    assert made.everyones(rows) == [f"caption {row}" for row in rows]
+    words = _Made.empty(tmp_path, "text", gallery, captions, BertAttack(), rounded)
     assert words.pixels is gallery.pixels
+    some = captions.take(rows[3:5])
+    words.add(np.array([1]), rows[5:7], Attacked(clean, Captions(some.rows, some.lexicon)))
+    found = list(words.everyones(rows))
+    assert found[5:7] == gallery.texts[3:5] != gallery.texts[5:7]
+    assert found[:5] + found[7:] == gallery.texts[:5] + gallery.texts[7:]
 
 
 def test_an_image_has_the_same_key_from_its_levels_as_from_its_pixels(tiny_trial: TrialConfig) -> None:
