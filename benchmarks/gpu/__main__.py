@@ -23,13 +23,13 @@ from benchmarks.gpu import attacking, training
 from benchmarks.gpu.bench import Bench, Part, Row
 
 PARTS: dict[str, tuple[Part, float]] = {
-    "a": (training.training_step, 200),
-    "b": (attacking.attacks, 90),
-    "c": (attacking.reranking, 50),
+    "a": (training.training_step, 240),
+    "b": (attacking.attacks, 60),
+    "c": (attacking.reranking, 40),
     "d": (attacking.substitutes, 20),
-    "e": (attacking.precisions, 50),
+    "e": (attacking.precisions, 40),
     "g": (training.planned, 5),
-    "f": (training.killed_trial, 90),
+    "f": (training.killed_trial, 120),
 }
 """By letter, with the seconds after which a part begins nothing further."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -38,7 +39,7 @@ def attacks(bench: Bench) -> Iterator[Row]:
         seconds = _timed(bench, model, gallery, protocol)[0] - _timed(bench, model, gallery, clean)[0]
         ours = seconds * SCALED / len(gallery.pixels)
         yield Row("b", title, {"s/1000_images": ours}, "substitutes come from the study's cache")
-    reference = _published(bench, model, gallery.first(bench.size.published_images))
+    reference = published_sga(bench, model, gallery.first(bench.size.published_images))
     values = {"s/1000_images": reference, "ratio": reference / ours}
     yield Row("b", "SGA, the published loop", values, f"scaled up from {bench.size.published_images} images")
 
@@ -63,13 +64,14 @@ def _masked_lm(bench: Bench) -> Any:
         return BertForMaskedLM(BertConfig(vocab_size=len(bench.tokenizer), **bench.size.masked_lm)).eval()
 
 
-def _published(bench: Bench, model: Any, gallery: Gallery) -> float:
+def published_sga(bench: Bench, model: Any, gallery: Gallery) -> float:
+    """Its seconds for `SCALED` images, from one batch; the masked language model runs for each caption."""
     from benchmarks.published import Published, numpy_noise
     from benchmarks.setup import Plain
     from trainables.measure import synchronise
 
     tokens = bench.model_config("clip").max_tokens
-    loop = Published(Plain(model), _masked_lm(bench), bench.tokenizer, tokens)
+    loop = Published(Plain(model).to(bench.device), _masked_lm(bench), bench.tokenizer, tokens)
     pixels = torch.from_numpy(gallery.pixels).to(bench.device) / 255
     owner = gallery.caption_image.tolist()
     loop.attack_captions(gallery.texts[:1], [0], None)
@@ -137,11 +139,11 @@ def precisions(bench: Bench) -> Iterator[Row]:
     protocol = Protocol(gallery_images=images, bootstrap_samples=100)
     found = {}
     for name, precision, products in (
-        ("float32", nullcontext(), "highest"),
-        ("bfloat16", torch.autocast(bench.device.type, torch.bfloat16), "high"),
+        ("float32", nullcontext, "highest"),
+        ("bfloat16", partial(torch.autocast, bench.device.type, torch.bfloat16), "high"),
     ):
         torch.set_float32_matmul_precision(products)
-        with patch("trainables.precision.autocast", lambda _, own=precision: own):
+        with patch("trainables.precision.autocast", lambda _, own=precision: own()):
             ranks = _timed(bench, prepared.base, prepared.gallery, protocol)[1].ranks
         found[name] = recall_metrics(ranks, protocol)
     for target in ("clean", "image", "text", "both"):
