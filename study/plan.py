@@ -12,7 +12,7 @@ import heapq
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -131,6 +131,15 @@ def points(config: StudyConfig) -> list[Point]:
     return recipes + [Point.model_validate(suggest(config.space, study.ask())) for _ in range(config.budget.trials)]
 
 
+def loaded_once(trials: Iterable[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The trials by phase; the original's embeddings are kept, so the first that needs them makes them for all."""
+    found: list[dict[str, float]] = []
+    for by_phase in trials:
+        made = any(earlier["load"] for earlier in found)
+        found.append({**by_phase, "load": 0.0 if made else by_phase["load"]})
+    return found
+
+
 def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Point], float]) -> list[Growth]:
     """How the front grows on the simulator, at each quarter of the trials, with the study's early stopping.
 
@@ -214,9 +223,13 @@ def plan(config: Arguments) -> Plan:
     def phases_of(point: Point) -> dict[str, float]:
         return planned(point) if found is None else found.corrected(planned(point))
 
+    def further(point: Point) -> float:
+        """Seconds of its trial, once the original's embeddings are there."""
+        return sum(seconds for phase, seconds in phases_of(point).items() if phase != "load") + LAUNCH_SECONDS
+
     drawn = points(config)
-    works = [trial_work(shape, point, training, config.protocol, workers.count) for point in drawn]
-    sheet, seconds = [planned(point) for point in drawn], [phases_of(point) for point in drawn]
+    flops = loaded_once(trial_work(shape, point, training, config.protocol, workers.count).flops for point in drawn)
+    sheet, seconds = (loaded_once(map(by_phase, drawn)) for by_phase in (planned, phases_of))
     durations = [sum(by_phase.values()) + LAUNCH_SECONDS for by_phase in seconds]
     bounds = partial(limits, config.budget, config.price, config.device)
     run = run_through(durations, slots, workers.count * workers.share, bounds)
@@ -249,13 +262,13 @@ def plan(config: Arguments) -> Plan:
         parameters=shape.parameters,
         pairs=pairs,
         batch_size=training.batch_size,
-        phase_gflops={phase: sum(work.flops[phase] for work in works[:ran]) / ran / 1e9 for phase in PHASES},
+        phase_gflops={phase: value / 1e9 for phase, value in means(flops).items()},
         phase_seconds=mean_seconds,
         step_seconds=(mean_seconds["attack"] + mean_seconds["train"]) * training.batch_size / pairs,
         launch_seconds=LAUNCH_SECONDS,
         sheet_seconds=means(sheet),
         measured=found,
-        growth=growth(config, run.trials, slots, lambda point: sum(phases_of(point).values()) + LAUNCH_SECONDS),
+        growth=growth(config, run.trials, slots, further),
     )
 
 

@@ -321,8 +321,8 @@ def at_once(training: TrainingConfig, workers: int) -> float:
 def trial_work(shape: Shape, point: Point, training: TrainingConfig, protocol: Protocol, workers: int = 1) -> Work:
     """Everything a trial computes and moves, by phase: load, attack, train, evaluate.
 
-    The original embeds all images where the loss or the attack looks at that. Bytes are the activations, written
-    forward and read backward, and of every step the weights with their optimiser.
+    Load is the original embedding all images, where the loss or the attack looks at that. Bytes are the activations,
+    written forward and read backward, and of every step the weights with their optimiser.
     """
     image, text = shape.image, shape.text
     pairs = float(training.epochs * shape.train_images)

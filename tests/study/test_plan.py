@@ -201,6 +201,12 @@ def test_the_virtual_clock(budget: Budget, expected: tuple[int, float, float, st
     assert (run.trials, run.wall_seconds, run.device_seconds, run.ended_by.name) == pytest.approx(expected)
 
 
+def test_the_originals_embeddings_are_made_by_the_first_trial_that_needs_them() -> None:
+    trials = [{"load": load, "train": 1.0} for load in (0.0, 3.0, 0.0, 3.0)]
+    assert [by_phase["load"] for by_phase in plan.loaded_once(trials)] == [0, 3, 0, 0]
+    assert all(by_phase["train"] == 1 for by_phase in plan.loaded_once(trials))
+
+
 def test_micro_batches_take_less_memory_and_a_forward_pass_more() -> None:
     shape = Shape(VIT_B16, Tower(16, 512, 12, 2048), 10.5, 1024, 100)
     whole, parts = (TrainingConfig(batch_size=1024, micro_batch=micro) for micro in (None, 128))
