@@ -25,11 +25,11 @@ def tokens_of(
     model: RetrievalModel, captions: Sequence[str], max_tokens: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask on the device, each int64 (captions, longest), padded at the end."""
-    lexicon = lexicon_of(model.tokenizer)
     if isinstance(captions, Captions):
         told = _told(captions, device)
-        return lexicon.tokens(captions.rows.to(device), max_tokens, None if told is None else max(told))
-    tokens, mask = padded(lexicon.word_tokens(captions, max_tokens), model.tokenizer.pad_token_id)
+        return captions.lexicon.tokens(captions.rows.to(device), max_tokens, None if told is None else max(told))
+    found = lexicon_of(model.tokenizer).word_tokens(captions, max_tokens)
+    tokens, mask = padded(found, model.tokenizer.pad_token_id)
     return tokens.to(device), mask.to(device)
 
 

@@ -166,7 +166,7 @@ class Lexicon:
         return self._tables[device]
 
 
-lexicon_of = lru_cache(maxsize=4)(Lexicon)
+lexicon_of = lru_cache(maxsize=16)(Lexicon)
 """The lexicon of a tokenizer, one for all that reads captions with it."""
 
 

@@ -126,7 +126,7 @@ def attack_words(
             Co-Attack's KL, when it is replaced by the literal `[UNK]` as in the published code.
         visits: words of a caption that are visited at most; all if not given. With a number, nothing is read from the
             device unless it is one of `READ_FREELY`, and those behind the first `words` visits are for half, a quarter,
-            and so on, of the captions, the first that have words left to change: of random ones, an eighth has.
+            and so on, of the captions, the first that have words left to change, which are few by then.
 
     Returns:
         The attacked captions, and their features.
