@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-DEVICE = torch.device("meta")
+DEVICE, HOST = torch.device("meta"), torch.device("cpu")
 
 aten = torch.ops.aten
 TRANSFERS = {aten._to_copy, aten.copy_}
@@ -61,9 +61,9 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), function.overloadpacket
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        there = [tensor for tensor in tensors if isinstance(tensor, OnDevice)]
-        here = [tensor for tensor in tensors if not isinstance(tensor, OnDevice) and tensor.ndim > 0]
+        leaves, structure = tree_flatten((args, kwargs))
+        there = [leaf for leaf in leaves if isinstance(leaf, OnDevice)]
+        here = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, OnDevice) and leaf.ndim]
         by_index = name in BY_INDEX and isinstance(args[0], OnDevice)
         if there and here and name not in TRANSFERS and not by_index:
             shapes = [[tuple(tensor.shape) for tensor in side] for side in (there, here)]
@@ -71,20 +71,29 @@ class _Operations(TorchDispatchMode):
         on_device = bool(there) if name != aten.copy_ else isinstance(args[0], OnDevice)
         if kwargs.get("device") is not None:
             on_device = torch.device(kwargs["device"]) == DEVICE
-            kwargs["device"] = torch.device("cpu")
         waits = by_index and (here or any(index.dtype == torch.bool for index in there[1:]))
         if there and (not on_device or waits or name in SIZES_FROM_VALUES or name == aten._local_scalar_dense):
             self.reads.append(str(function))
         inputs = {id(tensor.held): tensor for tensor in there}
-        result = function(*tree_map_only(OnDevice, lambda tensor: tensor.held, args), **_held(kwargs))
+        held = [
+            leaf.held
+            if isinstance(leaf, OnDevice)
+            else HOST
+            if isinstance(leaf, torch.device) and leaf == DEVICE
+            else leaf
+            for leaf in leaves
+        ]
+        args, kwargs = tree_unflatten(held, structure)
+        result = function(*args, **kwargs)
         if not on_device:
             return result
         return tree_map_only(Tensor, lambda made: inputs[id(made)] if id(made) in inputs else OnDevice(made), result)
 
 
-def _held(kwargs: dict[str, Any]) -> dict[str, Any]:
-    held: dict[str, Any] = tree_map_only(OnDevice, lambda tensor: tensor.held, kwargs)
-    return held
+def _held(leaf: Any) -> Any:
+    if isinstance(leaf, OnDevice):
+        return leaf.held
+    return HOST if isinstance(leaf, torch.device) and leaf == DEVICE else leaf
 
 
 class _Functions(TorchFunctionMode):
