@@ -13,6 +13,7 @@ from simulated_device import DEVICE, TRANSFERS, OnDevice, WrongDeviceError, simu
 from tiny_families import FAMILIES, LENGTH, PIXELS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModel, BertConfig, MPNetConfig
 
 from trainables.attacks.proposals import BATCH, Proposer
 from trainables.attacks.quirks import Quirk
@@ -21,6 +22,7 @@ from trainables.captions import bare_text
 from trainables.config import AttackConfig, Point, TrialConfig
 from trainables.models import FusionModel, tokenize
 from trainables.models.clip import Clip
+from trainables.models.dual import TextTransformer
 from trainables.prepare import Prepared, Workshop, prepare
 from trainables.results import TrialResult
 from trainables.training import finetune
@@ -114,6 +116,23 @@ def test_a_model_keeps_the_host_from_waiting(prepared: Prepared, family: str) ->
             made.append(model.itm_logits(model.image_tokens(pixels), model.text_tokens(ids, mask), mask))
         assert all(isinstance(part, OnDevice) for part in made)
     assert not reads
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
+
+
+@pytest.mark.parametrize(("config", "reads_once"), [(BertConfig(**SMALL), 0), (MPNetConfig(**SMALL), 1)])
+def test_a_text_tower_of_any_kind_sees_no_padding(config: Any, reads_once: int) -> None:
+    """And keeps the host from waiting, where it takes a mask as attention reads it."""
+    torch.manual_seed(0)
+    text = TextTransformer(AutoModel.from_config(config)).eval()
+    ids, mask = torch.randint(5, 50, (2, 9)), torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 4:] = 0
+    expected = torch.cat([text(ids[:1], mask[:1]), text(ids[1:, :4], mask[1:, :4])])
+    torch.testing.assert_close(text(ids, mask), expected, atol=1e-5, rtol=1e-4)
+    with simulated_device() as reads:
+        assert isinstance(text.to(DEVICE)(ids.to(DEVICE), mask.to(DEVICE)), OnDevice)
+    assert len(reads) == reads_once
 
 
 @pytest.mark.parametrize("quirks", [[], ["subword_product", "logit_cut"]])

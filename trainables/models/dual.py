@@ -45,7 +45,10 @@ class TextTransformer(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, hidden)."""
-        states = self.tower(input_ids=tokens, attention_mask=mask).last_hidden_state
+        # A mask as attention reads it; `transformers` would look into one (batch, length), and wait for the device.
+        ready = self.tower._supports_attention_backend and self.tower.config._attn_implementation == "sdpa"
+        seen = mask.bool()[:, None, None] if ready else mask
+        states = self.tower(input_ids=tokens, attention_mask=seen).last_hidden_state
         weights = mask.to(states.dtype).unsqueeze(1)
         return (weights @ states).squeeze(1) / weights.sum(-1)
 
