@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 
 from trainables.attacks.contract import Batch, Victim
 from trainables.attacks.encoding import CaptionEncoder, encode_captions
@@ -55,6 +55,8 @@ class Plain(Clip):
         self.clip.vision_model.embeddings.patch_embedding.__class__ = nn.Conv2d
         for tower in (self.clip.vision_model, self.clip.text_model):
             tower.encoder.layers[-1].__class__ = CLIPEncoderLayer
+            for layer in tower.encoder.layers:
+                layer.mlp.__class__ = CLIPMLP
 
     def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(batch, length) -> (batch, dim)."""

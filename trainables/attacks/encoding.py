@@ -82,6 +82,10 @@ class CaptionEncoder:
         self._known = torch.empty(0, dtype=torch.int64, device=device)
         self._features: Tensor | None = None
 
+    def know(self, captions: Captions, features: Tensor) -> None:
+        """Do not encode what has been encoded already; before anything else is."""
+        self._known, self._features = self.lexicon.fingerprints(captions.rows), features
+
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """See `Encode`. Of strings, none is kept."""
         if not isinstance(captions, Captions):

@@ -167,6 +167,7 @@ def evaluate(
 
         def attack_all(labels: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
             batch = gallery.batch(victim, labels, protocol.seed)
+            batch.encode.know(batch.captions(), clean_texts[moved(batch.caption_rows, device)])
             views: dict[tuple[int, float], list[tuple[Tensor, Tensor]]] = {}  # Sep-Attack shares those of its parts
             scored = {CLEAN: (batch.clean_features(victim), batch.encode(batch.captions()))}
             for name, attack in attacks.items():

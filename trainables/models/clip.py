@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 
 from trainables.config import TinyConfig
 from trainables.errors import InputError
@@ -173,6 +173,24 @@ class PooledLayer(CLIPEncoderLayer):
         return attended + self.mlp(self.layer_norm2(attended))
 
 
+class QuickMlp(CLIPMLP):
+    """The same where the activation is QuickGELU: x sigmoid(c x) = SiLU(c x) / c, one pass over the inner states.
+
+    The matrix products before and after take the factors along. Equal to rounding, with the same weights under the same
+    names.
+    """
+
+    FACTOR = 1.702
+    """Of QuickGELU."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(batch, tokens, width) -> the same."""
+        rows, bias, weight = hidden_states.flatten(0, 1), self.fc1.bias, self.fc1.weight.T
+        inner = torch.addmm(bias, rows, weight, beta=self.FACTOR, alpha=self.FACTOR)
+        outer = torch.addmm(self.fc2.bias, F.silu(inner), self.fc2.weight.T, alpha=1 / self.FACTOR)
+        return outer.view_as(hidden_states)
+
+
 class Clip(RetrievalModel):
     """A `transformers` CLIP; the trial owns the temperature, so CLIP's own is not used."""
 
@@ -186,6 +204,9 @@ class Clip(RetrievalModel):
         clip.vision_model.embeddings.patch_embedding.__class__ = PatchEmbedding
         for tower in (clip.vision_model, clip.text_model):
             tower.encoder.layers[-1].__class__ = PooledLayer
+            if tower.config.hidden_act == "quick_gelu":
+                for layer in tower.encoder.layers:
+                    layer.mlp.__class__ = QuickMlp
         self.clip.logit_scale.requires_grad_(False)
         self.own_temperature = math.exp(-self.clip.logit_scale.item())
         self.tokenizer = tokenizer

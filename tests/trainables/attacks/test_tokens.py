@@ -109,6 +109,10 @@ def test_every_caption_is_encoded_once(world: World) -> None:
     torch.testing.assert_close(first, encode_captions(world.model, [*twice], MAX_TOKENS, torch.device("cpu")))
     assert torch.equal(encode(captions), first[: len(captions)])
     assert sum(seen) == len(captions)
+    told = CaptionEncoder(Counting(), MAX_TOKENS, torch.device("cpu"))
+    told.know(twice, first)
+    assert torch.equal(told(captions), first[: len(captions)])
+    assert sum(seen) == len(captions), "what is known is not encoded"
 
 
 def test_cropping_is_exact(world: World) -> None:

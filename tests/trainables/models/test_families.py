@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MobileNetV2Config, MobileNetV2Model, PreTrainedTokenizerBase
 from transformers.models.blip.modeling_blip import BlipAttention
-from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 
 from benchmarks.setup import Plain
 from trainables.config import TinyConfig
@@ -157,6 +157,7 @@ def test_clip_computes_what_transformers_does(pixels: Tensor, end: int | None) -
     theirs = Plain(ours)
     theirs.clip.text_model.eos_token_id = ours.clip.text_model.eos_token_id
     assert type(theirs.clip.vision_model.encoder.layers[-1]) is CLIPEncoderLayer
+    assert type(theirs.clip.vision_model.encoder.layers[0].mlp) is CLIPMLP
     found = []
     for model in (theirs, ours):
         given = pixels.clone().requires_grad_(True)
