@@ -190,6 +190,8 @@ def test_the_first_of_equal_candidates_is_taken(world: World) -> None:
     encode = partial(encode_captions, world.model, max_tokens=MAX_TOKENS, device=CPU)
     equal = lambda features, rows: torch.arange(len(features)).clamp(max=1).float()  # noqa: E731
     assert attack_words(encode, made, equal, words=1)[0] == ["a boat"]
+    broken = lambda features, rows: torch.tensor([0.0] if len(rows) == 1 else [torch.nan, 1, 0])  # noqa: E731
+    assert attack_words(encode, made, broken, words=1)[0] == ["a boat"]
     nan = lambda features, rows: torch.full((len(features),), torch.nan)  # noqa: E731
     assert attack_words(encode, made, nan, words=1)[0] == ["a dog"]
 
