@@ -20,9 +20,6 @@ from trainables.attacks.quirks import FIRST_WORDS, TEXT_QUIRKS, Quirks
 UNKNOWN = np.array(["[UNK]"])
 """Stands for the word whose importance is asked, in Co-Attack's published code."""
 
-FEW = 16
-"""Captions that are visited again in any case, see `attack_words`."""
-
 Misfit = Callable[[Tensor, Tensor], Tensor]
 """(features (tries, dim), which caption each is a version of (tries,)) -> (tries,); the attack raises it."""
 
@@ -125,8 +122,7 @@ def attack_words(
         importance: how far the embedding moves, in squared L2, when the word is left out (Jin et al. 2020), or, in
             Co-Attack's KL, when it is replaced by the literal `[UNK]` as in the published code.
         visits: words of a caption that are visited at most; all if not given. With a number, nothing is read from the
-            device unless it is one of `READ_FREELY`, and those behind the first `words` visits are for half, a quarter,
-            and so on, of the captions, the first that have words left to change, which are few by then.
+            device unless it is one of `READ_FREELY`: every caption is visited so often, whether it is done or not.
 
     Returns:
         The attacked captions, and their features.
@@ -153,16 +149,12 @@ def attack_words(
     reached, left = misfit(features, everyone), torch.full_like(everyone, words)
     for visit in range(rows.shape[1] if visits is None else min(visits, rows.shape[1])):
         active = (left > 0) & (visit < queued)
-        most = count if visits is None or visit < words else max(FEW, count >> (visit - words + 1))
         if longest is None:
-            chosen, bounds = active.nonzero()[:most, 0], None
+            chosen, bounds = active.nonzero()[:, 0], None
             if len(chosen) == 0:
                 break
-        elif most >= count:
-            chosen, bounds = everyone, longest.repeat(captions.options.shape[2])
         else:
-            chosen = active.long().argsort(descending=True, stable=True)[:most]
-            bounds = np.full(most * captions.options.shape[2], longest.max())
+            chosen, bounds = everyone, longest.repeat(captions.options.shape[2])
         now, at = rows[chosen], order[chosen, visit]
         scores, tried, tries = score_candidates(encode, captions, misfit, now, chosen, at, bounds)
         best = scores.argmax(1, keepdim=True)  # the first of the highest

@@ -161,6 +161,9 @@ def test_where_reading_means_waiting_nothing_is_read(world: World, words: int, m
         attacked, _ = attack_words(encode, made, away_from(images), **budget)
     assert attacked == expected
     assert attacked != world.texts
+    for row in range(len(world.captions)):  # whatever it is attacked with
+        own = Candidates.of(lexicon, *numbered(world.table(), np.array([row]), lexicon))
+        assert attack_words(encode, own, away_from(images[[row]]), **budget)[0] == [expected[row]]
 
 
 def test_an_exhaustive_search_is_an_argmax(world: World) -> None:
