@@ -55,6 +55,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if nothing had happened
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots are not used
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of tasks that fail alike, one is told
 }
 TRIAL_CPUS = 0.01
 """Reserved by a trial's own process, which only waits for its workers."""
