@@ -60,7 +60,7 @@ def start(folder: Path, cache: Path, size: Size) -> dict[str, float]:
 
 
 def training(folder: Path, cache: Path, size: Size) -> dict[str, float]:
-    """The phase `attack` of fine-tuning against one changed word, per step."""
+    """The phase `attack` of fine-tuning against one changed word, per step: all of it, and beside the encoders."""
     import torch
 
     from trainables.prepare import prepare
@@ -73,12 +73,35 @@ def training(folder: Path, cache: Path, size: Size) -> dict[str, float]:
     steps = {"epochs": 1, "epoch_images": size.steps * size.batch, "batch_size": size.batch}
     for name, model in {"CLIP": {}, "bag of words": {"image_tower": str(folder / "tower")}}.items():
         config = trial(cache, dict(model), data=drawn, point={"words": 1}, training=steps, protocol=protocol)
+        prepared = prepare(config)
+        encoding = timed_encoders(prepared.base)
         with tempfile.TemporaryDirectory() as scratch:
-            finetune(config, prepare(config), torch.device("cpu"), None, Path(scratch), lambda message, part: None)
+            finetune(config, prepared, torch.device("cpu"), None, Path(scratch), lambda message, part: None)
             (path,) = Path(scratch).rglob("result.json")
             result = json.loads(path.read_text(encoding="utf-8"))
-        found[f"text attack, {name}, batch {size.batch}"] = result["seconds"]["attack"] / size.steps
+        attack = result["seconds"]["attack"]
+        found[f"text attack, {name}, batch {size.batch}"] = attack / size.steps
+        found[f"    beside the encoders of {name}"] = (attack - sum(encoding)) / size.steps
     return found
+
+
+def timed_encoders(model: Any) -> list[float]:
+    """A list that gets the seconds of each encoder pass without gradient: the attack's, and a tiny evaluation's."""
+    import torch
+
+    seconds: list[float] = []
+
+    def timed(encode: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            began = time.process_time()
+            found = encode(*given)
+            seconds.extend([] if torch.is_grad_enabled() else [time.process_time() - began])
+            return found
+
+        return call
+
+    model.encode_image, model.encode_text = timed(model.encode_image), timed(model.encode_text)
+    return seconds
 
 
 def evaluation(folder: Path, cache: Path, size: Size) -> dict[str, float]:
