@@ -30,6 +30,7 @@ from study.costs.page import PHASES, SIMULATIONS, Growth, Plan, page
 from study.costs.shapes import shape_of
 from trainables.cli.command import exit_on_input_error
 from trainables.config import Point, TrialConfig
+from trainables.errors import InputError
 
 LAUNCH_SECONDS = 3.0
 """Of a trial, outside of loading, attack, training and evaluation; measured on two busy cores."""
@@ -63,7 +64,7 @@ class Arguments(StudyArguments):
     )
 
     device: Literal["a100-80g", "h100", "l4", "cpu"] = Field("cpu", description="kind of device trials would run on")
-    devices: int | None = Field(None, ge=1, description="how many; empty: 8 GPUs, or the cores of this machine")
+    devices: int | None = Field(None, ge=1, description="how many; empty: 8 GPUs or all cores, or what a trial needs")
     measure: bool = Field(False, description="calibrate by half a minute on the device at hand, with random weights")
     as_json: bool = Field(False, description="for programs")
 
@@ -207,11 +208,19 @@ def plan(config: Arguments) -> Plan:
     """Foresee a study.
 
     Raises:
-        InputError: the model's shape or the device's price is not known.
+        InputError: the model's shape or the device's price is not known, or no trial fits the devices.
     """
     workers, training, device = config.trial.workers, config.trial.training, DEVICES[config.device]
-    devices = config.devices or (os.cpu_count() or 1 if config.device == "cpu" else GPUS)
-    slots = min(config.cluster.concurrency or sys.maxsize, max(1, workers.side_by_side(devices)))
+    usual = os.cpu_count() or 1 if config.device == "cpu" else GPUS
+    devices = config.devices or max(usual, workers.count)
+    if config.device != "cpu" and workers.gpus_per_worker == 0:
+        raise InputError(f"trial.workers.gpus_per_worker 0 computes on CPUs, device is {config.device}; leave one out")
+    if not (slots := workers.side_by_side(devices)):
+        raise InputError(
+            f"devices {devices}: a trial needs {workers.count * workers.share:g}; give as many, or lower "
+            "trial.workers.count"
+        )
+    slots = min(config.cluster.concurrency or sys.maxsize, slots)
     shape = shape_of(config)
     found = calibrate(config, shape, device, config.device != "cpu") if config.measure else None
 

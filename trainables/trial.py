@@ -341,9 +341,13 @@ def main(arguments: Sequence[str]) -> int:
             print(f"warning: {caveat.text}", file=sys.stderr)
         with held_back():
             ray.init(address="local", log_to_driver=False, logging_level="ERROR")
+        found = ray.cluster_resources()
+        cpus, gpus = float(found.get("CPU", 0)), float(found.get("GPU", 0))
         if config.workers.gpus_per_worker is None:
-            gpus = float(ray.cluster_resources().get("GPU", 0) > 0)
-            config = config.model_copy(update={"workers": config.workers.model_copy(update={"gpus_per_worker": gpus})})
+            workers = config.workers.model_copy(update={"gpus_per_worker": float(gpus > 0)})
+            config = config.model_copy(update={"workers": workers})
+        if lacking := config.workers.lacking(cpus, gpus):
+            raise InputError(f"workers: {lacking}")
         outcome = run_trial(config, Patience(), [])
         print(outcome.model_dump_json(indent=1))
         if outcome.result is None:

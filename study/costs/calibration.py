@@ -119,7 +119,7 @@ def _short_trial(
     images, gallery = STEPS * batch, min(max(batch, LEAST), MOST)
     pixels = np.random.default_rng(0).integers(0, 256, (max(images, gallery), 3, side, side), dtype=np.uint8)
     training = config.trial.training.model_copy(
-        update={"epochs": 1, "epoch_images": images, "batch_size": batch, "compile": False}
+        update={"epochs": 1, "epoch_images": images, "batch_size": batch, "compile": "off"}
     )
     protocol = config.protocol.model_copy(
         update={"image_steps": IMAGE_STEPS, "gallery_images": gallery, "audit": False}

@@ -86,7 +86,7 @@ def page(found: Plan, shape: Shape) -> Group:
     fits = (
         "fits"
         if found.memory_bytes < found.device_memory_bytes
-        else "too much: gradient checkpointing, a smaller batch, more workers"
+        else "too much: a micro-batch, gradient checkpointing, a smaller batch, more of a GPU or more GPUs a trial"
     )
     answer = Table(box=None, pad_edge=False, show_header=False)
     for name, text in (

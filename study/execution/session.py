@@ -134,8 +134,8 @@ class Session:
             cpus, gpus = self._connect(stack)
             self._lease.use(self._device)
             self._limits()  # tells now if the device has no price
-            prepare_on_cluster(self._template, cpus, gpus, say)
             template = self._sized(cpus, gpus)
+            prepare_on_cluster(self._template, cpus, gpus, say)
             concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
             say(f"{trials} trials to do, {concurrency} at once")
             if again := self._ledger.reopened:
@@ -229,13 +229,10 @@ class Session:
         """
         workers = self._template.workers
         per_worker = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(gpus > 0)
-        need_cpus, need_gpus = workers.count * workers.cpus_per_worker, workers.count * per_worker
-        if self._config.cluster.address is None and (need_cpus > cpus or need_gpus > gpus):
-            raise InputError(
-                f"trial.workers: a trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs, this machine has {cpus:g} "
-                f"and {gpus:g}; lower trial.workers.count, cpus_per_worker or gpus_per_worker, or give cluster.address"
-            )
-        return self._template.model_copy(update={"workers": workers.model_copy(update={"gpus_per_worker": per_worker})})
+        sized = workers.model_copy(update={"gpus_per_worker": per_worker})
+        if self._config.cluster.address is None and (lacking := sized.lacking(cpus, gpus)):
+            raise InputError(f"trial.workers: {lacking}, or give cluster.address")
+        return self._template.model_copy(update={"workers": sized})
 
     def _fitting(self, template: TrialConfig, cpus: float, gpus: float) -> int:
         workers = template.workers

@@ -291,6 +291,16 @@ def test_shapes_come_from_a_models_configuration(tmp_path: Path) -> None:
         shape_of(StudyConfig.model_validate({"trial": {"model": {"base": "someone/else"}}}))
 
 
+@pytest.mark.parametrize(
+    ("workers", "devices", "told"),
+    [({"count": 8, "gpus_per_worker": 1}, 3, "devices 3: a trial needs 8"), ({"gpus_per_worker": 0}, 8, "h100")],
+)
+def test_a_trial_that_no_device_can_run_is_refused(workers: dict[str, Any], devices: int, told: str) -> None:
+    fields = {"trial": {"workers": workers, "training": {"batch_size": 32}}, "device": "h100", "devices": devices}
+    with pytest.raises(InputError, match=told):
+        plan.plan(plan.Arguments.model_validate(fields))
+
+
 def test_a_tower_that_is_no_transformer_is_run(real_data: Path) -> None:
     folder = real_data / "weights" / "mobilenet_v2_1.0_224"
     model = {"image_tower": str(folder)}

@@ -166,7 +166,7 @@ class TrainingConfig(Model):
     gradient_checkpointing: bool = Field(
         False, description="compute activations again in backward passes: a fraction of the memory, more time"
     )
-    compile: Literal["auto"] | bool = Field(
+    compile: Literal["auto", "on", "off"] = Field(
         "auto", description="the image tower for the training attack, by torch.compile; auto: on GPUs"
     )
     attack_candidates: int = Field(5, ge=1, le=10, description="masked-LM substitutes the training attack tries a word")
@@ -198,6 +198,16 @@ class WorkersConfig(Model):
     def share(self) -> float:
         """Of a device that a worker holds, of its memory too."""
         return self.gpus_per_worker or 1.0
+
+    def lacking(self, cpus: float, gpus: float) -> str | None:
+        """What a trial needs and a machine of so many CPUs and GPUs does not have; None if it can run there."""
+        need_cpus, need_gpus = self.count * self.cpus_per_worker, self.count * (self.gpus_per_worker or 0)
+        if need_cpus <= cpus and need_gpus <= gpus:
+            return None
+        return (
+            f"a trial needs {need_cpus:g} CPUs and {need_gpus:g} GPUs, this machine has {cpus:g} and {gpus:g}; lower "
+            "workers.count, cpus_per_worker or gpus_per_worker"
+        )
 
     def side_by_side(self, devices: float) -> int:
         """Trials that fit on so many devices at once; a share of 0.4 fits twice on each, not 2.5 times."""

@@ -186,10 +186,10 @@ def _text_tokens(model: FusionModel, tokens: Tensor, mask: Tensor, device: torch
 def _ranks(scores: Tensor, right: Tensor, by_similarity: np.ndarray, gallery: int) -> np.ndarray:
     """(queries, candidates) scores and which are right -> (queries,).
 
-    The rank by similarity stays where no right answer is safely among the candidates: that rank tells, ties and NaN
-    counted against the model.
+    The rank by similarity stays where no right answer is safely among the candidates: that rank tells, ties counted
+    against the model. Where a score is NaN, the rank is worse than any gallery.
     """
     best = scores.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
     ranks = 1 + ((scores >= best) & ~right).sum(1)
-    ranks = torch.where(scores.isnan().any(1), gallery + 1, ranks)
-    return np.where(by_similarity <= scores.shape[1], ranks.numpy(), by_similarity)
+    ranks = torch.where(torch.from_numpy(by_similarity <= scores.shape[1]), ranks, torch.from_numpy(by_similarity))
+    return torch.where(scores.isnan().any(1), gallery + 1, ranks).numpy()

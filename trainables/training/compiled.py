@@ -25,7 +25,7 @@ def through_tower(model: RetrievalModel, training: TrainingConfig, attack: Calla
     it has to be repeatable and must not wait for other workers. What is wrong with the attack itself fails there, too.
     """
     device = next(model.parameters()).device
-    wanted = device.type == "cuda" if training.compile == "auto" else training.compile
+    wanted = training.compile == "on" or (training.compile == "auto" and device.type == "cuda")
     if wanted and type(model) not in _failed:
         try:
             return attack(torch.compile(model.encode_image))

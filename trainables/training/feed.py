@@ -26,6 +26,7 @@ from trainables.config import TrialConfig
 from trainables.prepare import Prepared
 from trainables.training.batches import Drawn, draw_batch
 from trainables.training.losses import Sides
+from trainables.training.positives import Positives
 from trainables.training.texts import Texts, draw_texts
 
 AHEAD = 2
@@ -77,19 +78,6 @@ def _held(tensor: Tensor, stream: Any) -> Tensor:
     return tensor
 
 
-def described(own: Tensor, groups: Tensor) -> Tensor:
-    """Which captions describe which images, bool (images, captions): those with the words of one of its own.
-
-    Args:
-        own: (images, n), groups of an image's captions.
-        groups: (captions,), equal for equal words.
-    """
-    matches = own[:, :1] == groups
-    for place in range(1, own.shape[1]):  # all at once would be n times as large as what is kept
-        matches |= own[:, place, None] == groups
-    return matches
-
-
 def ahead(make: Callable[[int], Made], steps: range) -> Iterator[Made]:
     """What `make` gives for each step, in order, by a thread that is up to `AHEAD` steps in front of who asks."""
     coming: deque[Future[Made]] = deque()
@@ -115,7 +103,7 @@ class Feed:
         self._config, self._train, self._device = config, prepared.dataset.train, device
         self._substitutes, self._lexicon = prepared.train, lexicon_of(prepared.base.tokenizer)
         self._image_ids = torch.from_numpy(self._train.image_ids).to(device)
-        self._caption_groups = torch.from_numpy(prepared.caption_groups).to(device)
+        self._positives = Positives(self._train.caption_image, prepared.caption_groups, device)
         self._rank, self._world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def batches(self, first: int, end: int) -> Iterator[Batch]:
@@ -152,12 +140,11 @@ class Feed:
         everyones = self._world * len(own.images)
         images, captions = sent.rows[:everyones], sent.rows[everyones:]
         own_images, own_captions = (rows.chunk(self._world)[self._rank] for rows in (images, captions))
-        seed, each = self._config.seed, own.captions.shape[1]
-        groups, own_groups = self._caption_groups[captions], self._caption_groups[own_captions]
+        seed = self._config.seed
         return Batch(
             images=own_images,
             pixels=sent.pixels / 255,
-            positives=(described(own_groups.view(-1, each), groups), described(groups.view(-1, each), own_groups).T),
+            positives=(self._positives(own_images, captions), self._positives(images, own_captions).T),
             keys=sample_keys(seed, own.epoch, self._image_ids[own_images]),
             texts=sent.texts,
             caption_keys=sample_keys(seed, own.epoch, own_captions),

@@ -44,19 +44,6 @@ def similarities(images: Features, texts: Features) -> Sides:
     return inner_products(images.own, texts.everyone), inner_products(texts.own, images.everyone)
 
 
-def positive_pairs(images: Tensor, caption_images: Tensor, caption_groups: Tensor) -> Tensor:
-    """Which captions describe which images of a batch, bool (images, captions).
-
-    Args:
-        images: (images,) id of each.
-        caption_images: (captions,) id of the image each was written for.
-        caption_groups: (captions,) equal for equal caption strings: they describe each other's images too.
-    """
-    own = images[:, None] == caption_images
-    same_text = caption_groups[:, None] == caption_groups
-    return inner_products(own, same_text) > 0
-
-
 def contrastive_loss(
     scores: Sides, positives: Sides, temperature: Tensor, teacher: Sides | None = None, alpha: float = 0.0
 ) -> Tensor:

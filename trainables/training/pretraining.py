@@ -27,7 +27,8 @@ from trainables.models.albef import Albef
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip
 from trainables.models.dual import Dual
-from trainables.training.losses import contrastive_loss, matching_loss, positive_pairs, shared, similarities
+from trainables.training.losses import contrastive_loss, matching_loss, shared, similarities
+from trainables.training.positives import Positives
 
 Log = Callable[[str], None]
 
@@ -161,7 +162,8 @@ def _train_pairs(
     """
     pretrain = config.model.pretrain
     trained.to(device).train()
-    groups = torch.from_numpy(np.unique([bare_text(text) for text in pairs.captions], return_inverse=True)[1])
+    groups = np.unique([bare_text(text) for text in pairs.captions], return_inverse=True)[1]
+    described = Positives(pairs.caption_image, groups, device)
     tokens, mask = tokenize(model, pairs.captions, config.model.max_tokens)
     captions_of = np.split(np.arange(len(pairs.captions)), np.flatnonzero(np.diff(pairs.caption_image)) + 1)
     log_temperature = nn.Parameter(torch.tensor(math.log(pretrain.temperature), device=device))
@@ -178,8 +180,7 @@ def _train_pairs(
             captions = np.array([rng.choice(captions_of[row]) for row in rows])
             longest = int(mask[captions].sum(1).max())
             batch = tokens[captions, :longest].to(device), mask[captions, :longest].to(device)
-            owners = torch.from_numpy(rows)
-            matches = positive_pairs(owners, owners, groups[captions]).to(device)
+            matches = described(torch.from_numpy(rows).to(device), torch.from_numpy(captions).to(device))
             positives = matches, matches.T
             given, temperature = read_images(rows), log_temperature.exp()
             if isinstance(model, FusionModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -42,12 +43,14 @@ def distribute(trainee: Trainee, device: torch.device, sharded: bool) -> nn.Modu
         fully_shard(trainee, mesh=mesh, reshard_after_forward=False, ignored_params=scalars)
         return trainee  # it is another class of module now
     # All that is trained takes part in every loss, see `freeze_idle`. Buffers never change.
-    return DistributedDataParallel(
-        trainee,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # `forward_sync_buffers`, its later name, is too new
+        return DistributedDataParallel(
+            trainee,
+            device_ids=[device] if device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
 
 def gather(trainee: Trainee) -> None:

@@ -84,15 +84,16 @@ def eda(words: np.ndarray, options: np.ndarray, keys: Tensor) -> tuple[np.ndarra
         The new words, and for each what may replace it: none for words that were put in.
     """
     lengths, row = (words != NONE).sum(1), np.arange(len(words))
-    touched = np.maximum(1, np.round(EDA_SHARE * lengths)).astype(int)
+    touched = np.maximum(1, (EDA_SHARE * lengths).astype(int))
     most = touched.max(initial=0)
     words = np.pad(words, ((0, 0), (0, most)), constant_values=NONE)
     options = np.pad(options, ((0, 0), (0, most), (0, 0)), constant_values=NONE)
     draws = uniform(step_keys(keys, EDA_STEP), (1 + 4 * most,)).double().numpy()
     operation, place = (4 * draws[:, 0]).astype(int), np.arange(words.shape[1])
+    done = np.zeros_like(words, dtype=bool)
     for turn in range(most):
         first, second, third, fourth = draws[:, 1 + 4 * turn : 5 + 4 * turn].T
-        replaceable = (options != NONE).any(2)
+        replaceable = (options != NONE).any(2) & ~done
         source = _drawn(replaceable, first)
         option = options[row, source, _drawn(options[row, source] != NONE, second)]
         acts = (turn < touched) & np.where(operation < 2, replaceable.any(1), lengths > 1)
@@ -106,7 +107,7 @@ def eda(words: np.ndarray, options: np.ndarray, keys: Tensor) -> tuple[np.ndarra
         moved[exchanged, at[exchanged]], moved[exchanged, other[exchanged]] = other[exchanged], at[exchanged]
         moved = np.minimum(moved, place[-1])  # behind the last word there is none
         words, options = np.take_along_axis(words, moved, 1), np.take_along_axis(options, moved[:, :, None], 1)
-        words[replaced, source[replaced]] = option[replaced]
+        words[replaced, source[replaced]], done[replaced, source[replaced]] = option[replaced], True
         words[put_in, at[put_in]], options[put_in, at[put_in]] = option[put_in], NONE
         lengths = lengths + put_in - left_out
     kept = lengths.max(initial=1)

@@ -31,6 +31,16 @@ def test_trials_side_by_side(workers: dict[str, Any], devices: int, trials: int)
     assert WorkersConfig.model_validate(workers).side_by_side(devices) == trials
 
 
+def test_a_machine_that_can_never_run_a_trial_is_told() -> None:
+    half = WorkersConfig(gpus_per_worker=0.5)
+    assert half.lacking(2, 1) is None
+    assert half.lacking(2, 0) == (
+        "a trial needs 1 CPUs and 0.5 GPUs, this machine has 2 and 0; lower workers.count, cpus_per_worker or "
+        "gpus_per_worker"
+    )
+    assert WorkersConfig(count=3).lacking(2, 0) is not None
+
+
 def test_workers_of_a_trial_share_no_gpu() -> None:
     with pytest.raises(
         ValidationError, match=r"count 2 with gpus_per_worker 0\.5: .* set count 1 .* or gpus_per_worker 1"

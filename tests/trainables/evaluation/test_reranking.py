@@ -105,6 +105,8 @@ def test_nan_is_worse_than_any_gallery() -> None:
     found, _ = ranks(similarity, torch.eye(3)[:, OWNER], OWNER, 2)
     assert found.tr[0] == 5
     assert found.ir[3] == 4
+    no_right_candidate = torch.tensor([[float("nan"), 1.0]]), torch.tensor([[False, False]]), np.array([3])
+    assert reranking._ranks(*no_right_candidate, gallery=3).tolist() == [4]
 
 
 def test_equal_captions_are_right_for_both_images() -> None:

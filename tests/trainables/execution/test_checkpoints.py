@@ -143,7 +143,7 @@ def test_what_decides_no_result_may_change(run: tuple[TrialConfig, Path], writte
     config = run[0]
     for other in (
         changed(config, protocol={"batch_images": 7}, training={"log_every_steps": 3, "gradient_checkpointing": True}),
-        changed(config, training={"compile": False, "micro_batch": 4}),
+        changed(config, training={"compile": "off", "micro_batch": 4}),
         config.model_copy(update={"workers": WorkersConfig(count=2, cpus_per_worker=0.5, gpus_per_worker=0)}),
         config.model_copy(update={"cache_dir": Path("elsewhere"), "key": "another"}),
         changed(config, data={"root": Path("/moved")}, model={"base": "/moved", "masked_lm": "/moved"}),

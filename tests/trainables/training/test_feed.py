@@ -31,8 +31,8 @@ def test_a_batch_is_what_was_drawn(world: tuple[TrialConfig, Prepared]) -> None:
         np.testing.assert_array_equal(batch.images, drawn.images)
         np.testing.assert_array_equal((batch.pixels * 255).round(), train.pixels[drawn.images])
         expected = [
-            [any(groups[own] == groups[caption] for own in row) for caption in drawn.captions.flat]
-            for row in drawn.captions
+            [groups[caption] in groups[train.caption_image == image] for caption in drawn.captions.flat]
+            for image in drawn.images
         ]
         np.testing.assert_array_equal(batch.positives[0], expected)
         np.testing.assert_array_equal(batch.positives[1], np.transpose(expected))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,16 +19,26 @@ from trainables.training.losses import (
     contrastive_loss,
     hard_negatives,
     matching_loss,
-    positive_pairs,
     shared,
     similarities,
 )
+from trainables.training.positives import Positives
+
+
+def positive_pairs(owners: Tensor, groups: Tensor) -> Tensor:
+    """Of all captions with all images."""
+    described = Positives(owners.numpy(), groups.numpy(), owners.device)
+    return described(torch.arange(int(owners.max()) + 1), torch.arange(len(owners)))
 
 
 def test_positives_are_own_captions_and_equal_ones() -> None:
-    images, owners = torch.tensor([5, 7]), torch.tensor([5, 5, 7, 7])
-    found = positive_pairs(images, owners, torch.tensor([0, 1, 1, 2]))
+    found = positive_pairs(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 2]))
     assert found.tolist() == [[True, True, True, False], [False, True, True, True]]
+
+
+def test_a_caption_describes_an_image_that_has_the_same_words_in_one_not_drawn() -> None:
+    described = Positives(np.array([0, 0, 1]), np.array([0, 1, 1]), torch.device("cpu"))
+    assert described(torch.tensor([0, 1]), torch.tensor([0, 2])).tolist() == [[True, True], [False, True]]
 
 
 def both(pairs: Tensor) -> Sides:
@@ -41,8 +52,7 @@ def test_contrastive_loss_by_hand(each: int) -> None:
     images, texts = torch.randn(5, 4, generator=generator), torch.randn(5 * each, 4, generator=generator)
     sides = similarities(shared(images), shared(texts))
     scores = F.normalize(images) @ F.normalize(texts).T
-    ids = torch.tensor([1, 2, 2, 3, 4])
-    positives = positive_pairs(ids, ids.repeat_interleave(each), torch.tensor([0, 1, 2, 3, 0] * each))
+    positives = positive_pairs(torch.arange(5).repeat_interleave(each), torch.tensor([0, 1, 2, 3, 0] * each))
     expected = 0.0
     for matrix, right in ((scores / 0.3, positives), (scores.T / 0.3, positives.T)):
         for i in range(len(matrix)):
@@ -95,7 +105,7 @@ Judge.__abstractmethods__ = frozenset()  # the matching loss asks for nothing el
 def test_matching_loss_by_hand(each: int) -> None:
     images, texts = torch.tensor([1.0, 2.0, 3.0]), torch.arange(1.0, 1 + 3 * each)
     owners = torch.arange(3).repeat_interleave(each)
-    positives = positive_pairs(torch.arange(3), owners, torch.arange(3 * each))
+    positives = positive_pairs(owners, torch.arange(3 * each))
     # One wrong answer stands out everywhere, so it is drawn: image 2 and the last caption, or the first two.
     scores = torch.full((3, 3 * each), -100.0)
     scores[2, :] = scores[:, -1] = 100.0

@@ -52,6 +52,15 @@ def test_eda_changes_little_and_keeps_words_and_options_together() -> None:
     assert put == {101, 102, 103, 106, 108, 112}
 
 
+def test_a_tenth_of_the_words_is_replaced_rounded_down_and_none_twice() -> None:
+    words = np.arange(100, 139)[None].repeat(200, 0)
+    replaced, _ = eda(words, words[..., None] + 1000, sample_keys(0, 0, torch.arange(200)))
+    as_long = replaced[((replaced != NONE) == (np.arange(replaced.shape[1]) < 39)).all(1)]
+    changes = [changed for changed in (as_long >= 1000).sum(1).tolist() if changed]  # others change places
+    assert len(changes) > 20
+    assert set(changes) == {3}
+
+
 @pytest.mark.parametrize("row", [1, 2, 3])
 def test_eda_leaves_what_it_cannot_change(row: int) -> None:
     """Without substitutes words only move or go; of one word none goes."""
