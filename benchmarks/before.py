@@ -1,6 +1,6 @@
 """This tree beside its state at an earlier revision: a trial's start, the text attack in training, an evaluation.
 
-`python -m benchmarks.before REVISION` checks the revision out beside, runs each workload in both trees in turn, each in
+`python -m benchmarks.before REVISION` unpacks the revision beside, runs each workload in both trees in turn, each in
 a process of its own on one thread, and prints medians of processor seconds and their ratios. Only what exists in both
 trees is called.
 """
@@ -11,8 +11,10 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +38,9 @@ class Size:
 
 
 TINY = Size(records=300, steps=1, batch=16, gallery=10, shapes=32)
+
+ROUNDS = {False: 3, True: 1}
+"""Unless others are wanted; if everything is tiny."""
 
 
 def trial(cache: Path, model: dict[str, Any], **fields: Any) -> Any:
@@ -86,22 +91,33 @@ def training(folder: Path, cache: Path, size: Size) -> dict[str, float]:
 
 
 def timed_encoders(model: Any) -> list[float]:
-    """A list that gets the seconds of each encoder pass without gradient: the attack's, and a tiny evaluation's."""
+    """A list that gets the seconds of each encoder pass without gradient, while a batch is attacked."""
     import torch
 
     seconds: list[float] = []
 
     def timed(encode: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any) -> Any:
+            counted = attacking() and not torch.is_grad_enabled()
             began = time.process_time()
             found = encode(*given)
-            seconds.extend([] if torch.is_grad_enabled() else [time.process_time() - began])
+            seconds.extend([time.process_time() - began] if counted else [])
             return found
 
         return call
 
     model.encode_image, model.encode_text = timed(model.encode_image), timed(model.encode_text)
     return seconds
+
+
+def attacking() -> bool:
+    """Whether a training step's attack is among the callers."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code.co_name == "attack_pairs":
+            return True
+    return False
 
 
 def evaluation(folder: Path, cache: Path, size: Size) -> dict[str, float]:
@@ -131,21 +147,32 @@ WORKLOADS: dict[str, Callable[[Path, Path, Size], dict[str, float]]] = {
 
 
 @contextlib.contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """The tree at the revision."""
+def unpacked(revision: str) -> Iterator[Path]:
+    """The tree at the revision.
+
+    Raises:
+        InputError: there is no such revision.
+    """
+    from trainables.errors import InputError
+
     with tempfile.TemporaryDirectory() as folder:
-        tree, git = Path(folder) / "tree", ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
-        try:
-            yield tree
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
+        packed, tree = Path(folder) / "tree.tar", Path(folder) / "tree"
+        command = ["git", "-C", str(ROOT), "archive", "--output", str(packed), "--end-of-options", revision]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise InputError(f"revision {revision!r}: {done.stderr.strip()}; a commit, branch or tag is wanted")
+        with tarfile.open(packed) as archive:
+            archive.extractall(tree, filter="data")
+        yield tree
 
 
-def measured(tree: Path, workload: str, options: argparse.Namespace, folder: Path, cache: str) -> dict[str, float]:
-    """What the workload takes in a tree, by name; it keeps what it prepares in a cache of that tree."""
-    command = [sys.executable, "-P", __file__, options.revision, "--workload", workload, "--measure", cache]
-    command += ["--folder", str(folder), *(["--tiny"] if options.tiny else [])]
+def measured(
+    tree: Path, workload: str | None, options: argparse.Namespace, folder: Path, cache: str
+) -> dict[str, float]:
+    """What the workload, or each, takes in a tree, by name; it keeps what it prepares in a cache of that tree."""
+    command = [sys.executable, "-P", __file__, "--measure", cache, "--folder", str(folder)]
+    command += [*(["--workload", workload] if workload else []), *(["--tiny"] if options.tiny else [])]
+    command += ["--", options.revision]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
     environment = {**os.environ, **threads, "PYTHONPATH": str(tree), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True, encoding="utf-8")
@@ -164,17 +191,21 @@ def make_data(folder: Path, size: Size) -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """Lines of the table. In each tree, a first run that is not counted prepares what the others find."""
-    make_data(folder, TINY if options.tiny else Size())
-    with checked_out(options.revision) as before:
+    """Lines of the table. In each tree, a first run that is not counted prepares what the others find.
+
+    Where everything is tiny, there is no such run, and all workloads share a process.
+    """
+    rounds, unmeasured = options.rounds or ROUNDS[options.tiny], 0 if options.tiny else 1
+    with unpacked(options.revision) as before:
+        make_data(folder, TINY if options.tiny else Size())
         trees = {"before": before, "now": ROOT}
-        yield f"{'processor seconds, median of ' + str(options.rounds):42}{'before':>10}{'now':>10}{'ratio':>8}"
-        for workload in [options.workload] if options.workload else list(WORKLOADS):
+        yield f"{'processor seconds, median of ' + str(rounds):42}{'before':>10}{'now':>10}{'ratio':>8}"
+        for workload in [options.workload] if options.workload or options.tiny else list(WORKLOADS):
             runs: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
-            for turn in range(options.rounds + 1):
+            for turn in range(unmeasured + rounds):
                 for name, tree in trees.items():
                     found = measured(tree, workload, options, folder, f"cache-{name}")
-                    if turn:
+                    if turn >= unmeasured:
                         runs[name].append(found)
             for row in runs["now"][0]:
                 old, new = (median(found[row] for found in runs[name]) for name in trees)
@@ -186,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.before", description=__doc__.split("\n")[0])
     parser.add_argument("revision", help="of git, such as a tag")
     parser.add_argument("--workload", choices=WORKLOADS, help="one instead of all")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each tree, in turn")
+    parser.add_argument("--rounds", type=int, help="runs of each tree, in turn; default: 3, or 1 with --tiny")
     parser.add_argument("--folder", type=Path, help="keeps data and caches for the next time; the first takes minutes")
     parser.add_argument("--tiny", action="store_true", help="the same in small, to see that it works")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
@@ -201,15 +232,27 @@ def main(arguments: Sequence[str]) -> int:
 
         torch.set_num_threads(1)
         size = TINY if options.tiny else Size()
-        print(json.dumps(WORKLOADS[options.workload](options.folder, options.folder / options.measure, size)))
+        cache, found = options.folder / options.measure, dict[str, float]()
+        for workload in [options.workload] if options.workload else WORKLOADS:
+            found |= WORKLOADS[workload](options.folder, cache, size)
+        print(json.dumps(found))
         return 0
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = (options.folder or Path(temporary)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        for line in compare(options, folder):
-            print(line, flush=True)
+    from trainables.errors import InputError
+
+    try:
+        if options.rounds is not None and options.rounds < 1:
+            raise InputError(f"--rounds {options.rounds}: at least 1")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (options.folder or Path(temporary)).resolve()
+            folder.mkdir(parents=True, exist_ok=True)
+            for line in compare(options, folder):
+                print(line, flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what was unpacked is removed
     sys.exit(main(sys.argv[1:]))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 
-from benchmarks.gpu.bench import EPSILON, Bench, Row
+from benchmarks.gpu.bench import EPSILON, Bench, Row, timed_calls
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from trainables.config import Protocol
     from trainables.evaluation.robustness import Evaluation, Gallery
     from trainables.models import RetrievalModel
@@ -25,7 +25,8 @@ SCALED = 1000
 
 
 def attacks(bench: Bench) -> Iterator[Row]:
-    """Seconds for 1,000 images with five captions each, on CLIP, the published SGA last."""
+    """Seconds that PGD-10, the joint attack and SGA take for 1,000 images of CLIP, beside the published SGA."""
+    from trainables.attacks.registry import BUILT_IN
     from trainables.config import AttackConfig, Protocol
 
     prepared = bench.prepared("clip", bench.size.gallery, bench.size.gallery)
@@ -33,27 +34,21 @@ def attacks(bench: Bench) -> Iterator[Row]:
     few = gallery.first(max(2, len(gallery.pixels) // 16))
     for name, title in ATTACKS.items():
         protocol = Protocol(attacks=(AttackConfig(name=name, attack=name),), epsilon=EPSILON, bootstrap_samples=100)
-        clean = protocol.model_copy(update={"attacks": ()})
-        for given in (clean, protocol):
-            _timed(bench, model, few, given)
-        seconds = _timed(bench, model, gallery, protocol)[0] - _timed(bench, model, gallery, clean)[0]
-        ours = seconds * SCALED / len(gallery.pixels)
+        _evaluated(bench, model, few, protocol)
+        with timed_calls(BUILT_IN[name], "run", bench.device) as seconds:
+            _evaluated(bench, model, gallery, protocol)
+        ours = sum(seconds) * SCALED / len(gallery.pixels)
         yield Row("b", title, {"s/1000_images": ours}, "substitutes come from the study's cache")
     reference = published_sga(bench, model, gallery.first(bench.size.published_images))
     values = {"s/1000_images": reference, "ratio": reference / ours}
     yield Row("b", "SGA, the published loop", values, f"scaled up from {bench.size.published_images} images")
 
 
-def _timed(bench: Bench, model: RetrievalModel, gallery: Gallery, protocol: Protocol) -> tuple[float, Evaluation]:
+def _evaluated(bench: Bench, model: RetrievalModel, gallery: Gallery, protocol: Protocol) -> Evaluation:
     from trainables.evaluation.robustness import evaluate
-    from trainables.measure import synchronise
 
-    synchronise(bench.device)
-    start = time.perf_counter()
     tokens = bench.model_config(model.family).max_tokens
-    found = evaluate(model, gallery, protocol, max_tokens=tokens, device=bench.device)
-    synchronise(bench.device)
-    return time.perf_counter() - start, found
+    return evaluate(model, gallery, protocol, max_tokens=tokens, device=bench.device)
 
 
 def _masked_lm(bench: Bench) -> Any:
@@ -68,32 +63,30 @@ def published_sga(bench: Bench, model: Any, gallery: Gallery) -> float:
     """Its seconds for `SCALED` images, from one batch; the masked language model runs for each caption."""
     from benchmarks.published import Published, numpy_noise
     from benchmarks.setup import Plain
-    from trainables.measure import synchronise
 
     tokens = bench.model_config("clip").max_tokens
     loop = Published(Plain(model).to(bench.device), _masked_lm(bench), bench.tokenizer, tokens)
     pixels = torch.from_numpy(gallery.pixels).to(bench.device) / 255
     owner = gallery.caption_image.tolist()
     loop.attack_captions(gallery.texts[:1], [0], None)
-    synchronise(bench.device)
-    start = time.perf_counter()
-    loop.sga(pixels, gallery.texts, owner, pixels, numpy_noise, epsilon=EPSILON)
-    synchronise(bench.device)
-    return (time.perf_counter() - start) * SCALED / len(pixels)
+    with timed_calls(Published, "sga", bench.device) as seconds:
+        loop.sga(pixels, gallery.texts, owner, pixels, numpy_noise, epsilon=EPSILON)
+    return sum(seconds) * SCALED / len(pixels)
 
 
 def reranking(bench: Bench) -> Iterator[Row]:
-    """Pairs a second that a fusion transformer judges; every image is among the candidates of every caption."""
+    """Pairs a second that the fusion transformers of ALBEF and BLIP judge: each caption with every image."""
     from trainables.config import Protocol
+    from trainables.evaluation import robustness
 
     count = bench.size.candidates
     for family in ("albef", "blip"):
         prepared = bench.prepared(family, count, count)
-        clean = Protocol(attacks=(), gallery_images=count, bootstrap_samples=100)
-        again = clean.model_copy(update={"rerank": count})
-        _timed(bench, prepared.base, prepared.gallery.first(max(2, count // 16)), again)
-        taken = [_timed(bench, prepared.base, prepared.gallery, protocol)[0] for protocol in (clean, again)]
-        seconds = taken[1] - taken[0]
+        protocol = Protocol(attacks=(), gallery_images=count, rerank=count, bootstrap_samples=100)
+        _evaluated(bench, prepared.base, prepared.gallery.first(max(2, count // 16)), protocol)
+        with timed_calls(robustness, "reranked", bench.device) as taken:
+            _evaluated(bench, prepared.base, prepared.gallery, protocol)
+        seconds = sum(taken)
         pairs = count * len(prepared.gallery.caption_image)
         title = f"{family} re-ranking, k {count}, {bench.size.pixels[family]} px"
         yield Row("c", title, {"pairs/s": pairs / seconds, "s": seconds}, f"{pairs:,} pairs")
@@ -102,21 +95,19 @@ def reranking(bench: Bench) -> Iterator[Row]:
 
 def substitutes(bench: Bench) -> Iterator[Row]:
     """Captions a second that the masked language model proposes words for."""
-    from trainables.attacks.proposals import masked_lm_substitutes
-    from trainables.measure import synchronise
+    import numpy as np
+
+    from trainables.attacks import proposals
     from trainables.synthetic import made_up_captions
 
     captions = made_up_captions(bench.size.captions, bench.words, np.random.default_rng(0))
     masked_lm = _masked_lm(bench)
-    masked_lm_substitutes(captions[:8], masked_lm, bench.tokenizer)
-    synchronise(bench.device)
-    start = time.perf_counter()
-    masked_lm_substitutes(captions, masked_lm, bench.tokenizer)
-    synchronise(bench.device)
-    seconds = time.perf_counter() - start
+    proposals.masked_lm_substitutes(captions[:8], masked_lm, bench.tokenizer)
+    with timed_calls(proposals, "masked_lm_substitutes", bench.device) as seconds:
+        proposals.masked_lm_substitutes(captions, masked_lm, bench.tokenizer)
     layers, width = bench.size.masked_lm["num_hidden_layers"], bench.size.masked_lm["hidden_size"]
     title = f"substitutes, BERT {layers} x {width}"
-    yield Row("d", title, {"captions/s": len(captions) / seconds}, f"{len(captions):,} captions")
+    yield Row("d", title, {"captions/s": len(captions) / sum(seconds)}, f"{len(captions):,} captions")
 
 
 def precisions(bench: Bench) -> Iterator[Row]:
@@ -144,7 +135,7 @@ def precisions(bench: Bench) -> Iterator[Row]:
     ):
         torch.set_float32_matmul_precision(products)
         with patch("trainables.precision.autocast", lambda _, own=precision: own()):
-            ranks = _timed(bench, prepared.base, prepared.gallery, protocol)[1].ranks
+            ranks = _evaluated(bench, prepared.base, prepared.gallery, protocol).ranks
         found[name] = recall_metrics(ranks, protocol)
     for target in ("clean", "image", "text", "both"):
         values = {name: metrics[f"{target}/mr_r1"].value for name, metrics in found.items()}

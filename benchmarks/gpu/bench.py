@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
-import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
     from study.costs.cost_model import Shape
@@ -44,6 +47,26 @@ class Row:
         """With three digits."""
         shown = "  ".join(f"{name} {value:.3g}" for name, value in self.values.items())
         return f"({self.part}) {self.name:34} {shown}" + (f"\n{'':8}{self.note}" if self.note else "")
+
+
+@contextmanager
+def timed_calls(owner: Any, name: str, device: torch.device) -> Iterator[list[float]]:
+    """Seconds of every call of the owner's function within, with what it has the device do."""
+    from trainables.measure import synchronise
+
+    seconds: list[float] = []
+    call = getattr(owner, name)
+
+    def timed(*given: Any, **named: Any) -> Any:
+        synchronise(device)
+        start = time.perf_counter()
+        found = call(*given, **named)
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+        return found
+
+    with patch.object(owner, name, timed):
+        yield seconds
 
 
 @dataclass(frozen=True)
@@ -169,6 +192,8 @@ class Bench:
 
     def pixels(self, family: str, images: int) -> np.ndarray:
         """uint8 (images, 3, side, side); every 64 images come again."""
+        import numpy as np
+
         side = self.size.pixels[family]
         block = np.random.default_rng(0).integers(0, 256, (min(64, images), 3, side, side), dtype=np.uint8)
         return np.resize(block, (images, 3, side, side))

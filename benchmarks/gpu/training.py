@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.gpu.bench import FAMILIES, TINY, Bench, Row
+from benchmarks.gpu.bench import FAMILIES, TINY, Bench, Row, timed_calls
 
 if TYPE_CHECKING:
     from trainables.config import TrialConfig
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 GALLERY = 4
 """Images of the evaluation that ends a trial, which is not what is timed here."""
+RUN_SECONDS = 65
+"""The longest that either run of the killed trial may take."""
+TRIAL = (sys.executable, "-m", "trainables.trial")
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,15 @@ class Timed:
     Attributes:
         config: of the trial.
         result: what it measured.
-        images_alone: seconds of a step's attack where it changes no words.
-        compiled: seconds of a step's attack with the image tower compiled, and of compiling; on GPUs, for CLIP.
+        text_attack_share: of a step's attack and training, measured around the text attack.
+        compiled: seconds of a step's attack with the image tower compiled, and of the first, which compiles; on GPUs,
+            for CLIP.
         syncs: places where the host waited for the device.
     """
 
     config: TrialConfig
     result: TrialResult
-    images_alone: float
+    text_attack_share: float
     compiled: dict[str, float]
     syncs: Counter[str]
 
@@ -89,7 +95,7 @@ def _row(bench: Bench, family: str, timed: Timed, size: str) -> Row:
         "load_s": timed.a_step("load"),
         "attack_s": attack,
         "train_s": train,
-        "text_attack_share": (attack - timed.images_alone) / (attack + train),
+        "text_attack_share": timed.text_attack_share,
         "memory_gb": timed.result.peak_memory_gb or 0.0,
         **timed.compiled,
     }
@@ -109,6 +115,7 @@ def _steps(bench: Bench, family: str, batch: int, micro: int | None = None) -> T
     """
     from trainables.config import Protocol, TrainingConfig
     from trainables.measure import host_syncs, run_once
+    from trainables.training import attack
 
     steps = 1 if micro else bench.size.steps
     prepared = bench.prepared(family, batch * steps, GALLERY)
@@ -129,24 +136,24 @@ def _steps(bench: Bench, family: str, batch: int, micro: int | None = None) -> T
     config = trial(steps)
     with host_syncs(bench.device) as syncs:
         result = run_once(config, prepared, bench.device)
-    no_words = config.model_copy(update={"point": config.point.model_copy(update={"words": 0})})
-    alone = run_once(no_words, prepared, bench.device).seconds["attack"] / steps
+    with timed_calls(attack, "attack_words", bench.device) as words:
+        phases = run_once(config, prepared, bench.device).seconds
+    share = sum(words) / (phases["attack"] + phases["train"])
     compiled = {}
     if bench.device.type == "cuda" and family == "clip" and micro is None:
         first = run_once(trial(1, compiled=True), prepared, bench.device).seconds["attack"]
         again = run_once(trial(steps, compiled=True), prepared, bench.device).seconds["attack"] / steps
-        compiled = {"attack_s_compiled": again, "compile_s": first - again}
-    return Timed(config, result, alone, compiled, syncs)
+        compiled = {"attack_s_compiled": again, "first_attack_s_compiled": first}
+    return Timed(config, result, share, compiled, syncs)
 
 
 def planned(bench: Bench) -> Iterator[Row]:
-    """Seconds of part (a)'s steps as `study.plan` has them, from the data sheet and from the measured peak."""
+    """Seconds of part a's steps as `study.plan` has them, from the data sheet and from the measured peak."""
+    if not bench.steps:
+        raise RuntimeError("needs part a before it in the same run")
     from study.costs.cost_model import DEVICES, trial_work
     from trainables.measure import memory_bandwidth
 
-    if not bench.steps:
-        yield Row("g", "planned against measured", note="needs part a in the same run")
-        return
     bandwidth = memory_bandwidth(bench.device)
     name = torch.cuda.get_device_name(bench.device).lower() if bench.device.type == "cuda" else "cpu"
     sheet = next((kind for kind in DEVICES if kind.split("-")[0] in name), "h100")
@@ -165,12 +172,30 @@ def planned(bench: Bench) -> Iterator[Row]:
         yield Row("g", f"{family} step, planned for {sheet}", values)
 
 
+@contextmanager
+def _trial(path: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A trial in a process of its own, which writes its result and its log; in the end all its processes are killed."""
+    import psutil
+
+    with log.open("wb") as told, log.with_suffix(".json").open("wb") as result:
+        process = subprocess.Popen([*TRIAL, str(path)], stdout=result, stderr=told, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(process.pid).children(recursive=True):  # Ray has workers in their own groups
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 def killed_trial(bench: Bench) -> Iterator[Row]:
-    """A trial under Ray Train, killed with all its processes after its first checkpoint, and run again.
+    """A trial under Ray Train, killed with all its processes after its first checkpoint, goes on from there.
 
     On a GPU its process group is of NCCL, with one worker.
     """
-    import psutil
     import ray  # noqa: F401
 
     with tempfile.TemporaryDirectory() as name:
@@ -185,20 +210,23 @@ def killed_trial(bench: Bench) -> Iterator[Row]:
             "storage_path": str(folder / "runs"),
         }
         (folder / "trial.json").write_text(json.dumps(trial), encoding="utf-8")
-        command = [sys.executable, "-m", "trainables.trial", str(folder / "trial.json")]
-        start = time.perf_counter()
-        with (folder / "first.log").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
-        while process.poll() is None and not list(folder.glob("runs/**/state.json")):
-            time.sleep(0.05)
-        for victim in [*psutil.Process(process.pid).children(recursive=True), process]:
-            victim.kill()
-        process.wait()
-        first = time.perf_counter() - start
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-        if done.returncode not in (0, 1) or not done.stdout.strip():
-            raise RuntimeError(f"{done.stderr[-500:]}{(folder / 'first.log').read_text(encoding='utf-8')[-500:]}")
-        result = json.loads(done.stdout)["result"]
-    values = {"killed_after_s": first, "second_run_s": time.perf_counter() - start - first}
+        start, log = time.perf_counter(), folder / "log"
+        with _trial(folder / "trial.json", log) as process:
+            while not list(folder.glob("runs/**/state.json")):
+                if process.poll() is not None or time.perf_counter() - start > RUN_SECONDS:
+                    raise RuntimeError(f"no checkpoint after {time.perf_counter() - start:.0f} s: {_end_of(log)}")
+                time.sleep(0.05)
+        killed = time.perf_counter()
+        with _trial(folder / "trial.json", log) as process:
+            code = process.wait(RUN_SECONDS)
+        written = log.with_suffix(".json").read_text(encoding="utf-8")
+        if code not in (0, 1) or not written:
+            raise RuntimeError(f"the second run ended with {code}: {_end_of(log)}")
+        result = json.loads(written)["result"]
+    values = {"killed_after_s": killed - start, "second_run_s": time.perf_counter() - killed}
     went_on = result["resumed_from_steps"]
     yield Row("f", "trial under Ray, SIGKILLed", values, f"went on from step {went_on} of {result['steps']}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-500:].strip()

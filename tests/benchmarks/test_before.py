@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,30 @@ def test_every_workload_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_tree_is_compared_with_a_revision(capsys: pytest.CaptureFixture[str]) -> None:
-    assert before.main(["HEAD", "--workload", "start", "--rounds", "1", "--tiny"]) == 0
+    assert before.main(["HEAD", "--workload", "start", "--tiny"]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[-3:] == ["before", "now", "ratio"]
     name, old, new, ratio = re.fullmatch(r"(.+?) +([\d.]+) +([\d.]+) +([\d.]+)x", row).groups()  # type: ignore[union-attr]
     assert name == "start on 300 records"
     assert float(ratio) == pytest.approx(float(old) / float(new), abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["no-such-tag"], "error: revision 'no-such-tag': fatal: not a valid object name: no-such-tag; a commit,"),
+        (["HEAD", "--rounds", "0"], "error: --rounds 0: at least 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert before.main(flags) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(message)
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+def test_git_keeps_nothing_of_an_unpacked_tree() -> None:
+    with before.unpacked("HEAD") as tree:
+        assert (tree / "trainables" / "trial.py").exists()
+        trees = subprocess.run(["git", "worktree", "list"], cwd=before.ROOT, capture_output=True, text=True, check=True)
+        assert str(tree) not in trees.stdout
