@@ -204,7 +204,7 @@ def killed_trial(bench: Bench) -> Iterator[Row]:
             "data": {"image_pixels": 32, "shapes": {"train_images": 256, "test_images": 32}},
             "model": {"tiny": TINY, "pretrain": {"epochs": 1, "mlm_epochs": 1}},
             "point": {"epsilon": "2/255", "attack_steps": 2, "words": 1},
-            "training": {"epochs": 8, "batch_size": 8},
+            "training": {"epochs": 4, "batch_size": 8},
             "protocol": {"gallery_images": 16, "rung_gallery_images": 16},
             "cache_dir": str(folder / "cache"),
             "storage_path": str(folder / "runs"),
