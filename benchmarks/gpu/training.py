@@ -128,7 +128,7 @@ def _steps(bench: Bench, family: str, batch: int, micro: int | None = None) -> T
             batch_size=batch,
             micro_batch=micro,
             learning_rate=1e-5,
-            compile=compiled,
+            compile="on" if compiled else "off",
         )
         return bench.trial(family, training, protocol)
 
