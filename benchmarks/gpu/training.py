@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -196,7 +197,7 @@ def killed_trial(bench: Bench) -> Iterator[Row]:
 
     On a GPU its process group is of NCCL, with one worker.
     """
-    import ray  # noqa: F401
+    import_module("ray")  # where it is missing, that is the answer, before a trial is begun
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

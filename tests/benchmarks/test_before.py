@@ -36,7 +36,9 @@ def test_a_tree_is_compared_with_a_revision(capsys: pytest.CaptureFixture[str]) 
     assert before.main(["HEAD", "--workload", "start", "--tiny"]) == 0
     head, row = capsys.readouterr().out.splitlines()
     assert head.split()[-3:] == ["before", "now", "ratio"]
-    name, old, new, ratio = re.fullmatch(r"(.+?) +([\d.]+) +([\d.]+) +([\d.]+)x", row).groups()  # type: ignore[union-attr]
+    match = re.fullmatch(r"(.+?) +([\d.]+) +([\d.]+) +([\d.]+)x", row)
+    assert match is not None, row
+    name, old, new, ratio = match.groups()
     assert name == "start on 300 records"
     assert float(ratio) == pytest.approx(float(old) / float(new), abs=0.06)
 

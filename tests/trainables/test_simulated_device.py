@@ -54,7 +54,7 @@ def with_base(prepared: Prepared, family: str) -> Prepared:
 
 def run(config: TrialConfig, prepared: Prepared, device: torch.device, folder: Path) -> tuple[float, set[str]]:
     """The temperature that was learned, and what was measured."""
-    prepared.base.save = lambda _: None  # type: ignore[method-assign]  # its weights are no plain tensors
+    prepared.base.save = lambda _: None  # its weights are no plain tensors
     finetune.finetune(config, prepared, device, None, folder, lambda metrics, written: None)
     (path,) = folder.rglob("result.json")
     result = TrialResult.model_validate_json(path.read_text())

@@ -206,7 +206,7 @@ class Captions(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and self.texts == list(other)
 
-    __hash__ = None  # type: ignore[assignment]  # as a list's
+    __hash__ = None  # type: ignore[assignment]  # not to be hashed, as a list: the stubs know only functions here
 
 
 def padded(ids: Sequence[Sequence[int]], padding: int, longest: int | None = None) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def read_shards(root: Path, pattern: str, first_id: int) -> tuple[list[Picture],
         raise DataError(f"data.shards {pattern!r}: leads out of data.root, {root}; give a pattern of files below it")
     try:
         paths = sorted(root.glob(pattern))
-    except (ValueError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:  # what pathlib raises for some patterns
         raise DataError(f"data.shards {pattern!r}: is no pattern of files, such as 'train-*.tar': {error}") from None
     if not paths:
         raise DataError(

@@ -69,8 +69,8 @@ def test_the_plan_shows_the_data_sheet_beside_the_measurement(capsys: pytest.Cap
     assert "A short trial here, steps of 4 pairs" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_a_gpu_that_is_not_here_cannot_be_measured() -> None:
+def test_a_gpu_that_is_not_here_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = parse([])
     with pytest.raises(InputError, match="--measure: this machine has no GPU"):
         calibrate(config, shape_of(config), DEVICES["h100"], on_gpu=True)

@@ -108,7 +108,10 @@ def test_a_cost_has_no_interval() -> None:
 
 def display(width: int | None = None, planned: Any = lambda: 12, **space: Any) -> Display:
     console = Console(width=width or 200, highlight=False, force_terminal=width is not None, no_color=True)
-    settings = lambda record: {**Point().model_dump(mode="json"), **record.params}  # noqa: E731
+
+    def settings(record: TrialRecord) -> dict[str, Any]:
+        return {**Point().model_dump(mode="json"), **record.params}
+
     return Display("study s", OBJECTIVES[:3], tuple(space.get("space", JOINT)), settings, planned, console)
 
 
@@ -123,7 +126,7 @@ FINAL = Event(time=2, event="final", step=42, metrics={"clean/mr_r5": 0.8, "both
 @pytest.mark.parametrize(("width", "knobs"), [(60, False), (80, True), (100, True), (200, True)])
 def test_the_live_table_marks_rungs_and_shows_knobs_where_there_is_room(width: int, knobs: bool) -> None:
     live = display(width)
-    live._live = object()  # type: ignore[assignment]
+    live._live = object()
     live.changed(record(2), Event(time=0, event="start"))
     live.changed(record(2), RUNG)
     live.changed(record(3), RUNG)
@@ -168,6 +171,6 @@ def test_the_width_of_a_pipe_is_what_columns_says(monkeypatch: pytest.MonkeyPatc
 
 def test_knobs_of_other_spaces_are_shown() -> None:
     live = display(100, space=FUSION)
-    live._live = object()  # type: ignore[assignment]
+    live._live = object()
     live.changed(record(2), RUNG)
     assert shown(live._table(), 100)[3].split()[-7:] == [".00568", ".0658", "no", ".893", "10", "1", "fusion"]

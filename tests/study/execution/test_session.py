@@ -125,7 +125,7 @@ def test_a_session_that_moves_nothing_does_not_ask_to_be_run_again(
     ledger = opened(config)
     run_next(ledger, config, complete())
     session = session_of(config, ledger)
-    session._lease.worked_seconds = lambda: 0.0  # type: ignore[method-assign]
+    session._lease.worked_seconds = lambda: 0.0
     session._device = "cpu"
     assert session.close() == FAILED
     assert "nothing could be done for the 1 trials that are left" in capsys.readouterr().out

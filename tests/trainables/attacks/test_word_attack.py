@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -191,12 +192,19 @@ def test_the_first_of_equal_candidates_is_taken(world: World) -> None:
     lexicon = lexicon_of(world.tokenizer)
     made = Candidates.of(lexicon, *numbered(table, np.arange(1), lexicon))
     encode = partial(encode_captions, world.model, max_tokens=MAX_TOKENS, device=CPU)
-    equal = lambda features, rows: torch.arange(len(features)).clamp(max=1).float()  # noqa: E731
-    assert attack_words(encode, made, equal, words=1)[0] == ["a boat"]
-    broken = lambda features, rows: torch.tensor([0.0] if len(rows) == 1 else [torch.nan, 1, 0])  # noqa: E731
-    assert attack_words(encode, made, broken, words=1)[0] == ["a boat"]
-    nan = lambda features, rows: torch.full((len(features),), torch.nan)  # noqa: E731
-    assert attack_words(encode, made, nan, words=1)[0] == ["a dog"]
+
+    def attacked(tried: list[float], clean: float = 0.0) -> str:
+        """Where the misfit of the candidates is as given, and that of the caption."""
+
+        def misfit(features: Tensor, _: Tensor) -> Tensor:
+            return torch.tensor([clean] if len(features) == 1 else tried, dtype=torch.float32)
+
+        (caption,) = attack_words(encode, made, misfit, words=1)[0]
+        return caption
+
+    assert attacked([0, 1, 1]) == "a boat"
+    assert attacked([math.nan, 1, 0]) == "a boat"
+    assert attacked([math.nan] * 3, math.nan) == "a dog"
 
 
 def test_no_attack_makes_a_caption_longer_than_is_told(world: World) -> None:

@@ -83,7 +83,7 @@ class Greedy(Pgd):
 
 def test_an_evaluation_goes_on_with_less_memory_and_finds_the_same(tiny_trial: TrialConfig) -> None:
     prepared = prepare(tiny_trial)
-    protocol = Protocol(attacks=("image",), image_steps=2)  # type: ignore[arg-type]
+    protocol = Protocol(attacks=("image",), image_steps=2)
 
     def measured(attack: Pgd, **changes: Any) -> Any:
         found = evaluate(

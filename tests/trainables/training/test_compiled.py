@@ -84,7 +84,7 @@ def test_what_cannot_be_compiled_is_told_once_and_attacked_as_it_is(graphs: list
         torch._dynamo.graph_break()
         return encode(pixels)
 
-    model.encode_image = broken  # type: ignore[method-assign]
+    model.encode_image = broken
     attack = attack_on(torch.rand(2, 3, PIXELS, PIXELS))
     with pytest.warns(UserWarning, match="the image tower cannot be compiled") as told:
         found = [through_tower(model, TrainingConfig(compile="on"), attack) for _ in range(2)]

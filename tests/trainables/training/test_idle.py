@@ -65,7 +65,7 @@ def test_what_is_trained_is_what_the_loss_depends_on(family: str) -> None:
 def test_a_part_that_nothing_reads_is_not_waited_for() -> None:
     model = make("clip")
     unread = nn.Parameter(torch.zeros(3))
-    model.clip.vision_model.register_parameter("mask_token", unread)  # type: ignore[operator, union-attr]
+    model.clip.vision_model.register_parameter("mask_token", unread)
     trainee = Trainee(model, Point(contrastive_weight=0.5))
     assert unread.requires_grad
     trainee.freeze_idle(PIXELS)

@@ -32,7 +32,7 @@ def test_the_original_sees_the_images_that_are_trained_on(
         attack_objective="deviation",
         epsilon=1e-9,
         attack_steps=1,
-        image_augmentation=augmentation,  # type: ignore[arg-type]
+        image_augmentation=augmentation,
     )
     config = tiny_trial.model_copy(update={"point": point})
     prepared = prepare(config)
