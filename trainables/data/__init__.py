@@ -12,7 +12,8 @@ import numpy as np
 
 from trainables.config import DataConfig, ShapesConfig, content_hash
 from trainables.data import cache, shapes
-from trainables.data.coco import Picture, read_pictures, refuse_leaks
+from trainables.data.annotations import Picture
+from trainables.data.coco import read_pictures, refuse_leaks
 from trainables.data.errors import DataError
 from trainables.data.shards import read_shards
 from trainables.data.table import Table, read_tables

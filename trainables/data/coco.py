@@ -9,17 +9,16 @@ one, else from the `split` of each image. Where both are there and differ, the s
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from trainables.config import DataConfig
+from trainables.data.annotations import Picture, index_pictures, is_id, is_text
 from trainables.data.errors import DataError, holding
 from trainables.data.layouts import CAPTIONS_FILE, to_coco
 
@@ -33,20 +32,6 @@ ALL = "all splits"
 
 SPLIT_FILE = '{"train": [image id, ...], "test": [image id, ...]}'
 GENERATED_FILE = "a list [{image_id, caption}]"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image of the captions file and its captions, in file order.
-
-    `file_name` is relative to the image folder; `captions` are (caption id, text); `split` is what the
-    captions file itself says.
-    """
-
-    id: int
-    file_name: str
-    captions: tuple[tuple[int, str], ...]
-    split: str | None
 
 
 def read_pictures(config: DataConfig, root: Path) -> tuple[list[Picture], list[Picture]]:
@@ -133,7 +118,7 @@ def with_generated(train: Sequence[Picture], pictures: Sequence[Picture], path: 
     known = {picture.id for picture in pictures}
     problems = []
     for position, row in enumerate(rows):
-        if not isinstance(row, dict) or not _is_id(row.get("image_id")) or not _is_text(row.get("caption")):
+        if not isinstance(row, dict) or not is_id(row.get("image_id")) or not is_text(row.get("caption")):
             problems.append(f"[{position}]: expected {{image_id: integer, caption: text}}, found {row!r:.60}")
         elif row["image_id"] not in known:
             problems.append(f"[{position}]: image_id {row['image_id']} is no image of the captions file")
@@ -216,90 +201,6 @@ def refuse_leaks(train: Sequence[Picture], test: Sequence[Picture], config: Data
         )
 
 
-def index_pictures(document: dict[str, list[Any]], source: str) -> list[Picture]:
-    """Check a COCO captions document as a whole and index it by image.
-
-    Args:
-        document: `images` and `annotations`.
-        source: Name of the file, for messages.
-
-    Raises:
-        DataError: With every missing or wrong field, repeated id and unknown `image_id`.
-    """
-    images, annotations = document["images"], document["annotations"]
-    problems = [*_image_problems(images), *_repeated("image", images)]
-    image_ids = {image["id"] for image in images if isinstance(image, dict) and _is_id(image.get("id"))}
-    problems += [*_annotation_problems(annotations, image_ids), *_repeated("annotation", annotations)]
-    if problems:
-        raise DataError(f"{source} has {len(problems)} unusable entries", problems)
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = {"images": images, "annotations": annotations}
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return [
-        Picture(
-            id=image_id,
-            file_name=image["file_name"],
-            captions=tuple((item["id"], item["caption"]) for item in coco.imgToAnns.get(image_id, ())),
-            split=image.get("split"),
-        )
-        for image_id, image in coco.imgs.items()
-    ]
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _image_problems(images: Sequence[Any]) -> list[str]:
-    problems = []
-    for position, image in enumerate(images):
-        if not isinstance(image, dict):
-            problems.append(f"images[{position}]: {image!r} is no object")
-            continue
-        if not _is_id(image.get("id")):
-            problems.append(f"images[{position}]: id {image.get('id')!r} is no integer")
-        if not _is_text(image.get("file_name")):
-            problems.append(f"image {image.get('id')}: file_name {image.get('file_name')!r} is no text")
-        if not isinstance(image.get("split"), str | None):
-            problems.append(f"image {image.get('id')}: split {image['split']!r} is no text")
-    return problems
-
-
-def _annotation_problems(annotations: Sequence[Any], image_ids: set[int]) -> list[str]:
-    problems = []
-    for position, item in enumerate(annotations):
-        if not isinstance(item, dict):
-            problems.append(f"annotations[{position}]: {item!r} is no object")
-            continue
-        if not _is_id(item.get("id")):
-            problems.append(f"annotations[{position}]: id {item.get('id')!r} is no integer")
-        if not _is_id(item.get("image_id")) or item["image_id"] not in image_ids:
-            problems.append(f"annotation {item.get('id')}: image_id {item.get('image_id')!r} is no image of the file")
-        if not _is_text(item.get("caption")):
-            problems.append(f"annotation {item.get('id')}: caption {item.get('caption')!r} is no text")
-    return problems
-
-
-def _repeated(kind: str, items: Sequence[Any]) -> list[str]:
-    splits = defaultdict(list)
-    for item in items:
-        if isinstance(item, dict) and _is_id(item.get("id")):
-            splits[item["id"]].append(str(item.get("split")))
-    return [
-        f"{kind} {item_id}: id used {len(names)} times"
-        + (f", in splits {', '.join(names)}" if len(set(names)) > 1 else "")
-        for item_id, names in splits.items()
-        if len(names) > 1
-    ]
-
-
 def refuse_missing(config: DataConfig, root: Path) -> None:
     """Look for every file and folder that is named, before any is read.
 
@@ -376,7 +277,7 @@ def _checked_splits(value: Any, source: str) -> dict[str, list[int]]:
         for name, ids in value.items()
         if isinstance(ids, list)
         for image_id in ids
-        if not _is_id(image_id)
+        if not is_id(image_id)
     ]
     if problems:
         raise DataError(f"{source} (data.split) is no split file: expected {SPLIT_FILE}", problems)

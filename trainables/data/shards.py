@@ -10,8 +10,8 @@ import tarfile
 from collections import defaultdict
 from pathlib import Path
 
+from trainables.data.annotations import Picture
 from trainables.data.cache import ImageFile
-from trainables.data.coco import Picture
 from trainables.data.errors import DataError, holding
 from trainables.data.layouts import number_files
 

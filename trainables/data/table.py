@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from trainables.config import DataConfig, content_hash
+from trainables.data.annotations import Picture
 from trainables.data.cache import locked
-from trainables.data.coco import Picture, annotation_files, read_pictures, refuse_missing
+from trainables.data.coco import annotation_files, read_pictures, refuse_missing
 from trainables.identity import file_digest
 
 VERSION = 1

@@ -1,4 +1,4 @@
-"""Captions and split files: what is read, and that every mistake in them is told at once."""
+"""Captions and split files: what is read of them, and how splits fit together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +16,7 @@ from coco_set import NAMES, captions_of, coco_document, dump, load, refused, tra
 from PIL import Image
 
 from trainables.config import DataConfig, ShapesConfig
-from trainables.data import DataError, coco, layouts, load_dataset
-from trainables.data.cache import locate
+from trainables.data import DataError, annotations, layouts, load_dataset
 
 REAL = Path(os.environ.get("PARETOVL_TEST_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 
@@ -218,171 +216,6 @@ def test_empty_sides(root: Path) -> None:
     assert "no evaluation images" in refused(root)
 
 
-def test_every_mistake_of_a_captions_file(root: Path) -> None:
-    document = coco_document()
-    document["images"] += [
-        {"id": 7, "file_name": "again.jpg"},
-        {"id": "8", "file_name": "x.jpg"},
-        {"id": 9},
-        "ten",
-    ]
-    document["annotations"] += [
-        {"id": 1, "image_id": 555, "caption": "whose?"},
-        {"id": 2, "image_id": 7, "caption": None},
-        {"id": 3, "image_id": 7, "caption": " "},
-        {"id": 70, "image_id": 7, "caption": "again"},
-        {"image_id": 7, "caption": "no id"},
-        {"id": 4, "caption": "no image"},
-        [],
-    ]
-    dump(root / "captions.json", document)
-    message = refused(root)
-    for problem in (
-        "image 7: id used 2 times",
-        "images[4]: id '8' is no integer",
-        "image 9: file_name None",
-        "images[6]: 'ten' is no object",
-        "annotation 1: image_id 555",
-        "annotation 2: caption None",
-        "annotation 3: caption ' '",
-        "annotation 70: id used 2 times",
-        "annotations[19]: id None",
-        "annotation 4: image_id None",
-        "annotations[21]: [] is no object",
-    ):
-        assert problem in message
-    assert "captions.json has 11 unusable entries" in message
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ('{"images": [', "no valid JSON"),
-        ('{"images": []}', "no captions file: expected COCO captions"),
-        ("3", "found int"),
-        ('[{"image": "a.jpg"}, {"image": "b.jpg", "caption": "b"}, 5]', "2 unusable entries"),
-        ('{"images": [{"sentences": []}, {"filename": "a.jpg", "sentences": [1]}]}', "2 unusable entries"),
-        (b"\xff\xfe\xfa", "no valid JSON"),
-    ],
-)
-def test_broken_captions_file(root: Path, text: str | bytes, says: str) -> None:
-    (root / "captions.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    message = refused(root)
-    assert "captions.json" in message
-    assert says in message
-
-
-@pytest.mark.parametrize(
-    ("split", "says"),
-    [
-        ([1], "no split file"),
-        ({"train": 3, "test": [42]}, "train: 3 is no list"),
-        ({"train": [7, "x"], "test": [None]}, "test: None is no integer"),
-    ],
-)
-def test_broken_split_file(root: Path, split: object, says: str) -> None:
-    dump(root / "split.json", split)
-    assert says in refused(root)
-
-
-def test_missing_captions_file(root: Path) -> None:
-    message = refused(root, captions="nowhere.json")
-    assert "nowhere.json (data.captions) does not exist" in message
-    assert "captions_train.json" in refused(root, captions="captions_{split}.json")
-
-
-def test_all_that_is_missing_is_told_at_once(root: Path) -> None:
-    nowhere = root.parent / "nowhere"
-    outside: dict[str, Any] = {
-        "generated_captions": nowhere / "g.json",
-        "linked_folders": (nowhere, root, nowhere / "l"),
-    }
-    message = refused(root, captions="caps.json", split="nosplit.json", images="imgs", **outside)
-    told = [line.split(" does not exist")[0] for line in message.splitlines()]
-    assert told == [
-        f"{root / 'caps.json'} (data.captions)",
-        f"{root / 'nosplit.json'} (data.split)",
-        f"{nowhere / 'g.json'} (data.generated_captions)",
-        f"the folder {nowhere} (data.linked_folders)",
-        f"the folder {nowhere / 'l'} (data.linked_folders)",
-        f"the folder {root / 'imgs'} (data.images)",
-    ]
-    per_split = refused(root, captions="c_{split}.json").splitlines()
-    assert [line.split(" (")[0] for line in per_split] == [str(root / "c_train.json"), str(root / "c_test.json")]
-    assert len(refused(nowhere).splitlines()) == 1
-
-
-def test_names_that_leave_the_folder(root: Path) -> None:
-    outside = root.parent / "outside"
-    outside.mkdir()
-    Image.new("RGB", (8, 8)).save(outside / "secret.png")
-    (root / "images" / "link.png").symlink_to(outside / "secret.png")
-    (root / "images" / "folder").symlink_to(outside)
-    (root / "images" / "near.jpg").symlink_to(root / "images" / NAMES[7])
-    names = ["../split.json", "a/../../split.json", "..", str(outside / "secret.png")]
-    linked = ["link.png", "folder/secret.png", "folder/missing.png"]
-    with pytest.raises(DataError) as caught:
-        locate(root / "images", [*names, *linked, "near.jpg", NAMES[42], "missing.jpg"])
-    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
-    assert [line.split(": ")[0] for line in lines[:4]] == names
-    assert lines[4:] == [
-        f"link.png is a link to {outside / 'secret.png'} (1 images)",
-        f"folder is a link to {outside} (2 images)",
-    ]
-    near, plain, missing = locate(root / "images", ["near.jpg", NAMES[42], "missing.jpg"])
-    assert near.path == str((root / "images" / NAMES[7]).resolve())
-    assert (plain.size, missing.size) == ((root / "images" / NAMES[42]).stat().st_size, -1)
-
-
-def test_links_may_lead_to_folders_that_are_named(root: Path) -> None:
-    photos = root.parent / "disk" / "photos"
-    photos.mkdir(parents=True)
-    (root / "images" / NAMES[42]).rename(photos / NAMES[42])  # a linked file, as git-annex and DVC have it
-    (root / "images" / NAMES[42]).symlink_to(photos / NAMES[42])
-    message = refused(root)
-    assert f"{NAMES[42]} is a link to {photos / NAMES[42]} (1 images)" in message
-    assert "name the folders they lead to in data.linked_folders" in message
-    assert load(root, linked_folders=(photos,)).test.image_ids.tolist() == [42]
-    assert load(root, linked_folders=(root.parent / "disk",)).test.image_ids.tolist() == [42]
-    (root.parent / "dis").mkdir()
-    assert "is a link to" in refused(root, linked_folders=(root.parent / "dis",))  # the same letters, another folder
-    # What is named opens no way for names that lead out by themselves.
-    document = coco_document()
-    document["images"][1]["file_name"] = f"../../disk/photos/{NAMES[42]}"
-    dump(root / "captions.json", document)
-    assert "absolute, or with '..'" in refused(root, linked_folders=(photos,))
-
-
-def test_a_linked_folder_of_images(root: Path) -> None:
-    photos = root.parent / "val2014"
-    (root / "images").rename(photos)
-    (root / "images").mkdir()
-    (root / "images" / "val2014").symlink_to(photos)
-    document = coco_document()
-    for image in document["images"]:
-        image["file_name"] = f"val2014/{image['file_name']}"
-    dump(root / "captions.json", document)
-    assert f"val2014 is a link to {photos} (3 images)" in refused(root)
-    assert load(root, linked_folders=(photos,)).test.image_ids.tolist() == [42]
-
-
-def test_annotations_that_leave_the_folder(root: Path) -> None:
-    document = coco_document()
-    document["images"][0]["file_name"] = "../split.json"
-    document["images"][2]["file_name"] = "/etc/hostname"
-    dump(root / "captions.json", document)
-    message = refused(root)
-    assert "../split.json" in message
-    assert "/etc/hostname" in message
-
-
-def test_image_folder_may_be_a_link(root: Path) -> None:
-    (root / "images").rename(root.parent / "elsewhere")
-    assert "does not exist" in refused(root)
-    (root / "images").symlink_to(root.parent / "elsewhere")
-    assert load(root).test.image_ids.tolist() == [42]
-
-
 def test_digest_follows_content_only(root: Path, tmp_path: Path) -> None:
     first = load(root).digest
     for path in (root / "images").iterdir():
@@ -463,7 +296,7 @@ def test_real_flickr(tmp_path: Path) -> None:
 
 def test_real_karpathy_test_file(tmp_path: Path) -> None:
     path = real("coco_small").parent / "coco_karpathy_test_captions.json"
-    pictures = coco.index_pictures(layouts.to_coco(json.loads(path.read_bytes()), path.name), path.name)
+    pictures = annotations.index_pictures(layouts.to_coco(json.loads(path.read_bytes()), path.name), path.name)
     assert len(pictures) == 5000
     assert sum(len(picture.captions) for picture in pictures) == 25010
     assert (pictures[0].id, pictures[0].file_name) == (391895, "val2014/COCO_val2014_000000391895.jpg")

@@ -10,7 +10,7 @@ import pytest
 from coco_set import SPLITS, captions_of, coco_document, dump, load, refused
 
 from trainables.data import Dataset, table
-from trainables.data.coco import Picture
+from trainables.data.annotations import Picture
 from trainables.data.table import Table
 
 ODD = ["a\nb", "caf\u00e9 \U0001f600", "\ud800 alone", "nul \0", "x"]
