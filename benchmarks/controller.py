@@ -25,9 +25,9 @@ from study.config import COST, Budget, Objective, StudyConfig
 from study.execution.simulator import Surrogate
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
-from study.ledger.ledger import Ledger, trial_key
+from study.ledger.ledger import Ledger
 from study.ledger.store import open_storage
-from study.ledger.trials import point_of
+from study.ledger.trials import point_of, trial_key
 from study.records import Event, Manifest, TrialRecord, append_event
 from trainables.config import Point, TrialConfig
 from trainables.results import Metric, TrialResult

@@ -24,7 +24,7 @@ from study.front.estimates import near_front
 from study.ledger.prior_studies import prior_trials
 from study.ledger.store import EARLIER, MirroredStorage, open_storage, reopen
 from study.ledger.strays import marks, refuse_strays
-from study.ledger.trials import trial_of
+from study.ledger.trials import replicate_key, trial_key, trial_of
 from study.records import (
     INFEASIBLE,
     Ended,
@@ -365,16 +365,6 @@ class Ledger:
 
     def _recipe_point(self, recipe: Any) -> Point:
         return recipe_point(recipe, self._config.protocol.epsilon, self._config.recipe_temperature)
-
-
-def trial_key(study: str, number: int) -> str:
-    """`<study>-t00042-s0`: number and replicate."""
-    return f"{study}-t{number:05d}-s0"
-
-
-def replicate_key(first: str, replicate: int) -> str:
-    """The key of a further run of the same point."""
-    return f"{first.removesuffix('-s0')}-s{replicate}"
 
 
 def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:

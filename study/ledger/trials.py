@@ -1,4 +1,4 @@
-"""From the configuration of a study to that of its trials."""
+"""Names of trials, and from the configuration of a study to theirs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from study.records import TrialRecord
 from trainables.config import Point, TrialConfig
 from trainables.config.fields import SEEDS
 from trainables.execution.places import absolute
+
+
+def trial_key(study: str, number: int) -> str:
+    """`<study>-t00042-s0`: number and replicate."""
+    return f"{study}-t{number:05d}-s0"
+
+
+def replicate_key(first: str, replicate: int) -> str:
+    """The key of a further run of the same point."""
+    return f"{first.removesuffix('-s0')}-s{replicate}"
 
 
 def point_of(config: StudyConfig, record: TrialRecord) -> Point:

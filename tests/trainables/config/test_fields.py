@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from study.config import StudyConfig
-from study.ledger.ledger import replicate_key, trial_key
+from study.ledger.trials import replicate_key, trial_key
 from trainables.config import AttackConfig, Protocol, TrialConfig
 from trainables.config.fields import LONGEST_NAME, SEEDS, expanded, expanded_url
 from trainables.evaluate import Arguments
