@@ -30,8 +30,7 @@ from study.ledger.store import open_storage
 from study.ledger.trials import point_of, trial_key
 from study.records import Event, Manifest, TrialRecord, append_event
 from trainables.config import Point, TrialConfig
-from trainables.results import Metric, TrialResult
-from trainables.trial import Outcome
+from trainables.results import Metric, Outcome, TrialResult
 
 OBJECTIVES = (Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5"))
 

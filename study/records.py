@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from trainables.cli.command import read_yaml
 from trainables.config import Model
 from trainables.errors import InputError
-from trainables.results import Metric
+from trainables.results import Attempt, Metric
 
 Ended = Literal["complete", "stopped", "infeasible", "failed"]
 """How a trial ended. `stopped`: early, as others were better at a rung; it has no final measurements. `infeasible`: the
@@ -186,14 +186,16 @@ class Event(Model):
 
     `start` and `resume` carry the optimiser step training begins at; `rung` an epoch's small evaluation and the
     training history since the last one; `final` the whole evaluation, on other images and under a stronger attack than
-    those of rungs, with the rest of the history; `end` the state.
+    those of rungs, with the rest of the history; `attempt` one try, when it holds its devices and again when it has
+    ended; `end` the state.
     """
 
     time: float
-    event: Literal["start", "resume", "rung", "final", "end"]
+    event: Literal["start", "resume", "rung", "final", "attempt", "end"]
     step: int = 0
     metrics: dict[str, float] = {}
     history: list[dict[str, float]] = []
+    attempt: Attempt | None = None
     message: str = ""
 
 
@@ -201,7 +203,7 @@ class Manifest(Model):
     """An ended trial. Written once, never changed.
 
     `metrics` are those of the full evaluation. `rungs` are what the small ones measured, by optimiser step, with the
-    device-seconds held until then; they are never compared with `metrics`.
+    device-seconds held until then; they are never compared with `metrics`. `attempts` are all tries, in order.
     """
 
     key: str
@@ -216,6 +218,7 @@ class Manifest(Model):
     metrics: dict[str, Metric] = {}
     rungs: dict[int, dict[str, float]] = {}
     cost: dict[str, Any] = {}
+    attempts: list[Attempt] = []
     seeds: dict[str, int] = {}
     versions: dict[str, str] = {}
     hashes: dict[str, str] = {}

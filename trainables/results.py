@@ -90,6 +90,42 @@ class TrialResult(Model):
     versions: dict[str, str]
 
 
+Cause = Literal[
+    "complete", "stopped", "interrupted", "queued", "preempted", "infrastructure", "out_of_memory", "point", "bug"
+]
+"""Why an attempt ended. `stopped`: early, at a rung. `interrupted`: its driver ended. `queued`: its devices did not
+come in time, so that nothing was held. `preempted` and `infrastructure` are the cluster's doing; `out_of_memory`,
+`point` (diverged, too long) and `bug` the trial's own."""
+
+
+class Attempt(Model):
+    """One try of a trial, written by whoever ran it: it exists though its workers are gone."""
+
+    began: float = Field(description="seconds since 1970, when its devices were first held")
+    ended: float | None = Field(None, description="when they were let go; None while it runs, or if nobody saw the end")
+    nodes: list[str] = Field([], description="of its workers, by rank: host name and Ray's id of the node")
+    devices: float = Field(ge=0, description="workers x share of a device")
+    device: str = Field("", description="kind of device, as Ray names it; empty on CPUs")
+    from_step: int = 0
+    to_step: int = 0
+    cause: Cause | None = Field(None, description="None while it runs")
+    reason: str = ""
+
+    @property
+    def device_seconds(self) -> float:
+        """Devices x seconds held; 0 while nobody knows how long."""
+        return 0.0 if self.ended is None else self.devices * (self.ended - self.began)
+
+
+class Outcome(Model):
+    """How a trial ended."""
+
+    state: Literal["complete", "infeasible", "failed"]
+    reason: str | None = None
+    trace: str | None = Field(None, description="where the trial's own code failed")
+    result: TrialResult | None = None
+
+
 class Preprocessing(Model):
     """What a model was given of images and captions."""
 

@@ -6,32 +6,27 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-import tempfile
 import threading
-import traceback
 from collections.abc import Sequence
-from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from trainables.caveats import evaluation_caveats, foreseen
 from trainables.cli.command import config_parser, exit_on_input_error, read_config
-from trainables.config import Model, TrialConfig, WorkersConfig, not_of_the_family
+from trainables.config import TrialConfig, not_of_the_family
 from trainables.errors import InputError
 from trainables.execution.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.places import absolute, family_in, open_named
 from trainables.execution.signals import held_back, stopped_by_signals
-from trainables.execution.uploads import TRACE, Uploads
-from trainables.results import Caveat, TrialResult
+from trainables.execution.uploads import TRACE
+from trainables.execution.worker import WENT_ON_FROM, Patience, take_marker, worker
+from trainables.results import Caveat, Outcome, TrialResult
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 ENVIRONMENT = {
     # How often Ray looks whether workers are done; its default of 2 s costs seconds a trial.
@@ -49,115 +44,6 @@ RESERVED_SHARE = 0.8
 """Of a worker's cores that Ray books. The rest is for the trial's own process and Ray's helpers, which only wait."""
 
 
-WENT_ON_FROM = "paretovl_checkpoint"
-"""Attribute of what a worker raises: the name of the checkpoint that it went on from, or None."""
-
-
-class Patience(Model):
-    """How often and how long a trial is tried."""
-
-    retries: int = Field(0, ge=0, description="how often a lost or stuck worker or node is made up for")
-    silent_seconds: float = Field(1800, gt=0, description="a worker that reports nothing for so long is stuck")
-    trial_seconds: float | None = Field(None, gt=0, description="longest a trial may hold its devices, all attempts")
-
-
-class TooLong(Exception):
-    """The trial held its devices longer than a trial may: the point itself is too dear."""
-
-
-class Outcome(Model):
-    """How a trial ended."""
-
-    state: Literal["complete", "infeasible", "failed"]
-    reason: str | None = None
-    trace: str | None = Field(None, description="where the trial's own code failed")
-    result: TrialResult | None = None
-
-
-def worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
-    import ray.train
-    from ray.train.torch import get_device
-
-    from trainables.prepare import prepare
-    from trainables.training.finetune import finetune
-    from trainables.training.watchdog import Watchdog
-
-    trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
-    workers, device = trial.workers, get_device()
-    set_up(workers, device)
-
-    def report(metrics: dict[str, Any], written: Future[Path] | None) -> None:
-        uploads.report(metrics, written)
-        watchdog.beat()
-        held = metrics["device_seconds"] / (workers.count * workers.share)
-        if patience.trial_seconds is not None and held > patience.trial_seconds and not metrics["last"]:
-            raise TooLong(f"{held:.0f} s by step {metrics['step']}, more than {patience.trial_seconds:.0f} s")
-
-    place = ray.util.get_current_placement_group()
-    if place is not None and ray.train.get_context().get_world_rank() == 0:
-        _write_marker(trial, "place", place.id.hex())
-    # Ray's is of this attempt, from before it replaced lost workers.
-    path, checkpoint = config["checkpoint"], ray.train.get_checkpoint()
-    if checkpoint is None and path is not None:
-        checkpoint = ray.train.Checkpoint(path)
-    watchdog = Watchdog(patience.silent_seconds, lambda code: _exit_stuck(trial, code))
-    try:
-        with watchdog, tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            scratch, begun = Path(folder), None
-            uploads = stack.enter_context(Uploads(scratch))
-            if checkpoint is not None:
-                begun = Path(stack.enter_context(checkpoint.as_directory()))
-            finetune(trial, prepare(trial), device, begun, scratch, report, config["passed_over"])
-    except Exception as error:
-        setattr(error, TRACE, traceback.format_exc())
-        setattr(error, WENT_ON_FROM, checkpoint and Path(checkpoint.path).name)
-        raise
-
-
-def set_up(workers: WorkersConfig, device: torch.device) -> None:
-    """Have this process compute as a worker, on no more of the machine than is its: threads, or memory of a GPU."""
-    import torch
-
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(workers.cpus_per_worker)))
-        return
-    torch.set_float32_matmul_precision("high")  # TF32 in what no autocast reaches, but see `full_precision`
-    if workers.share < 1:
-        torch.cuda.set_per_process_memory_fraction(workers.share, device)
-
-
-def _exit_stuck(trial: TrialConfig, code: int) -> None:
-    """End this process, with a marker that says why: Ray only sees that it is gone."""
-    try:
-        _write_marker(trial, "stuck", "")
-    finally:
-        os._exit(code)
-
-
-def _write_marker(trial: TrialConfig, name: str, text: str) -> None:
-    """For whoever runs the trial next, beside its checkpoints."""
-    from pyarrow.fs import FileSystem
-
-    storage, folder = FileSystem.from_uri(trial.storage_path)
-    with storage.open_output_stream(f"{folder}/{trial.key}/{name}") as word:
-        word.write(text.encode())
-
-
-def _take_marker(trial: TrialConfig, name: str) -> str | None:
-    """What was left under the name, once; None if nothing was."""
-    from pyarrow.fs import FileSystem
-
-    storage, folder = FileSystem.from_uri(trial.storage_path)
-    path = f"{folder}/{trial.key}/{name}"
-    if not storage.get_file_info(path).is_file:
-        return None
-    with storage.open_input_stream(path) as word:
-        text = bytes(word.read()).decode()
-    storage.delete_file(path)
-    return text
-
-
 def _free_place(trial: TrialConfig) -> None:
     """Give back the resources that an earlier attempt's workers held.
 
@@ -168,7 +54,7 @@ def _free_place(trial: TrialConfig) -> None:
     from ray.util import placement_group_table, remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    place = _take_marker(trial, "place")
+    place = take_marker(trial, "place")
     if place is not None and place in placement_group_table():
         remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
 
@@ -198,7 +84,7 @@ def run_trial(config: TrialConfig, patience: Patience, callbacks: Sequence[Any])
         try:
             checkpoint = trainer.fit().checkpoint
         except WorkerGroupError as error:
-            stuck = _take_marker(config, "stuck") is not None
+            stuck = take_marker(config, "stuck") is not None
             if damaged := _damaged(error.worker_failures):
                 passed_over |= damaged
                 continue

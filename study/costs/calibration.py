@@ -75,7 +75,7 @@ def calibrate(config: StudyConfig, shape: Shape, sheet: Device, on_gpu: bool, se
     import torch
 
     from trainables import measure
-    from trainables.trial import set_up
+    from trainables.execution.worker import set_up
 
     if on_gpu and not torch.cuda.is_available():
         raise InputError("--measure: this machine has no GPU that PyTorch sees; give --device cpu, or run it on one")

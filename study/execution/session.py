@@ -38,7 +38,8 @@ from trainables.errors import InputError
 from trainables.execution.checkpoints import RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.signals import RESUMABLE, held_back, ignore_signals, stopped_code
-from trainables.trial import ENVIRONMENT, Patience, tune_trial
+from trainables.execution.worker import Patience
+from trainables.trial import ENVIRONMENT, tune_trial
 
 DONE, FAILED = 0, 1
 """Exit codes: done; done without a result (no trial is complete, or nothing can be concluded), or stopped by a bug.

@@ -22,8 +22,8 @@ from study.front.dominance import Floats
 from study.ledger.ledger import Ledger
 from study.records import Manifest
 from trainables.config import Model, Point, Protocol, TrialConfig
-from trainables.results import Metric, TrialResult
-from trainables.trial import Outcome, Patience
+from trainables.execution.worker import Patience
+from trainables.results import Metric, Outcome, TrialResult
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
 from trainables.execution.stoppable import abort
-from trainables.trial import Outcome, Patience
+from trainables.execution.worker import Patience
+from trainables.results import Outcome
 
 
 class LedgerSearcher(Searcher):

@@ -42,7 +42,7 @@ from study.records import (
 from study.search.rungs import RungTable, is_rung, violation
 from study.search.samplers import make_sampler
 from trainables.config import Point, TrialConfig
-from trainables.trial import Outcome
+from trainables.results import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

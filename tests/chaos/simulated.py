@@ -37,7 +37,8 @@ from study.tracking.mlflow_store import TrackingError, import_mlflow
 from study.tracking.projection import BackgroundProjection, Projection, default_uri
 from tests.study.helpers import complete, opened, study
 from trainables.config import TrialConfig
-from trainables.trial import Outcome, Patience
+from trainables.execution.worker import Patience
+from trainables.results import Outcome
 
 RUNGS = 3
 

@@ -12,8 +12,7 @@ from study.ledger.frozen import freeze
 from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, append_event
 from trainables.config import TrialConfig
-from trainables.results import Metric, TrialResult
-from trainables.trial import Outcome
+from trainables.results import Metric, Outcome, TrialResult
 
 
 def study(folder: Path, trials: int = 2, **fields: Any) -> StudyConfig:

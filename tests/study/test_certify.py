@@ -28,9 +28,8 @@ from trainables.config import DataConfig, Point, Protocol, ShapesConfig, TrialCo
 from trainables.evaluate import trial_folder
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
-from trainables.results import Audit, Check, EvaluationManifest, Loss, Metric, TrialResult
+from trainables.results import Audit, Check, EvaluationManifest, Loss, Metric, Outcome, TrialResult
 from trainables.training.finetune import finetune
-from trainables.trial import Outcome
 
 PROTOCOL = Protocol(words=0, gallery_images=32, rung_gallery_images=6, image_steps=8, bootstrap_samples=100)
 HONEST, MASKED, LIAR, GONE = range(4)

@@ -22,7 +22,7 @@ from study.view import read_study
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.cli.command import read_config
 from trainables.config import TrialConfig
-from trainables.trial import Outcome
+from trainables.results import Outcome
 
 
 @pytest.fixture

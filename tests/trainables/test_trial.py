@@ -20,10 +20,11 @@ from trainables.data.shapes import write
 from trainables.execution.checkpoints import SNAPSHOT
 from trainables.execution.places import absolute
 from trainables.execution.uploads import TRACE
+from trainables.execution.worker import _exit_stuck, take_marker
 from trainables.prepare import prepare
-from trainables.results import TrialResult
+from trainables.results import Outcome, TrialResult
 from trainables.training.finetune import Diverged, finetune
-from trainables.trial import Outcome, _exit_stuck, _own_fault, _take_marker
+from trainables.trial import _own_fault
 
 REPORTS = 40
 
@@ -32,7 +33,8 @@ SCRIPT = """
     import ray
     from ray import tune
     from trainables.config import TrialConfig
-    from trainables.trial import Outcome, Patience
+    from trainables.execution.worker import Patience
+    from trainables.results import Outcome
 
     def ends_at_once(config):
         from trainables import trial
@@ -100,12 +102,12 @@ def test_lost_workers_are_nobodys_fault() -> None:
 def test_a_stuck_worker_leaves_word(tmp_path: Path) -> None:
     trial = TrialConfig(key="k", storage_path=str(tmp_path))
     (tmp_path / "k").mkdir()
-    assert _take_marker(trial, "stuck") is None
+    assert take_marker(trial, "stuck") is None
     if (child := os.fork()) == 0:
         _exit_stuck(trial, 7)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert _take_marker(trial, "stuck") == ""
-    assert _take_marker(trial, "stuck") is None, "told once"
+    assert take_marker(trial, "stuck") == ""
+    assert take_marker(trial, "stuck") is None, "told once"
 
 
 @pytest.mark.timeout(300)

@@ -21,7 +21,7 @@ from study.costs.budget import (
 from study.records import Event, TrialRecord, append_event
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.errors import InputError
-from trainables.trial import Outcome
+from trainables.results import Outcome
 
 PRICE = Price(device_hour={"l4": 2.0, "a100": 5.0}, head_hour=0.5)
 USED = Usage(trials=3, planned_trials=12, wall_seconds=7200, device_seconds=36000, growth=[0.1, 0.3, 0.3, 0.3])

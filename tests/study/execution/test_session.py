@@ -22,7 +22,7 @@ from trainables.errors import InputError
 from trainables.execution.checkpoints import seal
 from trainables.execution.signals import RESUMABLE
 from trainables.identity import made_from
-from trainables.trial import Outcome
+from trainables.results import Outcome
 
 
 class NoTracking:

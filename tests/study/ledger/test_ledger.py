@@ -17,8 +17,8 @@ from study.ledger.ledger import Ledger, Remaining, remaining
 from study.ledger.trials import point_of, seed_of
 from study.records import Event, State, TrialRecord, read_events, read_manifest
 from trainables.config import TrialConfig
-from trainables.results import Metric, TrialResult
-from trainables.trial import Outcome, Patience
+from trainables.execution.worker import Patience
+from trainables.results import Metric, Outcome, TrialResult
 
 pytestmark = pytest.mark.usefixtures("database")
 

@@ -21,7 +21,7 @@ from tests.chaos.simulated import drive, simulated_study
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig
 from trainables.errors import InputError
-from trainables.trial import Outcome
+from trainables.results import Outcome
 
 KEY = "s-t00002-s0"
 Damage = Callable[[StudyConfig], object]

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from trainables.config import TinyConfig, TrialConfig, WorkersConfig
+from trainables.execution.worker import set_up
 from trainables.measure import run_once
 from trainables.synthetic import made_up_words, random_model, synthetic, tokenizer_of
-from trainables.trial import set_up
 
 
 @pytest.mark.parametrize(
