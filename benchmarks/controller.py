@@ -1,44 +1,77 @@
-"""What the controller costs a large study: `python -m benchmarks.controller`.
+"""What the driver costs a large study: `python -m benchmarks.controller`.
 
-A study with many finished trials and many that run, on its SQLite file, with manifests and logs on disk, without Ray:
-how long it takes to open, to ask for a trial, to judge a rung and to account for an end, and how much memory it holds.
-Besides the time it took, the processor time is shown, which does not depend on what else the machine does.
+A study with many ended trials and many that run, on its SQLite files, with manifests, logs and MLflow's store on disk,
+and without Ray: how long the driver takes for each start, rung and end of a trial, all that it does for them included
+(budget, ledger, sampler, display, front, page, MLflow), and how much memory it holds. Objectives are random trade-offs,
+so that the front is large; with four, a good part of all trials are on it.
+
+It exits with 1 if an event takes more than the goal, or grows with the study more than it may.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import contextlib
+import io
+import json
+import logging
+import resource
 import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
-import psutil
 
 from search_spaces.space import suggest
-from study.config import COST, Budget, Objective, StudyConfig
-from study.execution.simulator import Surrogate
-from study.front.estimates import front
-from study.front.hypervolume import hypervolume_history
-from study.ledger.ledger import Ledger
+from study.config import COST, COSTS, Budget, Objective, StudyConfig
+from study.execution.session import Session
+from study.execution.tune_searcher import LedgerSearcher
+from study.ledger.lease import Lease
+from study.ledger.ledger import Ledger, read_records
 from study.ledger.store import open_storage
-from study.ledger.trials import point_of, trial_key
-from study.records import Event, Manifest, TrialRecord, append_event
-from trainables.config import Point, TrialConfig
+from study.ledger.trials import trial_key, trial_template
+from study.records import Event, Manifest, StudyPaths, append_event, read_manifests
+from study.tracking.mlflow_store import POINTS_TAG, import_mlflow
+from study.tracking.projection import Projection, default_uri, trial_run
+from trainables.config import Point
 from trainables.results import Metric, Outcome, TrialResult
 
-OBJECTIVES = (Objective(metric="clean/mr_r5"), Objective(metric="both/mr_r5"))
+TARGETS = ("clean", "both", "image", "text")
+RECIPES = ("finetune", "tecoa_itr", "fare", "mat")
+IMAGES, CAPTIONS = 200, 1000
+MEDIAN_MS, RESIDENT_MB, GROWTH = 100, 1500, 1.3
+"""Goals: of an event, of the driver, and of an event from the first size of study to the last."""
 
 
-def measurements(point: Point, rng: np.random.Generator) -> dict[str, float]:
-    """Recalls of a point with noise."""
-    clean, robust = Surrogate().final(point, TrialConfig().protocol)
-    return {"clean/mr_r5": clean + 0.02 * rng.standard_normal(), "both/mr_r5": robust + 0.02 * rng.standard_normal()}
+def measurements(rng: np.random.Generator) -> dict[str, float]:
+    """Recalls of a trial: near a sphere, so few trials dominate others."""
+    direction = np.abs(rng.standard_normal(len(TARGETS)))
+    values = direction / np.linalg.norm(direction) * (1 - 0.03 * abs(rng.standard_normal()))
+    return {f"{target}/mr_r1": float(value) for target, value in zip(TARGETS, values, strict=True)}
+
+
+def metrics_of(values: dict[str, float]) -> dict[str, Metric]:
+    """With intervals of usual width."""
+    return {name: Metric(value=value, low=value - 0.02, high=value + 0.02) for name, value in values.items()}
+
+
+def answers(values: dict[str, float], rng: np.random.Generator) -> dict[str, str]:
+    """Correctness bits of each query, as a manifest has them."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        for direction, queries in (("tr", IMAGES), ("ir", CAPTIONS)):
+            bits = base64.b64encode(np.packbits(rng.random(queries) < value).tobytes()).decode()
+            found |= {f"{name.partition('/')[0]}/{direction}_r{k}": bits for k in (1, 5, 10)}
+    return found
 
 
 def fill(config: StudyConfig, count: int) -> None:
@@ -57,13 +90,19 @@ def fill(config: StudyConfig, count: int) -> None:
             trial = source.ask()
             params = suggest(config.space, trial)
             point = Point.model_validate(params)
-            values = measurements(point, rng)
+            values = measurements(rng)
             stopped = number % 2 == 1
+            recipe = RECIPES[number // 2] if number < 2 * len(RECIPES) and not stopped else None
             insert(
                 "INSERT INTO trials (trial_id, number, study_id, state, datetime_start, datetime_complete)"
                 " VALUES (?, ?, 1, ?, ?, ?)",
                 (number + 1, number, "PRUNED" if stopped else "COMPLETE", *["2026-01-01 00:00:00.000000"] * 2),
             )
+            if recipe:
+                insert(
+                    "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, 'recipe', ?)",
+                    (number + 1, json.dumps(recipe)),
+                )
             for name, distribution in trial.distributions.items():
                 insert(
                     "INSERT INTO trial_params (trial_id, param_name, param_value, distribution_json)"
@@ -75,106 +114,174 @@ def fill(config: StudyConfig, count: int) -> None:
                         optuna.distributions.distribution_to_json(distribution),
                     ),
                 )
-            for index, value in enumerate([] if stopped else values.values()):
+            for index, objective in enumerate([] if stopped else config.objectives):
                 insert(
                     "INSERT INTO trial_values (trial_id, objective, value, value_type) VALUES (?, ?, ?, 'FINITE')",
-                    (number + 1, index, value),
+                    (number + 1, index, values[objective.metric]),
                 )
             key = trial_key(config.name, number)
             manifest = Manifest(
                 key=key,
                 number=number,
-                recipe=None,
+                recipe=recipe,
                 params=params,
                 point=point.model_dump(mode="json"),
                 state="stopped" if stopped else "complete",
-                metrics={} if stopped else {n: Metric(value=v, low=v, high=v) for n, v in values.items()},
+                metrics={} if stopped else metrics_of(values),
                 rungs={14: {**values, COST: 5.0}},
                 cost={"device_seconds": 5.0 if stopped else 16.0},
+                correct={} if stopped else answers(values, rng),
+                queries={} if stopped else {"tr": IMAGES, "ir": CAPTIONS},
+                captions_per_image=[] if stopped else [CAPTIONS // IMAGES] * IMAGES,
                 fingerprint="benchmark",
                 ended=float(number),
             )
             path = config.paths.manifest(key)
             path.parent.mkdir(parents=True)
             path.write_text(manifest.model_dump_json(), encoding="utf-8")
+            append_event(config.paths.events(key), Event(time=number, event="start"))
+            append_event(config.paths.events(key), Event(time=number, event="end"))
+    fill_mlflow(config)
 
 
-Times = list[tuple[float, float]]
-"""Seconds on the clock, and of the processor."""
+def fill_mlflow(config: StudyConfig) -> None:
+    """Write the runs of the ended trials as MLflow lays them out, for the same reason, but for their points."""
+    from mlflow.store.tracking.dbmodels.models import SqlParam, SqlRun, SqlTag
+    from sqlalchemy import create_engine, insert
+
+    paths, uri = config.paths, default_uri(config.paths)
+    projection = Projection(paths, None, config.name, config.objectives)
+    projection.sync([])
+    experiment = import_mlflow().MlflowClient(tracking_uri=uri).get_experiment_by_name(projection.experiment)
+    records = read_records(config.name, open_storage(paths, None))
+    runs, tags, params = [], [], []
+    for record, manifest in zip(records, read_manifests(paths, records), strict=True):
+        run = trial_run(record, manifest, [Event(time=manifest.ended, event="start")], False, None, {})
+        assert run is not None
+        name = f"{record.number:032x}"
+        place = f"{experiment.artifact_location}/{name}/artifacts"
+        runs.append(
+            {
+                "run_uuid": name,
+                "name": run.name,
+                "status": run.status,
+                "start_time": round(1000 * manifest.ended),
+                "end_time": round(1000 * manifest.ended),
+                "artifact_uri": place,
+                "experiment_id": int(experiment.experiment_id),
+            }
+        )
+        given = {**run.tags, "mlflow.runName": run.name, POINTS_TAG: str(len(run.points))}
+        tags += [{"run_uuid": name, "key": key, "value": value} for key, value in given.items()]
+        params += [{"run_uuid": name, "key": key, "value": value} for key, value in run.params.items()]
+    with create_engine(uri).begin() as connection:
+        for table, rows in ((SqlRun, runs), (SqlTag, tags), (SqlParam, params)):
+            connection.execute(insert(table), rows)
 
 
-def timed(call: Callable[[], object], times: Times) -> object:
-    """Call it, and keep how long it took."""
-    began = time.perf_counter(), time.process_time()
+def timed(call: Callable[[], object], times: list[float]) -> object:
+    """Call it, and keep how long it took on the clock."""
+    began = time.perf_counter()
     result = call()
-    times.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    times.append(time.perf_counter() - began)
     return result
 
 
-def measure(finished: int, running: int, rounds: int, folder: Path) -> dict[str, str]:
+def start_running(config: StudyConfig, paths: StudyPaths, running: int) -> None:
+    """Start so many trials, as a session that was killed would leave them."""
+    ledger = Ledger(config.model_copy(update={"sampler": "random"}), paths, "benchmark")
+    for _ in range(running):
+        record = ledger.take()
+        append_event(paths.events(record.key), Event(time=record.number, event="start"))
+        append_event(paths.events(record.key), Event(time=record.number, event="rung", step=14, metrics={COST: 5.0}))
+
+
+def measure(config: StudyConfig, running: int, rounds: int, pause: float) -> dict[str, list[float]]:
     """One size of study.
 
     Args:
-        finished: ended trials.
+        config: of a study that was filled.
         running: trials that run at once.
-        rounds: how often to ask and tell.
-        folder: for the study's files.
+        rounds: how many trials start, have a rung, and end.
+        pause: seconds between events. The threads beside the driver's own work then, too.
+
+    Returns:
+        Seconds of each kind of event, of opening and of closing; peak of resident memory in MB; points on the front.
     """
-    config = StudyConfig(
-        name=f"s{finished}",
-        studies_dir=folder,
-        recipes=(),
-        objectives=OBJECTIVES,
-        budget=Budget(trials=1_000_000),
-    )
-    fill(config, finished)
-    opening: Times = []
-    quick = config.model_copy(update={"sampler": "random"})
-    first = timed(lambda: Ledger(quick, config.paths, "benchmark"), opening)
-    assert isinstance(first, Ledger)
-    started = [first.take() for _ in range(running)]
-    del first
-    reconciling: Times = []
-    ledger = timed(lambda: Ledger(config, config.paths, "benchmark"), reconciling)
-    assert isinstance(ledger, Ledger)
-    seconds: dict[str, Times] = {"ask": [], "rung": [], "tell": [], "records": [], "front": [], "history": []}
-    rng, trial = np.random.default_rng(1), TrialConfig()
-    for index in range(rounds):
-        record = timed(ledger.take, seconds["ask"])
-        assert isinstance(record, TrialRecord)
-        started.append(record)
-        record = started.pop(0)
-        values = measurements(point_of(config, record), rng)
-        metrics = {**values, COST: 5.0}
-        timed(partial(ledger.rung, record, 14, 1, metrics), seconds["rung"])
-        append_event(config.paths.events(record.key), Event(time=index, event="rung", step=14, metrics=metrics))
-        result = TrialResult(
-            metrics={name: Metric(value=value, low=value, high=value) for name, value in values.items()},
-            correct={},
-            queries={},
-            device_seconds=16,
-            seconds={},
-            steps=42,
-            resumed_from_steps=[],
-            temperature=0.06,
-            hashes={},
-            versions={},
+    logging.disable(logging.WARNING)
+    paths, template = config.paths, trial_template(config)
+    seconds: dict[str, list[float]] = {name: [] for name in ("open", "resume", "start", "rung", "end", "close")}
+    start_running(config, paths, running)
+    storage = open_storage(paths, None)
+    rng = np.random.default_rng(1)
+    with Lease(storage.engine, config.name, lost=lambda: None) as lease:
+        began = time.perf_counter()
+        ledger = Ledger(config, paths, "benchmark")
+        session = Session(config, ledger, template, lease)
+        session._write_front()
+        session._tracking.request(ledger.records())
+        make = partial(ledger.trial, template)
+        searcher = LedgerSearcher(ledger, make, session._patience(), session._may_start, session._changed)
+        seconds["open"].append(time.perf_counter() - began)
+        names = [f"tune-{index}" for index in range(running)]
+        for name in names:
+            timed(partial(searcher.suggest, name), seconds["resume"])
+        began = time.perf_counter()
+        for index in range(rounds):
+            ended, fresh = names.pop(0), f"tune-{running + index}"
+            values = measurements(rng)
+            report: dict[str, Any] = {**values, "step": 14, "resumed_from_step": -1, "last": False, "epoch": 1}
+            report |= {"history": json.dumps([{"step": 7, "loss": 1.0}]), **dict.fromkeys(COSTS.values(), 5.0)}
+            result = TrialResult(
+                metrics=metrics_of(values),
+                correct=answers(values, rng),
+                queries={"tr": IMAGES, "ir": CAPTIONS},
+                device_seconds=16,
+                seconds={},
+                steps=42,
+                resumed_from_steps=[],
+                temperature=0.06,
+                hashes={},
+                versions={},
+            )
+            outcome = {"outcome": Outcome(state="complete", result=result).model_dump_json()}
+            timed(partial(searcher.rung, names[-1], report), seconds["rung"])
+            time.sleep(pause)
+            timed(partial(searcher.on_trial_complete, ended, outcome), seconds["end"])
+            time.sleep(pause)
+            timed(partial(searcher.suggest, fresh), seconds["start"])
+            time.sleep(pause)
+            names.append(fresh)
+        timed(session.close, seconds["close"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return {**seconds, "resident": [peak], "front": [len(json.loads(paths.front.read_text(encoding="utf-8")))]}
+
+
+def quietly(config: StudyConfig, running: int, rounds: int, pause: float) -> dict[str, list[float]]:
+    """As `measure`, without what the study prints."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return measure(config, running, rounds, pause)
+
+
+def one_size(objectives: int, finished: int, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Fill a study, and measure it in a process of its own, whose memory is the driver's alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = StudyConfig(
+            name="s",
+            studies_dir=Path(folder),
+            recipes=RECIPES,
+            objectives=tuple(Objective(metric=f"{target}/mr_r1") for target in TARGETS[:objectives]),
+            budget=Budget(trials=1_000_000, plateau_trials=1_000_000),
         )
-        outcome = Outcome(state="complete", result=result)
-        timed(partial(ledger.finish, record, outcome, trial), seconds["tell"])
-        timed(ledger.records, seconds["records"])
-        if index % 10 == 0:
-            timed(partial(front, ledger.manifests(), OBJECTIVES), seconds["front"])
-            timed(partial(hypervolume_history, ledger.manifests(), OBJECTIVES), seconds["history"])
-    resident = psutil.Process().memory_info().rss
-    row = {}
-    for name, times in (("open", opening), (f"reconcile {running} running", reconciling)):
-        row[f"{name}, s"] = f"{times[0][0]:.2f}, processor {times[0][1]:.2f}"
-    for name, times in seconds.items():
-        median, busy = 1000 * np.median(times, axis=0)
-        worst = 1000 * np.percentile(times, 99, axis=0)[0]
-        row[f"{name}, ms"] = f"{median:.1f} (p99 {worst:.1f}), processor {busy:.1f}"
-    return {**row, "resident, MB": f"{resident / 1e6:.0f}"}
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            process.submit(fill, config, finished).result()
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            return process.submit(quietly, config, options.running, options.rounds, options.pause).result()
+
+
+def written(times: Sequence[float]) -> str:
+    """Milliseconds."""
+    return f"{1000 * np.median(times):.1f} (p99 {1000 * np.percentile(times, 99):.1f})"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -182,20 +289,37 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--finished", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--running", type=int, default=1_000)
+    parser.add_argument("--objectives", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds between events")
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Entry point."""
     options = parser().parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = {count: measure(count, options.running, options.rounds, Path(folder)) for count in options.finished}
-    width = max(len(name) for row in rows.values() for name in row) + 2
-    print(" " * width + "".join(f"{f'{count} finished':40}" for count in rows))
-    for name in next(iter(rows.values())):
-        print(f"{name:{width}}" + "".join(f"{row[name]:40}" for row in rows.values()))
-    return 0
+    good = True
+    for objectives in options.objectives:
+        whole = []
+        for finished in options.finished:
+            found = one_size(objectives, finished, options)
+            events = [*found["start"], *found["rung"], *found["end"]]
+            rows = {name: f"{written(found[name])} ms" for name in ("resume", "start", "rung", "end") if found[name]}
+            rows |= {"any event": f"{written(events)} ms, mean {1000 * np.mean(events):.1f} ms"}
+            rows |= {name: f"{found[name][0]:.1f} s" for name in ("open", "close")}
+            rows |= {"on the front": f"{found['front'][0]:.0f}", "peak resident": f"{found['resident'][0]:.0f} MB"}
+            print(f"{objectives} objectives, {finished} ended, {options.running} running", flush=True)
+            for name, value in rows.items():
+                print(f"  {name:16}{value}", flush=True)
+            worst = max(1000 * float(np.median(found[name])) for name in ("start", "rung", "end"))
+            whole.append(1000 * float(np.mean([np.median(found[name]) for name in ("start", "rung", "end")])))
+            good &= worst <= MEDIAN_MS and found["resident"][0] <= RESIDENT_MB
+        growth = whole[-1] / whole[0]
+        print(
+            f"{objectives} objectives: {whole[-1]:.1f} ms an event, x{growth:.2f} of the smallest study\n", flush=True
+        )
+        good &= growth <= GROWTH
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
