@@ -23,7 +23,7 @@ from pydantic_settings import SettingsConfigDict
 from study.arguments import Arguments as StudyArguments
 from study.arguments import parse
 from study.config import COST, Objective, StudyConfig
-from study.costs.budget import Limit, Usage, limits, money, reached
+from study.costs.budget import Limit, Usage, known_money, limits, reached
 from study.costs.calibration import calibrate
 from study.costs.cost_model import DEVICES, trial_memory, trial_work
 from study.costs.page import PHASES, SIMULATIONS, Growth, Plan, page
@@ -87,7 +87,7 @@ class Run:
 
 
 def run_through(
-    durations: Sequence[float], slots: int, held_each: float, limits_at: Callable[[Usage], list[Limit]]
+    durations: Sequence[float], slots: int, held_each: float, device: str, limits_at: Callable[[Usage], list[Limit]]
 ) -> Run:
     """Run the trials on a virtual clock, in order, as many at once as there are slots.
 
@@ -95,6 +95,7 @@ def run_through(
         durations: wall seconds of each trial.
         slots: trials at once.
         held_each: devices that a trial holds.
+        device: their kind.
         limits_at: the budget's limits at some usage; no trial starts once one is reached.
     """
     running: list[float] = []
@@ -103,7 +104,7 @@ def run_through(
     limit = None
 
     def used() -> Usage:
-        return Usage(ended, len(durations), wall, held, [])
+        return Usage(ended, len(durations), wall, {device: held}, [])
 
     for seconds in durations:
         if len(running) == slots:
@@ -190,13 +191,12 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
         found = zip((history[count - 1] for count in quarters), fronts, strict=True)
         # A slot of the simulator is one device; a trial holds `workers` of them for a share of that time.
         rows.append([(wall / workers / 3600, held / 3600, size, share) for (wall, _, held, share), size in found])
-    priced = config.device in config.price.device_hour
     return [
         Growth(
             trials=count,
             wall_hours=wall,
             device_hours=held,
-            money=money(config.price, config.device, held, wall) if priced else None,
+            money=known_money(config.price, {config.device: 3600 * held}, 3600 * wall),
             front=size,
             hypervolume=share,
         )
@@ -240,8 +240,8 @@ def plan(config: Arguments) -> Plan:
     flops = loaded_once(trial_work(shape, point, training, config.protocol, workers.count).flops for point in drawn)
     sheet, seconds = (loaded_once(map(by_phase, drawn)) for by_phase in (planned, phases_of))
     durations = [sum(by_phase.values()) + LAUNCH_SECONDS for by_phase in seconds]
-    bounds = partial(limits, config.budget, config.price, config.device)
-    run = run_through(durations, slots, workers.count * workers.share, bounds)
+    bounds = partial(limits, config.budget, config.price)
+    run = run_through(durations, slots, workers.count * workers.share, config.device, bounds)
     ran = max(1, run.trials)
 
     def means(trials: list[dict[str, float]]) -> dict[str, float]:
@@ -250,7 +250,6 @@ def plan(config: Arguments) -> Plan:
     mean_seconds = means(seconds)
     pairs = training.epochs * shape.train_images
     wall, held = run.wall_seconds / 3600, run.device_seconds / 3600
-    priced = config.device in config.price.device_hour
     return Plan(
         study=config.name,
         device=config.device,
@@ -261,7 +260,7 @@ def plan(config: Arguments) -> Plan:
         ended_by=str(run.ended_by),
         wall_hours=wall,
         device_hours=held,
-        money=money(config.price, config.device, held, wall) if priced else None,
+        money=known_money(config.price, {config.device: run.device_seconds}, run.wall_seconds),
         currency=config.price.currency,
         memory_bytes=trial_memory(shape, training, workers.count, workers.sharded),
         device_memory_bytes=device.memory * workers.share,

@@ -187,11 +187,11 @@ class Event(Model):
     `start` and `resume` carry the optimiser step training begins at; `rung` an epoch's small evaluation and the
     training history since the last one; `final` the whole evaluation, on other images and under a stronger attack than
     those of rungs, with the rest of the history; `attempt` one try, when it holds its devices and again when it has
-    ended; `end` the state.
+    ended; `end` the state; `retry` that a failed trial was asked to go on.
     """
 
     time: float
-    event: Literal["start", "resume", "rung", "final", "attempt", "end"]
+    event: Literal["start", "resume", "rung", "final", "attempt", "end", "retry"]
     step: int = 0
     metrics: dict[str, float] = {}
     history: list[dict[str, float]] = []

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from study.costs.budget import Limit, device_kind, ended_by, limits, money, remaining_seconds, usage
+from study.costs.budget import Limit, device_kind, ended_by, known_money, limits, remaining_seconds, usage
 from study.records import StudyPaths, read_events
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error
@@ -85,17 +85,19 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
     from study.front.caveats import study_caveats
     from study.front.estimates import front
     from study.front.hypervolume import hypervolume_history
+    from study.ledger.attempts import read_attempts
 
     config, now = view.config, time.time()
     wall = sum(row.seconds(now if view.running else None) for row in view.sessions)
-    used = usage(view.paths, config.budget, config.objectives, view.records, view.manifests, wall)
     kinds = [row.device for row in view.sessions if row.device]
     device = device_kind(config.price, kinds[-1:])
-    found = limits(config.budget, config.price, device, used)
+    attempts = read_attempts(view.paths, view.records, view.manifests, None if view.running else view.sessions)
+    held = attempts.held(now, device)
+    used = usage(config.budget, config.objectives, view.records, view.manifests, held, wall)
+    found = limits(config.budget, config.price, used)
     by = ended_by(found, view.records)
     entries = front(view.manifests, config.objectives)
     history = hypervolume_history(view.manifests, config.objectives)
-    priced = device in config.price.device_hour
     return Status(
         name=config.name,
         state="running" if view.running else "finished" if by else "interrupted",
@@ -109,7 +111,7 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
         wall_seconds=wall,
         device_seconds=used.device_seconds,
         device=device,
-        money=money(config.price, device, used.device_seconds / 3600, wall / 3600) if priced else None,
+        money=known_money(config.price, held, wall),
         currency=config.price.currency,
         remaining_seconds=None if by else remaining_seconds(found, wall),
         sessions=len(view.sessions),

@@ -113,8 +113,10 @@ class Attempt(Model):
 
     @property
     def device_seconds(self) -> float:
-        """Devices x seconds held; 0 while nobody knows how long."""
-        return 0.0 if self.ended is None else self.devices * (self.ended - self.began)
+        """Devices x seconds held; 0 while nobody knows how long, and where none came."""
+        if self.ended is None or self.cause == "queued":
+            return 0.0
+        return self.devices * max(0.0, self.ended - self.began)
 
 
 class Outcome(Model):

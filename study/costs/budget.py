@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from study.config import COST, Budget, Objective, Price
-from study.records import Manifest, StudyPaths, TrialRecord, read_events
+from study.config import Budget, Objective, Price
+from study.records import Manifest, TrialRecord
 from trainables.errors import InputError
 
 SECONDS_AN_HOUR = 3600
@@ -50,45 +51,48 @@ class Usage:
         trials: ended trials, recipes among them.
         planned_trials: how many there shall be.
         wall_seconds: drivers worked on it, all sessions together.
-        device_seconds: held by all trials, whatever their state.
+        held: device-seconds of all attempts of all trials, by kind of device.
         growth: hypervolume share after each complete trial, in [0, 1].
     """
 
     trials: int
     planned_trials: int
     wall_seconds: float
-    device_seconds: float
+    held: Mapping[str, float]
     growth: Sequence[float]
+
+    @property
+    def device_seconds(self) -> float:
+        """Of all kinds together."""
+        return sum(self.held.values())
 
 
 def usage(
-    paths: StudyPaths,
     budget: Budget,
     objectives: Sequence[Objective],
     records: Sequence[TrialRecord],
     manifests: Sequence[Manifest],
+    held: Mapping[str, float],
     wall_seconds: float,
 ) -> Usage:
-    """What the records, manifests and logs of a study add up to.
+    """What the records, manifests and attempts of a study add up to.
 
     Args:
-        paths: of the study.
         budget: of the study.
         objectives: of the study.
         records: all trials of the ledger.
         manifests: all ended trials.
+        held: see `study.ledger.attempts.Attempts.held`.
         wall_seconds: see `study.ledger.lease.worked_seconds`.
     """
     from study.front.hypervolume import hypervolume_history
 
-    costs = {manifest.key: manifest.cost.get("device_seconds") for manifest in manifests}
-    held = [costs.get(record.key) or _logged_seconds(paths, record) for record in records if record.state != "waiting"]
     complete = [manifest for manifest in manifests if manifest.state == "complete"]
     return Usage(
-        trials=len(costs),
+        trials=len(manifests),
         planned_trials=planned_trials(budget, records),
         wall_seconds=wall_seconds,
-        device_seconds=float(sum(held)),
+        held=held,
         growth=[share for *_, share in hypervolume_history(complete, objectives)],
     )
 
@@ -99,23 +103,16 @@ def planned_trials(budget: Budget, records: Sequence[TrialRecord]) -> int:
     return len(records) - searched + max(searched, budget.trials)
 
 
-def _logged_seconds(paths: StudyPaths, record: TrialRecord) -> float:
-    """Of a trial without a result: what its last rung said."""
-    rungs = (event.metrics.get(COST, 0.0) for event in read_events(paths.events(record.key)))
-    return max(rungs, default=0.0)
-
-
-def limits(budget: Budget, price: Price, device: str, used: Usage) -> list[Limit]:
+def limits(budget: Budget, price: Price, used: Usage) -> list[Limit]:
     """Every limit of the budget with what is spent of it, the trials first.
 
     Args:
         budget: of the study.
         price: of the study.
-        device: kind of the devices that are held.
         used: what the study has used.
 
     Raises:
-        InputError: money is limited, and the device has no price.
+        InputError: money is limited, and a device that was held has no price.
     """
     wall, devices = used.wall_seconds / SECONDS_AN_HOUR, used.device_seconds / SECONDS_AN_HOUR
     found = [Limit("trials", used.trials, used.planned_trials, "trials")]
@@ -124,26 +121,42 @@ def limits(budget: Budget, price: Price, device: str, used: Usage) -> list[Limit
     if budget.device_hours is not None:
         found.append(Limit("device_hours", devices, budget.device_hours, "device-hours"))
     if budget.money is not None:
-        found.append(Limit("money", money(price, device, devices, wall), budget.money, price.currency))
+        found.append(Limit("money", money(price, used.held, used.wall_seconds), budget.money, price.currency))
     if budget.plateau_trials is not None:
         still = stagnation(used.growth, budget.plateau_growth)
         found.append(Limit("plateau_trials", still, budget.plateau_trials, "trials without growth"))
     return found
 
 
-def money(price: Price, device: str, device_hours: float, wall_hours: float) -> float:
-    """Device-hours and the head node, in the currency of `price`.
+def money(price: Price, held: Mapping[str, float], wall_seconds: float) -> float:
+    """Devices, each kind at its price, and the head node, in the currency of `price`.
+
+    Args:
+        price: of the study.
+        held: device-seconds by kind of device.
+        wall_seconds: of the head node.
 
     Raises:
-        InputError: the device was held and has no price.
+        InputError: a device was held and has no price.
     """
-    if device_hours and device not in price.device_hour:
+    kinds = [price.device or kind for kind, seconds in held.items() if seconds]
+    if unknown := sorted({*kinds} - price.device_hour.keys()):
         known = ", ".join(price.device_hour) or "none"
         raise InputError(
-            f"price.device_hour: no price for {device!r}, which trials run on; prices are for {known}. Give "
-            f"--price.device-hour {device}=PRICE, or name the kind by --price.device"
+            f"price.device_hour: no price for {' and '.join(map(repr, unknown))}, which trials run on; prices are for "
+            f"{known}. Give --price.device-hour {unknown[0]}=PRICE, or name the kind by --price.device"
         )
-    return device_hours * price.device_hour.get(device, 0.0) + wall_hours * price.head_hour
+    devices = sum(seconds * price.device_hour[price.device or kind] for kind, seconds in held.items() if seconds)
+    return (devices + wall_seconds * price.head_hour) / SECONDS_AN_HOUR
+
+
+def known_money(price: Price, held: Mapping[str, float], wall_seconds: float) -> float | None:
+    """As `money`; None where a price is not given."""
+    if not price.device_hour:
+        return None
+    with suppress(InputError):
+        return money(price, held, wall_seconds)
+    return None
 
 
 def stagnation(shares: Sequence[float], growth: float) -> int:

@@ -282,8 +282,10 @@ class Session:
     def _limits(self) -> list[Limit]:
         config, records, manifests = self._config, self._ledger.records(), self._ledger.manifests()
         wall = self._lease.worked_seconds()
-        used = usage(self._paths, config.budget, config.objectives, records, manifests, wall)
-        return limits(config.budget, config.price, self._device, used)
+        held = self._ledger.held(self._device)
+        return limits(
+            config.budget, config.price, usage(config.budget, config.objectives, records, manifests, held, wall)
+        )
 
     def _may_start(self) -> bool:
         """Whether another trial may start."""

@@ -11,7 +11,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from search_spaces.notation import in_words, telling
-from study.config import COSTS
+from study.config import COST, COSTS
 from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
@@ -46,7 +46,6 @@ class LedgerSearcher(Searcher):
         self._patience, self._may_start, self._on_change = patience, may_start, on_change
         self._interrupted = ledger.remaining().resume
         self._taken: dict[str, tuple[TrialRecord, TrialConfig]] = {}
-        self._seen_step: dict[str, int] = {}
         self._resumed: dict[str, tuple[int, list[str]]] = {}
         self._stopped: dict[str, str] = {}
 
@@ -79,11 +78,12 @@ class LedgerSearcher(Searcher):
             self._resumed[trial_id] = resumed, passed_over
             message = "; ".join([f"from step {max(0, resumed)}", *passed_over])
             self._write(record, Event(time=self._clock(), event="resume", step=max(0, resumed), message=message))
-        if self._seen_step.get(trial_id, -1) >= step:
+        if self._ledger.logged(record, step):
             return True
-        self._seen_step[trial_id] = step
         metrics = {name: float(result[name]) for name in trial.protocol.metric_names if name in result}
         metrics |= {cost: float(result[field]) for cost, field in COSTS.items() if field in result}
+        if (held := self._ledger.device_seconds(record)) is not None:
+            metrics[COST] = held
         reason = None if result["last"] else self._ledger.rung(record, step, int(result["epoch"]), metrics)
         history = json.loads(result["history"])
         kind = "final" if result["last"] else "rung"

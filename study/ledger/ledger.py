@@ -18,9 +18,11 @@ from optuna.trial import TrialState
 
 from search_spaces.recipes import recipe_point
 from search_spaces.space import params_of, suggest
-from study.config import COSTS, StudyConfig
+from study.config import COST, COSTS, StudyConfig
 from study.front.dominance import measured
 from study.front.estimates import near_front
+from study.ledger.attempts import Attempts, count_ended, failures, unseen_ends
+from study.ledger.lease import sessions
 from study.ledger.prior_studies import prior_trials
 from study.ledger.store import EARLIER, MirroredStorage, open_storage, reopen
 from study.ledger.strays import marks, refuse_strays
@@ -42,9 +44,18 @@ from study.records import (
 from study.search.rungs import RungTable, is_rung, violation
 from study.search.samplers import make_sampler
 from trainables.config import Point, TrialConfig
-from trainables.results import Outcome
+from trainables.results import Attempt, Cause, Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+CAUSES: dict[Ended, Cause] = {
+    "complete": "complete",
+    "stopped": "stopped",
+    "infeasible": "point",
+    "failed": "infrastructure",
+}
+"""Of a trial's last attempt, where it is known only how the trial ended."""
 
 
 @dataclass(frozen=True)
@@ -143,29 +154,35 @@ class Ledger:
         self._rungs = RungTable(config.objectives, config.constraints, config.early_stopping)
         self._manifests = {manifest.key: manifest for manifest in manifests}
         self._verdicts: dict[str, str] = {}
-        self._read_what_happened()
+        self._attempts = Attempts()
+        self._logged: set[tuple[str, int]] = set()
+        self._retried: dict[str, float] = {}
+        self._read_what_happened(database)
         for number in self.remaining().tell:
             self._tell(self._manifests[self._all[number].key])
         self._plan_replicates()
 
-    def _read_what_happened(self) -> None:
-        """The rungs of all trials: those of unfinished ones are in their logs only."""
-        if self._paths is None:
+    def _read_what_happened(self, database: optuna.storages.RDBStorage | None) -> None:
+        """The rungs and attempts of all trials: those of unfinished ones are in their logs only."""
+        if self._paths is None or database is None:
             return
+        count_ended(self._attempts, self._paths, self.manifests())
         for manifest in self._manifests.values():
             for step, metrics in manifest.rungs.items():
                 self._rungs.add(manifest.key, step, metrics)
-        logs = [
-            (event, record.key)
-            for record in self._all
-            if record.state == "running" and record.key not in self._manifests
-            for event in read_events(self._paths.events(record.key))
-            if event.event == "rung"
-        ]
-        for event, key in sorted(logs, key=lambda log: log[0].time):
-            self._rungs.add(key, event.step, event.metrics)
-            if event.message:
-                self._verdicts[key] = event.message
+        drivers = sessions(database.engine, self._config.name)
+        logs: list[tuple[float, str, int, dict[str, float]]] = []
+        for record in self._all:
+            if record.state != "running" or record.key in self._manifests:
+                continue
+            events = list(read_events(self._paths.events(record.key)))
+            for attempt in unseen_ends(events, drivers):
+                self.log(record, Event(time=self._clock(), event="attempt", step=attempt.to_step, attempt=attempt))
+            for event in events:
+                self._note(record.key, event)
+            logs += [(event.time, record.key, event.step, event.metrics) for event in events if event.event == "rung"]
+        for _, key, step, metrics in sorted(logs, key=lambda log: log[0]):
+            self._rungs.add(key, step, metrics)
         for record in self._all:
             self._show_rungs(record.number, record.key)
 
@@ -231,6 +248,43 @@ class Ledger:
         """Add to the trial's log."""
         if self._paths is not None:
             append_event(self._paths.events(record.key), event)
+        self._note(record.key, event)
+
+    def _note(self, key: str, event: Event) -> None:
+        if event.attempt is not None:
+            self._attempts.add(key, event.attempt)
+        elif event.event in ("rung", "final"):
+            self._logged.add((key, event.step))
+            if event.message:
+                self._verdicts[key] = event.message
+            if COST in event.metrics:
+                self._attempts.report(key, event.metrics[COST])
+        elif event.event == "retry":
+            self._retried[key] = event.time
+
+    def logged(self, record: TrialRecord, step: int) -> bool:
+        """Whether the trial's log has what it measured at a step. A trial that goes on reports its last step again."""
+        return (record.key, step) in self._logged
+
+    def attempts(self, record: TrialRecord) -> list[Attempt]:
+        """The trial's tries so far, in order."""
+        return self._attempts.of(record.key)
+
+    def failures(self, record: TrialRecord) -> int:
+        """How many of its tries count against `budget.max_failures`."""
+        return failures(self.attempts(record), self._retried.get(record.key, 0.0))
+
+    def device_seconds(self, record: TrialRecord) -> float | None:
+        """What all its tries have held until now; None where none is known."""
+        return self._attempts.device_seconds(record.key, self._clock())
+
+    def held(self, device: str) -> dict[str, float]:
+        """Device-seconds that all trials have held until now, by kind of device.
+
+        Args:
+            device: kind of device of the trials that do not say.
+        """
+        return self._attempts.held(self._clock(), device)
 
     def rung(self, record: TrialRecord, step: int, epoch: int, metrics: Mapping[str, float]) -> str | None:
         """Enter a small evaluation.
@@ -242,8 +296,11 @@ class Ledger:
             metrics: what was measured, with the costs so far.
 
         Returns:
-            Why the trial must stop here, or None if it goes on. Recipes and replicates always go on.
+            Why the trial must stop here, or None if it goes on. Recipes and replicates always go on. What is known
+            already was judged then.
         """
+        if self.logged(record, step):
+            return self.verdict(record)
         self._rungs.add(record.key, step, metrics)
         self._show_rungs(record.number, record.key)
         stopping = self._config.early_stopping
@@ -265,11 +322,14 @@ class Ledger:
     def finish(self, record: TrialRecord, outcome: Outcome, trial: TrialConfig) -> Manifest:
         """Account for an ended trial: manifest first, then Optuna. Twice is as good as once."""
         result = outcome.result
+        self._let_go(record, outcome.state)
         if result is None:
             return self._end(
                 record, trial, outcome.state, outcome.reason, trace=outcome.trace, cost=self._cost_so_far(record)
             )
         costs = {metric: getattr(result, field) for metric, field in COSTS.items()}
+        if (held := self.device_seconds(record)) is not None:
+            costs[COST] = held
         fields: dict[str, Any] = {
             "metrics": result.metrics,
             "cost": {
@@ -295,15 +355,26 @@ class Ledger:
         return self._end(record, trial, outcome.state, outcome.reason, **fields)
 
     def stop(self, record: TrialRecord, reason: str, trial: TrialConfig) -> Manifest:
-        """Account for a trial that was stopped early. It has rungs and the cost until the last, and no measurements."""
+        """Account for a trial that was stopped early. It has rungs, and no measurements."""
+        self._let_go(record, "stopped")
         return self._end(record, trial, "stopped", reason, cost=self._cost_so_far(record))
 
+    def _let_go(self, record: TrialRecord, state: Ended) -> None:
+        """A trial that has ended holds nothing."""
+        for attempt in self.attempts(record):
+            if attempt.ended is None:
+                changes = {"ended": max(self._clock(), attempt.began), "cause": CAUSES[state]}
+                closed = attempt.model_copy(update=changes)
+                self.log(record, Event(time=self._clock(), event="attempt", attempt=closed))
+
     def _cost_so_far(self, record: TrialRecord) -> dict[str, Any]:
-        rungs = self._rungs.of(record.key)
-        if not rungs:
-            return {}
-        last = rungs[max(rungs)]
-        return {**{field: last[cost] for cost, field in COSTS.items() if cost in last}, "steps": max(rungs)}
+        cost: dict[str, Any] = {}
+        if rungs := self._rungs.of(record.key):
+            last = rungs[max(rungs)]
+            cost = {**{field: last[cost] for cost, field in COSTS.items() if cost in last}, "steps": max(rungs)}
+        if (held := self.device_seconds(record)) is not None:
+            cost[COSTS[COST]] = held
+        return cost
 
     def _end(
         self, record: TrialRecord, trial: TrialConfig, state: Ended, reason: str | None, **fields: Any
@@ -318,6 +389,7 @@ class Ledger:
             state=state,
             reason=reason,
             rungs={step: dict(metrics) for step, metrics in self._rungs.of(record.key).items()},
+            attempts=self.attempts(record),
             seeds={"study": self._config.seed, "trial": trial.seed, "protocol": self._config.protocol.seed},
             fingerprint=self._fingerprint,
             ended=self._clock(),
@@ -326,6 +398,7 @@ class Ledger:
         if self._paths is not None:
             manifest = write_manifest(self._paths.manifest(record.key), manifest)
         manifest = self._manifests.setdefault(record.key, manifest)
+        self._attempts.ended(manifest)
         self._tell(manifest)
         self._plan_replicates()
         return manifest

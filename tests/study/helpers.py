@@ -10,7 +10,7 @@ from search_spaces.joint import JOINT
 from study.config import Budget, Objective, StudyConfig
 from study.ledger.frozen import freeze
 from study.ledger.ledger import Ledger
-from study.records import Event, Manifest, append_event
+from study.records import Event, Manifest
 from trainables.config import TrialConfig
 from trainables.results import Metric, Outcome, TrialResult
 
@@ -58,9 +58,9 @@ def complete(clean: float = 0.5, both: float = 0.1, device_seconds: float = 1) -
 def run_next(ledger: Ledger, config: StudyConfig, outcome: Outcome, held: float = 0.5) -> Manifest:
     """Take a trial, log a rung, and end it."""
     record = ledger.take()
-    log = config.paths.events(record.key)
-    append_event(log, Event(time=time.time(), event="start", message="begun"))
+    ledger.log(record, Event(time=time.time(), event="start", message="begun"))
     history = [{"step": 1, "time": time.time(), "loss": 2.0}]
     rung = {"clean/mr_r1": 0.3, "cost/device_seconds": held}
-    append_event(log, Event(time=time.time(), event="rung", step=2, metrics=rung, history=history))
+    ledger.rung(record, 2, 1, rung)
+    ledger.log(record, Event(time=time.time(), event="rung", step=2, metrics=rung, history=history))
     return ledger.finish(record, outcome, TrialConfig())

@@ -196,7 +196,7 @@ def test_gradient_checkpointing_takes_less_memory_and_a_forward_pass_more() -> N
 )
 def test_the_virtual_clock(budget: Budget, expected: tuple[int, float, float, str]) -> None:
     price = Price(device_hour={"l4": 3600})
-    run = plan.run_through([3, 5, 4, 1], slots=2, held_each=1, limits_at=partial(limits, budget, price, "l4"))
+    run = plan.run_through([3, 5, 4, 1], slots=2, held_each=1, device="l4", limits_at=partial(limits, budget, price))
     assert run.ended_by is not None
     assert (run.trials, run.wall_seconds, run.device_seconds, run.ended_by.name) == pytest.approx(expected)
 

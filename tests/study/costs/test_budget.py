@@ -11,6 +11,7 @@ from study.costs.budget import (
     Usage,
     device_kind,
     ended_by,
+    known_money,
     limits,
     money,
     reached,
@@ -18,13 +19,13 @@ from study.costs.budget import (
     stagnation,
     usage,
 )
-from study.records import Event, TrialRecord, append_event
+from study.records import Event, TrialRecord
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.errors import InputError
 from trainables.results import Outcome
 
 PRICE = Price(device_hour={"l4": 2.0, "a100": 5.0}, head_hour=0.5)
-USED = Usage(trials=3, planned_trials=12, wall_seconds=7200, device_seconds=36000, growth=[0.1, 0.3, 0.3, 0.3])
+USED = Usage(trials=3, planned_trials=12, wall_seconds=7200, held={"l4": 36000}, growth=[0.1, 0.3, 0.3, 0.3])
 
 
 def running(number: int) -> TrialRecord:
@@ -46,22 +47,25 @@ def running(number: int) -> TrialRecord:
     ],
 )
 def test_the_limit_that_is_reached(budget: dict[str, float], told: str | None) -> None:
-    limit = reached(limits(Budget.model_validate(budget), PRICE, "l4", USED))
+    limit = reached(limits(Budget.model_validate(budget), PRICE, USED))
     assert (str(limit) if limit else None) == told
 
 
 def test_trials_end_a_study_when_all_have_ended() -> None:
-    done = Usage(trials=12, planned_trials=12, wall_seconds=1, device_seconds=1, growth=[])
-    found = limits(Budget(), PRICE, "l4", done)
+    done = Usage(trials=12, planned_trials=12, wall_seconds=1, held={"l4": 1}, growth=[])
+    found = limits(Budget(), PRICE, done)
     assert str(ended_by(found, [])) == "budget.trials: 12 of 12 trials"
     assert ended_by(found, [running(0)]) is None, "what runs is finished first"
 
 
-def test_money_needs_the_price_of_what_was_held() -> None:
-    assert money(PRICE, "a100", 10, 4) == 52
-    assert money(PRICE, "h100", 0, 4) == 2, "nothing was held yet"
-    with pytest.raises(InputError, match=r"no price for 'h100'.* prices are for l4, a100"):
-        money(PRICE, "h100", 1, 0)
+def test_money_is_by_the_kind_that_was_held() -> None:
+    held = {"a100": 36000.0, "l4": 3600.0}
+    assert money(PRICE, held, 4 * 3600) == 54
+    assert money(PRICE, {}, 4 * 3600) == 2, "nothing was held yet"
+    assert money(PRICE.model_copy(update={"device": "l4"}), held, 0) == 22
+    with pytest.raises(InputError, match=r"no price for 'h100', .* prices are for l4, a100"):
+        money(PRICE, {**held, "h100": 1.0}, 0)
+    assert known_money(PRICE, {"h100": 1.0}, 0) is None
 
 
 def test_kind_of_device() -> None:
@@ -78,9 +82,9 @@ def test_stagnation_counts_the_trials_that_brought_nothing() -> None:
 
 
 def test_remaining_time_is_that_of_the_nearest_limit() -> None:
-    found = limits(Budget(device_hours=20), PRICE, "l4", USED)  # 3 of 12 trials in 2 h, 10 of 20 device-hours
+    found = limits(Budget(device_hours=20), PRICE, USED)  # 3 of 12 trials in 2 h, 10 of 20 device-hours
     assert remaining_seconds(found, USED.wall_seconds) == pytest.approx(7200)
-    assert remaining_seconds(limits(Budget(), PRICE, "l4", USED), USED.wall_seconds) == pytest.approx(3 * 7200)
+    assert remaining_seconds(limits(Budget(), PRICE, USED), USED.wall_seconds) == pytest.approx(3 * 7200)
     assert remaining_seconds([], 0) is None
 
 
@@ -90,11 +94,13 @@ def test_usage_counts_every_attempt(tmp_path: Path) -> None:
     run_next(ledger, config, complete(0.5, 0.1, device_seconds=100))
     run_next(ledger, config, Outcome(state="failed", reason="lost"), held=30)
     going = ledger.take()
-    append_event(config.paths.events(going.key), Event(time=1, event="rung", metrics={"cost/device_seconds": 7}))
-    used = usage(config.paths, config.budget, config.objectives, ledger.records(), ledger.manifests(), wall_seconds=50)
+    ledger.log(going, Event(time=1, event="rung", metrics={"cost/device_seconds": 7}))
+    held = ledger.held("l4")
+    used = usage(config.budget, config.objectives, ledger.records(), ledger.manifests(), held, wall_seconds=50)
     assert used.device_seconds == 137
     assert (used.trials, used.planned_trials) == (2, 6)
     assert len(used.growth) == 1
+    assert opened(config).held("l4") == held, "it is in the logs and accounts"
 
 
 def test_money_without_prices_is_refused(tmp_path: Path) -> None:
