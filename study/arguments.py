@@ -16,8 +16,9 @@ from study.config import StudyConfig
 from study.records import StudyPaths, read_frozen
 from trainables.cli.command import read_yaml
 from trainables.cli.flags import Flags, from_command_line
-from trainables.config.fields import Place, Separated, expanded
+from trainables.config.fields import Place, Separated
 from trainables.errors import InputError
+from trainables.files import Location, location
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -102,9 +103,9 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
     return from_command_line(schema, given, _merged(values, own), what)
 
 
-def _place(field: str, value: object) -> Path:
+def _place(field: str, value: object) -> Location:
     try:
-        return Path(str(expanded(value)))
+        return location(value)
     except ValueError as error:
         raise InputError(f"{field}: {error}") from None
 

@@ -21,7 +21,7 @@ from study.front.estimates import front
 from study.front.hypervolume import attainment, hypervolume_history, hypervolume_share
 from study.records import StudyPaths, read_frozen, write_if_changed
 from study.view import StudyView, read_study
-from trainables.cli.command import argument, command_parser, exit_on_input_error, place
+from trainables.cli.command import argument, command_parser, exit_on_input_error, place, place_or_url
 from trainables.config import BATCH_IMAGES
 from trainables.config.fields import check_name
 from trainables.errors import InputError
@@ -163,10 +163,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="+", type=argument(check_name), metavar="NAME", help="two studies or more")
     parser.add_argument(
         "--studies-dir",
-        type=place,
+        type=place_or_url,
         metavar="PATH",
         default=Path("studies"),
-        help="root of all studies (default: %(default)s)",
+        help="root of all studies: a path, or s3:// or gs:// with a bucket (default: %(default)s)",
     )
     parser.add_argument(
         "--metrics", nargs="+", metavar="METRIC", default=(), help="1 to 4 (default: the objectives of the first study)"

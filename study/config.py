@@ -36,6 +36,7 @@ from trainables.config import (
     raise_all,
 )
 from trainables.config.fields import Name, Place, Seed, Separated, Url, parse_epsilon
+from trainables.files import PlaceOrUrl, UrlPath
 
 COST = "cost/device_seconds"
 COSTS = {COST: "device_seconds", "cost/peak_memory_gb": "peak_memory_gb"}
@@ -250,7 +251,14 @@ class StudyConfig(Model):
     """A named, resumable exploration."""
 
     name: Name = Field("quickstart", description="of the study and its folder")
-    studies_dir: Place = Field(Path("studies"), description="root of all studies")
+    studies_dir: PlaceOrUrl = Field(
+        Path("studies"), description="root of all studies: a path, or s3:// or gs:// with a bucket"
+    )
+    cache_dir: Place | None = Field(
+        None,
+        description="prepared data and base models, shared or of each machine; empty: .cache in studies_dir, or "
+        "~/.cache/paretovl where that is a URL",
+    )
     space: Annotated[dict[str, Knob], BeforeValidator(_named_space)] = Field(
         JOINT, description="knobs by name, in the order they are drawn; in a file also joint or fusion"
     )
@@ -283,9 +291,11 @@ class StudyConfig(Model):
     seed: Seed = Field(0, description="of the sampler and of every trial")
     data: DataConfig = DataConfig()
     trial: TrialTemplate = TrialTemplate()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(TrackingConfig(), validate_default=True)
     cluster: ClusterConfig = ClusterConfig()
-    storage: Url | None = Field(None, description="Optuna storage URL; empty: SQLite in the study's folder")
+    storage: Url | None = Field(
+        None, description="Optuna storage URL; empty: SQLite in the study's folder", validate_default=True
+    )
 
     @model_validator(mode="wrap")
     @classmethod
@@ -384,7 +394,46 @@ class StudyConfig(Model):
             raise_all(wrong_trials(drawn, trial, protocol, data))
         return trial
 
+    # In a bucket lies what is written whole. What is not has to be elsewhere.
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _the_cache_is_found_from_any_folder(cls, cache: Path | None, info: ValidationInfo) -> Path | None:
+        if isinstance(info.data.get("studies_dir"), UrlPath) and cache is not None and not cache.is_absolute():
+            raise ValueError(
+                "is relative; where studies_dir is a URL, give a folder that each machine makes on its disk"
+            )
+        return cache
+
+    @field_validator("tracking")
+    @classmethod
+    def _a_bucket_holds_no_mlflow(cls, tracking: TrackingConfig, info: ValidationInfo) -> TrackingConfig:
+        if isinstance(info.data.get("studies_dir"), UrlPath) and tracking.uri is None:
+            raise ValueError("needs uri where studies_dir is a URL: http(s):// of an MLflow server, or a database")
+        return tracking
+
+    @field_validator("storage")
+    @classmethod
+    def _a_bucket_holds_no_ledger(cls, storage: str | None, info: ValidationInfo) -> str | None:
+        if isinstance(info.data.get("studies_dir"), UrlPath) and (storage is None or storage.startswith("sqlite")):
+            raise ValueError(
+                "has to be a database server where studies_dir is a URL, such as postgresql+psycopg://me@db/paretovl: "
+                "SQLite keeps its file on a disk, and the database alone keeps a second driver away"
+            )
+        return storage
+
     @property
     def paths(self) -> StudyPaths:
         """Where everything of the study is."""
         return StudyPaths(self.studies_dir / self.name)
+
+    @property
+    def cache(self) -> Path:
+        """Where each machine keeps what it can make again."""
+        if self.cache_dir is not None:
+            return self.cache_dir
+        return (
+            Path("~/.cache/paretovl").expanduser()
+            if isinstance(self.studies_dir, UrlPath)
+            else self.studies_dir / ".cache"
+        )

@@ -15,6 +15,7 @@ from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error, place
 from trainables.cli.yaml_core import dump
 from trainables.errors import InputError
+from trainables.files import filled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,19 +119,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with exit_on_input_error():
         view = read_study(StudyPaths(options.studies_dir / options.name))
         folder = options.out or view.paths.root / "export"
-        folder.mkdir(parents=True, exist_ok=True)
         if options.trial is not None:
             path = folder / f"{options.trial}.yaml"
             write_atomically(path, trial_yaml(view, options.trial))
             print(f"{path}: to run it alone: {shlex.join(['python', '-m', 'trainables.trial', str(path)])}")
             return 0
-        for name, table in tables(view).items():
-            path = folder / f"{name}.{options.format}"
-            if options.format == "csv":
-                table.to_csv(path, index=False)
-            else:
-                table.to_parquet(path, index=False)
-            print(f"{path}: {len(table)} rows, {len(table.columns)} columns")
+        with filled(folder) as disk:
+            for name, table in tables(view).items():
+                file = f"{name}.{options.format}"
+                if options.format == "csv":
+                    table.to_csv(disk / file, index=False)
+                else:
+                    table.to_parquet(disk / file, index=False)
+                print(f"{folder / file}: {len(table)} rows, {len(table.columns)} columns")
     return 0
 
 

@@ -1,7 +1,7 @@
 """What a study leaves on disk: where each file is, and the schema of those that others read.
 
-Every write is atomic (temporary file, fsync, rename), so a stop at any instruction leaves either the old file or the
-new one.
+Every write is atomic (temporary file, fsync, rename; objects are put whole), so a stop at any instruction leaves either
+the old file or the new one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from trainables.cli.command import read_yaml
 from trainables.config import Model
 from trainables.errors import InputError
+from trainables.files import Location, UrlPath
 from trainables.results import Attempt, Metric
 
 Ended = Literal["complete", "stopped", "infeasible", "failed"]
@@ -38,59 +39,70 @@ INFEASIBLE = "infeasible"
 class StudyPaths:
     """Every path of one study."""
 
-    root: Path
+    root: Location
 
     @property
-    def config(self) -> Path:
+    def disk(self) -> Path:
+        """The root, for what has to be on a disk: databases and the lock.
+
+        Raises:
+            InputError: it is elsewhere.
+        """
+        if isinstance(self.root, UrlPath):
+            raise InputError(f"{self.root}: no database can lie there; give --storage and --tracking.uri")
+        return self.root
+
+    @property
+    def config(self) -> Location:
         """Frozen configuration and fingerprint."""
         return self.root / "study.yaml"
 
     @property
     def database(self) -> Path:
         """The default Optuna storage."""
-        return self.root / "study.db"
+        return self.disk / "study.db"
 
     @property
-    def folder_id(self) -> Path:
+    def folder_id(self) -> Location:
         """Tells this study from others of its name in a shared database or MLflow, wherever the folder is moved."""
         return self.root / "tracking-id"
 
     @property
     def lock(self) -> Path:
         """Held by the one driver."""
-        return self.root / ".lock"
+        return self.disk / ".lock"
 
     @property
-    def runs(self) -> Path:
+    def runs(self) -> Location:
         """Ray Train's checkpoints by trial key."""
         return self.root / "runs"
 
     @property
-    def front(self) -> Path:
+    def front(self) -> Location:
         """The current front as JSON."""
         return self.root / "front.json"
 
     @property
-    def certified_front(self) -> Path:
+    def certified_front(self) -> Location:
         """What of the front was measured again and stays."""
         return self.root / "certified_front.json"
 
-    def certificate(self, key: str) -> Path:
+    def certificate(self, key: str) -> Location:
         """The write-once account of a trial's model measured again; details are in the folder of that name."""
         return self.root / "certified" / f"{key}.json"
 
     @property
-    def pareto_page(self) -> Path:
+    def pareto_page(self) -> Location:
         """The front as a page."""
         return self.root / "pareto.html"
 
     @property
     def mlflow_database(self) -> Path:
         """The default MLflow store."""
-        return self.root / "mlflow.db"
+        return self.disk / "mlflow.db"
 
     @property
-    def mlflow_artifacts(self) -> Path:
+    def mlflow_artifacts(self) -> Location:
         """Artifacts of the default MLflow store."""
         return self.root / "mlartifacts"
 
@@ -100,11 +112,11 @@ class StudyPaths:
         elsewhere = [] if self.root.parent == Path("studies") else ["--studies-dir", str(self.root.parent)]
         return shlex.join(["python", "-m", "study.run", "--name", self.root.name, *elsewhere])
 
-    def manifest(self, key: str) -> Path:
+    def manifest(self, key: str) -> Location:
         """The write-once account of an ended trial."""
         return self.root / "trials" / key / "manifest.json"
 
-    def events(self, key: str) -> Path:
+    def events(self, key: str) -> Location:
         """The trial's log, one JSON object a line."""
         return self.root / "trials" / key / "events.jsonl"
 
@@ -233,8 +245,11 @@ class Manifest(Model):
 Account = TypeVar("Account", bound=Model)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Location, text: str) -> None:
     """Replace `path` by `text`, or leave it as it was."""
+    if isinstance(path, UrlPath):
+        path.write_text(text, encoding="utf-8")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8") as file:
@@ -244,13 +259,13 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def write_if_changed(path: Path, text: str) -> None:
+def write_if_changed(path: Location, text: str) -> None:
     """Replace `path` by `text` atomically, and leave its time alone where nothing changed."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomically(path, text)
 
 
-def write_manifest(path: Path, manifest: Manifest) -> Manifest:
+def write_manifest(path: Location, manifest: Manifest) -> Manifest:
     """Write it unless one is there, and return the one that counts."""
     existing = read_manifest(path)
     if existing is not None:
@@ -259,7 +274,7 @@ def write_manifest(path: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def read_manifest(path: Path) -> Manifest | None:
+def read_manifest(path: Location) -> Manifest | None:
     """The manifest, or None where there is none.
 
     Raises:
@@ -268,7 +283,7 @@ def read_manifest(path: Path) -> Manifest | None:
     return read_account(path, Manifest) if path.exists() else None
 
 
-def read_account(path: Path, schema: type[Account]) -> Account:
+def read_account(path: Location, schema: type[Account]) -> Account:
     """What was written once of a trial.
 
     Raises:
@@ -332,15 +347,19 @@ def folder_id(paths: StudyPaths) -> str:
     return paths.folder_id.read_text(encoding="utf-8").strip()
 
 
-def append_event(path: Path, event: Event) -> None:
-    """Add one line to a trial's log."""
+def append_event(path: Location, event: Event) -> None:
+    """Add one line to a trial's log. An object is put anew with it: a study has one writer."""
+    line = event.model_dump_json().encode() + b"\n"
+    if isinstance(path, UrlPath):
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + line)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         torn = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write(b"\n" * torn + event.model_dump_json().encode() + b"\n")
+        file.write(b"\n" * torn + line)
 
 
-def read_events(path: Path) -> Iterator[Event]:
+def read_events(path: Location) -> Iterator[Event]:
     """The trial's log; a line torn by a crash is left out."""
     if not path.exists():
         return

@@ -20,6 +20,7 @@ from trainables.config import Protocol
 from trainables.errors import InputError
 from trainables.execution.places import family_in, open_named
 from trainables.execution.signals import RESUMABLE, stopped_by_signals, stopped_code
+from trainables.files import UrlPath, refuse_unusable
 from trainables.identity import differences
 
 FREE_BYTES = 500_000_000
@@ -50,6 +51,16 @@ def prepare_folder(paths: StudyPaths) -> list[Path]:
     Raises:
         InputError: it cannot be written, or the disk is full.
     """
+    if isinstance(paths.root, UrlPath):
+        try:
+            refuse_unusable(paths.root)
+        except OSError as error:
+            raise InputError(
+                f"studies_dir: {paths.root} cannot be used: {error.strerror}. Give a bucket, and keys that "
+                "may read, write, list and delete in it: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, or the "
+                "machine's role; another server than Amazon's or Google's is AWS_ENDPOINT_URL"
+            ) from None
+        return []
     made = [folder for folder in (paths.root, *paths.root.parents) if not folder.exists()]
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
@@ -70,7 +81,7 @@ def prepare_folder(paths: StudyPaths) -> list[Path]:
 
 def leave_no_trace(paths: StudyPaths, made: Sequence[Path]) -> None:
     """Remove the folders that a refused command has made, as far as nothing is in them."""
-    if paths.root in made:
+    if paths.root in made and isinstance(paths.root, Path):
         paths.lock.unlink(missing_ok=True)
         for folder in (paths.root, paths.root.parent / ".cache", *made[1:]):
             with suppress(OSError):

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
 from study.records import Manifest, StudyPaths, TrialRecord, accounted, read_manifests
-from trainables.cli.command import argument, command_parser, place
+from trainables.cli.command import argument, command_parser, place_or_url
 from trainables.config.fields import check_name
 from trainables.errors import InputError
+from trainables.files import UrlPath
 
 if TYPE_CHECKING:
     from study.ledger.lease import SessionRow
@@ -51,10 +52,10 @@ def study_parser(program: str, description: str | None, *examples: str) -> argpa
     )
     parser.add_argument(
         "--studies-dir",
-        type=place,
+        type=place_or_url,
         metavar="PATH",
         default=Path("studies"),
-        help="root of all studies (default: %(default)s)",
+        help="root of all studies: a path, or s3:// or gs:// with a bucket (default: %(default)s)",
     )
     return parser
 
@@ -71,7 +72,8 @@ def read_study(paths: StudyPaths) -> StudyView:
     from study.ledger.store import open_storage, storage_as_input_errors
 
     if not paths.config.exists():
-        known = ", ".join(sorted(path.parent.name for path in paths.root.parent.glob("*/study.yaml"))) or "none"
+        others = paths.root.parent.iterdir() if paths.root.parent.is_dir() else ()
+        known = ", ".join(sorted(folder.name for folder in others if (folder / paths.config.name).exists())) or "none"
         raise InputError(f"there is no study at {paths.root}; studies in {paths.root.parent}: {known}")
     config = load_frozen(paths)
     records: list[TrialRecord] = []
@@ -91,7 +93,7 @@ def _driver_runs(paths: StudyPaths, rows: Sequence[SessionRow]) -> bool:
     now, host = time.time(), socket.gethostname()
     if any(row.open and not row.gone(now, host) for row in rows):
         return True
-    if not paths.lock.exists():
+    if isinstance(paths.root, UrlPath) or not paths.lock.exists():
         return False
     with paths.lock.open("rb") as lock:
         try:

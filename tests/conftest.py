@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
+from tests.s3_server import S3Server
 from trainables.config import (
     DataConfig,
     ModelConfig,
@@ -21,6 +23,7 @@ from trainables.config import (
     TrainingConfig,
     TrialConfig,
 )
+from trainables.files import UrlPath
 
 torch.set_num_threads(1)
 
@@ -69,3 +72,21 @@ def tiny_trial(tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
         protocol=Protocol(gallery_images=12, rung_gallery_images=6, image_steps=2, bootstrap_samples=100),
         cache_dir=tmp_path_factory.mktemp("cache"),
     )
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """On loopback; it goes with the tests."""
+    server = S3Server()
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> UrlPath:
+    """A bucket of the test's own."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"test-{abs(hash(request.node.nodeid))}"
+    s3_server.make(name)
+    return UrlPath(f"s3://{name}")

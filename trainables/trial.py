@@ -23,6 +23,7 @@ from trainables.execution.places import absolute, family_in, open_named
 from trainables.execution.signals import held_back, stopped_by_signals
 from trainables.execution.uploads import TRACE
 from trainables.execution.worker import WENT_ON_FROM, Patience, take_marker, worker
+from trainables.files import ray_storage
 from trainables.results import Caveat, Outcome, TrialResult
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _trainer(
         ),
         run_config=RunConfig(
             name=config.key,
-            storage_path=config.storage_path,
+            **ray_storage(config.storage_path),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
             callbacks=list(callbacks),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -39,6 +38,7 @@ from trainables.execution.checkpoints import RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.signals import RESUMABLE, held_back, ignore_signals, stopped_code
 from trainables.execution.worker import Patience
+from trainables.files import ray_storage, remove_tree
 from trainables.trial import ENVIRONMENT, tune_trial
 
 DONE, FAILED = 0, 1
@@ -264,7 +264,7 @@ class Session:
             ),
             run_config=tune.RunConfig(
                 name=f"session-{time.time_ns()}",
-                storage_path=str((self._paths.root / ".tune").resolve()),
+                **ray_storage(self._paths.root / ".tune"),
                 failure_config=tune.FailureConfig(max_failures=retries),
                 verbose=0,
             ),
@@ -309,7 +309,7 @@ class Session:
     def _tidy(self, manifest: Manifest) -> None:
         """Nothing goes on with the checkpoint of a trial that was stopped early."""
         if manifest.state == "stopped":
-            shutil.rmtree(self._paths.runs / manifest.key, ignore_errors=True)
+            remove_tree(self._paths.runs / manifest.key)
 
     def _write_front(self) -> list[FrontEntry]:
         from dashboards.pareto_page import write_front_files

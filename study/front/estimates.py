@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from study.config import Objective
 from study.front.dominance import Floats, front_mask, measured, oriented
 from study.records import Manifest, write_if_changed
 from trainables.config import Model
+from trainables.files import Location
 from trainables.results import Metric
 
 Z95 = 1.959964
@@ -154,6 +154,6 @@ def front(manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> lis
     ]
 
 
-def write_front(path: Path, entries: Sequence[FrontEntry]) -> None:
+def write_front(path: Location, entries: Sequence[FrontEntry]) -> None:
     """Write the front as JSON, atomically, and only if it differs from what is there."""
     write_if_changed(path, json.dumps([entry.model_dump(mode="json") for entry in entries], indent=1) + "\n")

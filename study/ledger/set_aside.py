@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from study.records import StudyPaths, TrialRecord
 from trainables.errors import InputError
+from trainables.files import move
 
 
 def set_aside(paths: StudyPaths, records: Sequence[TrialRecord], keys: Sequence[str]) -> None:
@@ -39,4 +40,4 @@ def set_aside(paths: StudyPaths, records: Sequence[TrialRecord], keys: Sequence[
             paths.manifest(key).parent,
         ):
             if path.exists():
-                path.rename(folder / ("run" if path.parent == paths.runs else path.name))
+                move(path, folder / ("run" if path.parent == paths.runs else path.name))

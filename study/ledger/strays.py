@@ -41,12 +41,12 @@ def refuse_strays(
         InputError: with everything that is not.
     """
     known, key = {record.key for record in records}, re.compile(re.escape(name) + r"-t\d{5,}-s\d+")
-    lost = [
+    lost = sorted(
         f"{path}: the database knows no such trial"
         for folder in (paths.root / "trials", paths.runs)
-        for path in sorted(folder.glob("*"))
+        for path in folder.glob("*")
         if key.fullmatch(path.name) and path.name not in known
-    ]
+    )
     foreign = [
         f"{paths.manifest(manifest.key)}: was measured under other settings, data or code than this study ever had "
         f"(fingerprint {manifest.fingerprint})"

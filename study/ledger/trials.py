@@ -54,7 +54,7 @@ def trial_template(config: StudyConfig) -> TrialConfig:
             protocol=config.protocol,
             workers=config.trial.workers,
             seed=config.seed,
-            cache_dir=config.studies_dir / ".cache",
+            cache_dir=config.cache,
             storage_path=str(config.paths.runs),
         )
     )

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from study.records import sqlite_url
 from trainables.errors import redacted
+from trainables.files import Location, local_copy
 
 Stamp = tuple[int, int]
 """Of a file: changes when its content does."""
@@ -64,7 +65,7 @@ class RunState:
     params: dict[str, str]
     tags: dict[str, str]
     points: list[MetricPoint]
-    artifacts: dict[Path, Stamp]
+    artifacts: dict[Location, Stamp]
     sealed: bool = False
 
 
@@ -102,7 +103,7 @@ def import_mlflow() -> Any:
 
 
 def open_experiment(
-    uri: str, name: str, study_id: str, artifacts: Path, *, movable: bool = False, replace: bool = False
+    uri: str, name: str, study_id: str, artifacts: Location, *, movable: bool = False, replace: bool = False
 ) -> ExperimentStore:
     """The study's experiment, created where there is none.
 
@@ -180,7 +181,7 @@ class _Run:
     tags: dict[str, str]
     metrics: set[str] = field(default_factory=set)
     points: set[tuple[str, int]] | None = None
-    artifacts: dict[Path, Stamp] = field(default_factory=dict)
+    artifacts: dict[Location, Stamp] = field(default_factory=dict)
     state: RunState | None = None
 
 
@@ -237,7 +238,8 @@ class ExperimentStore:
         if not stored:
             for path, stamp in state.artifacts.items():
                 if run.artifacts.get(path) != stamp:
-                    self._client.log_artifact(run.run_id, str(path))
+                    with local_copy(path) as copy:
+                        self._client.log_artifact(run.run_id, str(copy))
                     run.artifacts[path] = stamp
         self._set_status(run, state)
         if not stored and sealed:

@@ -12,7 +12,6 @@ import logging
 import shlex
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from study.config import Objective
@@ -43,6 +42,7 @@ from study.tracking.mlflow_store import (
     open_experiment,
 )
 from trainables.errors import redacted
+from trainables.files import Location
 
 Final = Literal["finished", "interrupted"]
 """How a driver leaves the study: the budget is spent, or somebody or something stopped it."""
@@ -96,7 +96,7 @@ def trial_run(
     events: Sequence[Event],
     on_front: bool,
     certified: bool | None,
-    files: Mapping[Path, Stamp],
+    files: Mapping[Location, Stamp],
     final: Final | None = None,
 ) -> RunState | None:
     """What a trial's run should look like; None before the trial has started.
@@ -150,7 +150,7 @@ def study_run(
     name: str,
     objectives: Sequence[Objective],
     history: Sequence[tuple[float, int, float, float]],
-    files: Mapping[Path, Stamp],
+    files: Mapping[Location, Stamp],
     started: float,
     final: Final | None = None,
     reruns: int = 0,
@@ -382,7 +382,7 @@ class BackgroundProjection:
         return True
 
 
-def _stamped(paths: Iterable[Path]) -> dict[Path, Stamp]:
+def _stamped(paths: Iterable[Location]) -> dict[Location, Stamp]:
     """Those of the files that are there."""
     stats = {path: path.stat() for path in paths if path.exists()}
     return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}

@@ -19,8 +19,9 @@ from pydantic.fields import FieldInfo
 
 from trainables.cli import yaml_core
 from trainables.config import TrialConfig
-from trainables.config.fields import expanded
+from trainables.config.fields import expanded_place
 from trainables.errors import InputError
+from trainables.files import Location, location
 
 Checked = TypeVar("Checked")
 
@@ -48,7 +49,7 @@ def exit_on_input_error() -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Location) -> dict[str, Any]:
     """A YAML mapping.
 
     Raises:
@@ -82,8 +83,11 @@ def argument(check: Callable[[str], Checked]) -> Callable[[str], Checked]:
     return checked
 
 
-place = argument(lambda text: Path(str(expanded(text))))
+place = argument(lambda text: Path(str(expanded_place(text))))
 """Type of an argument that is a path, with `~` and `$NAME` as a shell reads them."""
+
+place_or_url = argument(location)
+"""The same of one that may also be a URL of a bucket."""
 
 
 def all_mistakes(error: ValidationError, schema: type[BaseModel], source: str) -> InputError:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trainables.cli.command import examples_of, fields_of
+from trainables.files import Location
 
 UNITS = {
     *("captions", "candidates", "epochs", "failures", "hours", "images", "layers", "minutes", "pixels", "samples"),
@@ -149,7 +150,7 @@ def _takes(path: str, field: FieldInfo) -> str:
         return ""
     if name.endswith("epsilon"):
         return "RADIUS"
-    if kind is Path:
+    if kind in (Path, Location):
         return "PATH"
     if get_origin(kind) is Literal:
         return "NAME"

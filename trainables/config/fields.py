@@ -91,6 +91,20 @@ def expanded(value: object) -> object:
     return path
 
 
+def expanded_place(value: object) -> object:
+    """`expanded` for what has to be on a disk.
+
+    Raises:
+        ValueError: it is a URL, or as there.
+    """
+    value = expanded(value)
+    if isinstance(value, str) and "://" in value:
+        if not value.startswith("file:///"):
+            raise ValueError("is a URL; give a path that every machine has")
+        return value.removeprefix("file://")
+    return value
+
+
 def expanded_url(value: object) -> object:
     """`expanded` for what is a file: a plain path, `sqlite:///PATH`. Passwords of other URLs may have any sign."""
     if not isinstance(value, str) or ("://" in value and not value.startswith(("sqlite:", "file:"))):
@@ -117,7 +131,7 @@ Key = Annotated[str, AfterValidator(lambda value: check_name(value, LONGEST_KEY)
 """Of a trial."""
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 """Every generator here takes it (NumPy's and Optuna's no larger, none a negative one), and no two are the same."""
-Place = Annotated[Path, BeforeValidator(expanded)]
+Place = Annotated[Path, BeforeValidator(expanded_place)]
 """A file or folder."""
 PlaceOrName = Annotated[str, BeforeValidator(expanded)]
 """A hub id, folder or file; a built-in part, or the file of one."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from trainables.config import TrialConfig
 from trainables.errors import InputError
+from trainables.files import opened
 from trainables.identity import differences, file_digest, made_from
 
 KEPT = 2
@@ -75,10 +76,8 @@ class RunFolder:
     """Where Ray Train keeps a trial's checkpoints: the folder of its key at `storage_path`."""
 
     def __init__(self, config: TrialConfig) -> None:
-        from pyarrow.fs import FileSystem
-
         self.path = f"{config.storage_path}/{config.key}"
-        self._files, root = FileSystem.from_uri(config.storage_path)
+        self._files, root = opened(config.storage_path)
         self._folder = f"{root}/{config.key}"
 
     def checkpoints(self) -> list[Checkpoint]:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from trainables.config import Model, TrialConfig, WorkersConfig
 from trainables.execution.uploads import TRACE, Uploads
+from trainables.files import opened
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,8 @@ def worker(config: dict[str, Any]) -> None:
     # Ray's is of this attempt, from before it replaced lost workers.
     path, checkpoint = config["checkpoint"], ray.train.get_checkpoint()
     if checkpoint is None and path is not None:
-        checkpoint = ray.train.Checkpoint(path)
+        files, folder_there = opened(path)
+        checkpoint = ray.train.Checkpoint(folder_there, files)
     watchdog = Watchdog(patience.silent_seconds, lambda code: _exit_stuck(trial, code))
     try:
         with watchdog, tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
@@ -97,18 +99,14 @@ def _exit_stuck(trial: TrialConfig, code: int) -> None:
 
 def write_marker(trial: TrialConfig, name: str, text: str) -> None:
     """For whoever runs the trial next, beside its checkpoints."""
-    from pyarrow.fs import FileSystem
-
-    storage, folder = FileSystem.from_uri(trial.storage_path)
+    storage, folder = opened(trial.storage_path)
     with storage.open_output_stream(f"{folder}/{trial.key}/{name}") as word:
         word.write(text.encode())
 
 
 def take_marker(trial: TrialConfig, name: str) -> str | None:
     """What was left under the name, once; None if nothing was."""
-    from pyarrow.fs import FileSystem
-
-    storage, folder = FileSystem.from_uri(trial.storage_path)
+    storage, folder = opened(trial.storage_path)
     path = f"{folder}/{trial.key}/{name}"
     if not storage.get_file_info(path).is_file:
         return None
