@@ -264,6 +264,11 @@ PlaceOrUrl = Annotated[Location, PlainValidator(location), PlainSerializer(str, 
 """A field with a path or a URL."""
 
 
+def below(folder: Location, pattern: str) -> list[Location]:
+    """What is there of the pattern, in order of the names."""
+    return sorted(folder.glob(pattern), key=str)
+
+
 def opened(place: Location | str, attempts: int = ATTEMPTS) -> tuple[Any, str]:
     """A `pyarrow.fs.FileSystem`, and the place in it."""
     from pyarrow.fs import LocalFileSystem

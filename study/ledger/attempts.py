@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from study.config import COST
 from study.ledger.lease import SessionRow
 from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events, read_manifest
+from trainables.files import below
 from trainables.results import Attempt
 
 COUNTED = ("infrastructure", "bug")
@@ -147,9 +148,9 @@ def count_ended(attempts: Attempts, paths: StudyPaths, manifests: Sequence[Manif
     """Enter what ended trials have held, and what those that were set aside had."""
     for manifest in manifests:
         attempts.ended(manifest)
-    for path in sorted(paths.root.glob("set_aside/*/*/*/manifest.json")):
+    for path in below(paths.root, "set_aside/*/*/*/manifest.json"):
         if (aside := read_manifest(path)) is not None:
-            attempts.ended(aside, str(path.relative_to(paths.root)))
+            attempts.ended(aside, str(path))
 
 
 def read_attempts(

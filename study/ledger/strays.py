@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from study.records import Manifest, StudyPaths, TrialRecord
 from trainables.cli.command import read_yaml
 from trainables.errors import InputError
+from trainables.files import below
 
 
 def marks(paths: StudyPaths) -> set[str]:
@@ -41,12 +42,12 @@ def refuse_strays(
         InputError: with everything that is not.
     """
     known, key = {record.key for record in records}, re.compile(re.escape(name) + r"-t\d{5,}-s\d+")
-    lost = sorted(
+    lost = [
         f"{path}: the database knows no such trial"
         for folder in (paths.root / "trials", paths.runs)
-        for path in folder.glob("*")
+        for path in below(folder, "*")
         if key.fullmatch(path.name) and path.name not in known
-    )
+    ]
     foreign = [
         f"{paths.manifest(manifest.key)}: was measured under other settings, data or code than this study ever had "
         f"(fingerprint {manifest.fingerprint})"
