@@ -214,7 +214,7 @@ def measure(config: StudyConfig, running: int, rounds: int, pause: float) -> dic
     start_running(config, paths, running)
     storage = open_storage(paths, None)
     rng = np.random.default_rng(1)
-    with Lease(storage.engine, config.name, lost=lambda: None) as lease:
+    with Lease(storage.engine, config.name, lost=lambda _: None) as lease:
         began = time.perf_counter()
         ledger = Ledger(config, paths, "benchmark")
         session = Session(config, ledger, template, lease)

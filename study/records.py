@@ -270,8 +270,26 @@ def write_manifest(path: Location, manifest: Manifest) -> Manifest:
     existing = read_manifest(path)
     if existing is not None:
         return existing
-    write_atomically(path, manifest.model_dump_json(indent=1))
-    return manifest
+    return manifest if _write_once(path, manifest.model_dump_json(indent=1)) else read_account(path, Manifest)
+
+
+def _write_once(path: Location, text: str) -> bool:
+    """Write a file that nobody has written yet; False if it is there. On a disk, of two at one moment one succeeds."""
+    if isinstance(path, UrlPath):
+        write_atomically(path, text)
+        return True
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    write_atomically(part, text)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        os.replace(part, path)
+        return True
+    finally:
+        part.unlink(missing_ok=True)
+    return True
 
 
 def read_manifest(path: Location) -> Manifest | None:

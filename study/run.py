@@ -113,7 +113,7 @@ def run(config: Arguments) -> int:
         print(opening_line(config.name, begun, read_frozen(config.paths)), flush=True)
         with storage_as_input_errors(config):
             set_aside(config.paths, read_records(config.name, storage), config.rerun)
-            ledger = Ledger(config, config.paths, mark)
+            ledger = Ledger(config, config.paths, mark, database=storage, confirm=lease.confirm)
         session = Session(config, ledger, template, lease)
         session.refuse_others(dataset.digest)
         todo = session.left_to_do()
@@ -144,9 +144,9 @@ def opening_line(name: str, begun: Frozen | None, now: Frozen) -> str:
     return "\n  ".join([f"study {name} goes on with what it was begun with" + ", but for" * bool(changed), *changed])
 
 
-def leave_at_once() -> None:
-    """End this process without another write: the study is somebody else's now."""
-    print("another driver has taken the study over, because this one was asleep for too long", file=sys.stderr)
+def leave_at_once(reason: str) -> None:
+    """End this process without another write: the study may be somebody else's now."""
+    print(f"stopped: {reason}", file=sys.stderr, flush=True)
     os._exit(RESUMABLE)
 
 

@@ -20,7 +20,7 @@ from trainables.errors import InputError
 from trainables.files import UrlPath
 
 if TYPE_CHECKING:
-    from study.ledger.lease import SessionRow
+    from study.ledger.sessions import SessionRow
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def read_study(paths: StudyPaths) -> StudyView:
     Raises:
         InputError: there is no such study, its database cannot be used or has lost it, or a manifest cannot be read.
     """
-    from study.ledger.lease import sessions
     from study.ledger.ledger import read_records
     from study.ledger.ownership import held_study
+    from study.ledger.sessions import now_of, sessions
     from study.ledger.store import open_storage, storage_as_input_errors
 
     if not paths.config.exists():
@@ -78,19 +78,20 @@ def read_study(paths: StudyPaths) -> StudyView:
     config = load_frozen(paths)
     records: list[TrialRecord] = []
     rows: list[SessionRow] = []
+    now = time.time()
     if config.storage is not None or paths.database.exists() or any(paths.root.glob("trials/*/manifest.json")):
         with storage_as_input_errors(config):
             storage = open_storage(paths, config.storage, make=False)
             if held_study(config, paths, storage) is not None:
                 records = read_records(config.name, storage)
-            rows = sessions(storage.engine, config.name)
+            rows, now = sessions(storage.engine, config.name), now_of(storage.engine)
     manifests = read_manifests(paths, records)
-    return StudyView(config, paths, accounted(records, manifests), manifests, rows, _driver_runs(paths, rows))
+    return StudyView(config, paths, accounted(records, manifests), manifests, rows, _driver_runs(paths, rows, now))
 
 
-def _driver_runs(paths: StudyPaths, rows: Sequence[SessionRow]) -> bool:
+def _driver_runs(paths: StudyPaths, rows: Sequence[SessionRow], now: float) -> bool:
     """Whether a driver has the study: it holds the lock file on this machine, or its heart beats on another."""
-    now, host = time.time(), socket.gethostname()
+    host = socket.gethostname()
     if any(row.open and not row.gone(now, host) for row in rows):
         return True
     if isinstance(paths.root, UrlPath) or not paths.lock.exists():

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from study.config import COST
-from study.ledger.lease import SessionRow
+from study.ledger.sessions import SessionRow
 from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events, read_manifest
 from trainables.files import below
 from trainables.results import Attempt

@@ -1,11 +1,11 @@
-"""Which driver has a study: one row a session in the study's own database, alive as long as its heart beats.
+"""Which driver has a study: the one whose session is open, and every write is held against that.
 
 The lock file in the study's folder keeps a second driver of the same machine away, and dies with its process. This
 keeps away one on another host, wherever the database is shared. A session that was killed leaves a row that nobody
 ended: another takes over at once if the process is known to be gone, else `EXPIRY_SECONDS` after the last heartbeat.
-The clocks of the hosts have to agree better than that.
 
-The same rows say how long drivers have worked on the study.
+A driver that was asleep for longer wakes with writes in its hands. So each transaction of its engine first reads its
+own row and locks it against being taken over: the database itself refuses what comes too late.
 """
 
 from __future__ import annotations
@@ -22,126 +22,73 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
-import psutil
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from study.config import StudyConfig
+from study.ledger.sessions import (
+    EXPIRY_SECONDS,
+    SESSIONS,
+    clock_of,
+    make_sessions_table,
+    now_of,
+    sessions,
+    started_at,
+)
 from trainables.errors import InputError
 from trainables.files import UrlPath
 
-HEARTBEAT_SECONDS = 10.0
-EXPIRY_SECONDS = 60.0
-"""After the last heartbeat: several beats may be lost to a database that is locked or away."""
-
-SAME_START_SECONDS = 2.0
-"""Two readings of a process's start differ by less, though the clock is corrected now and then."""
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Never set, and goes on while the machine sleeps."""
 
 _log = logging.getLogger(__name__)
 
-SESSIONS = sa.Table(
-    "paretovl_sessions",
-    sa.MetaData(),
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("study", sa.String(512), nullable=False),
-    sa.Column("host", sa.String(256), nullable=False),
-    sa.Column("process", sa.Integer, nullable=False),
-    sa.Column("process_started", sa.Float, nullable=False),
-    sa.Column("device", sa.String(64), nullable=False),
-    sa.Column("started", sa.Float, nullable=False),
-    sa.Column("heartbeat", sa.Float, nullable=False),
-    sa.Column("ended", sa.Float),
-    # At most one that has not ended: the database itself decides between two drivers.
-    sa.Index(
-        "paretovl_one_driver",
-        "study",
-        unique=True,
-        sqlite_where=sa.text("ended IS NULL"),
-        postgresql_where=sa.text("ended IS NULL"),
-    ),
-)
-
 
 @dataclass(frozen=True)
-class SessionRow:
-    """One driver's time with a study. Times are seconds since the epoch."""
+class Pace:
+    """How long a driver and its database may be out of touch.
 
-    id: int
-    study: str
-    host: str
-    process: int
-    process_started: float
-    device: str
-    started: float
-    heartbeat: float
-    ended: float | None
+    Attributes:
+        heartbeat: seconds between two.
+        expiry: seconds after the last one until another driver may take over.
+        margin: so many seconds earlier this one gives up.
+    """
 
-    @property
-    def open(self) -> bool:
-        """Whether nobody has ended it yet; its driver may be gone all the same."""
-        return self.ended is None
-
-    def seconds(self, now: float | None = None) -> float:
-        """Wall time it worked; `now` counts for an open one instead of its last heartbeat."""
-        end = self.ended if self.ended is not None else self.heartbeat if now is None else max(now, self.heartbeat)
-        return end - self.started
-
-    def gone(self, now: float, host: str) -> bool:
-        """Whether its driver is known not to work any more, as seen from `host`."""
-        if now - self.heartbeat > EXPIRY_SECONDS:
-            return True
-        return self.host == host and abs(started_at(self.process) - self.process_started) > SAME_START_SECONDS
+    heartbeat: float = 10.0
+    expiry: float = EXPIRY_SECONDS
+    margin: float = 15.0
 
 
-def started_at(process: int) -> float:
-    """When a process of this machine was started; 0 where there is none. Tells it from a later one of its number."""
-    try:
-        return float(psutil.Process(process).create_time())
-    except psutil.NoSuchProcess:
-        return 0.0
-
-
-def sessions(engine: sa.Engine, study: str) -> list[SessionRow]:
-    """All sessions of a study, in order; changes nothing."""
-    if not sa.inspect(engine).has_table(SESSIONS.name):
-        return []
-    with engine.connect() as connection:
-        query = sa.select(SESSIONS).where(SESSIONS.c.study == study).order_by(SESSIONS.c.id)
-        return [SessionRow(**row._mapping) for row in connection.execute(query)]
-
-
-def make_sessions_table(engine: sa.Engine) -> None:
-    """Make the table of sessions where it does not exist."""
-    try:
-        SESSIONS.metadata.create_all(engine)
-    except DBAPIError:  # two drivers made it at the same moment: it is there now
-        SESSIONS.metadata.create_all(engine)
+class LeaseLost(RuntimeError):
+    """Another driver has the study: nothing more may be written."""
 
 
 class Lease:
     """Holds a study for this process while the context lasts.
 
     Args:
-        engine: of the study's database.
+        engine: of the study's database. Its transactions hold only while the lease does.
         study: its name there.
-        lost: called from another thread if someone else has taken the study over, because this process was asleep for
-            too long. It must not write any more.
+        lost: called, from any thread, with the reason if this process must not write any more.
+        pace: of the heartbeats.
 
     Raises:
         InputError: on entry, another driver has it; says which.
     """
 
-    def __init__(self, engine: sa.Engine, study: str, lost: Callable[[], None]) -> None:
-        self._engine, self._study, self._lost = engine, study, lost
+    def __init__(self, engine: sa.Engine, study: str, lost: Callable[[str], None], pace: Pace | None = None) -> None:
+        self._engine, self._study, self._lost, self._pace = engine, study, lost, pace or Pace()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat_on, name="lease", daemon=True)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat_on, self._watch)]
+        self._id, self._renewed, self._earlier = 0, 0.0, 0.0
 
     def __enter__(self) -> Lease:
         make_sessions_table(self._engine)
-        now, host = time.time(), socket.gethostname()
+        now, host = now_of(self._engine), socket.gethostname()
         for row in sessions(self._engine, self._study):
-            if row.open and row.gone(now, host):
-                self._update(row.id, ended=row.heartbeat)
+            if row.open and row.gone(now, host, self._pace.expiry):
+                self._end_silent(row.id, row.heartbeat)
+        began = _clock()
         try:
             with self._engine.begin() as connection:
                 values = {
@@ -150,15 +97,18 @@ class Lease:
                     "process": os.getpid(),
                     "process_started": started_at(os.getpid()),
                     "device": "",
-                    "started": now,
-                    "heartbeat": now,
+                    "started": clock_of(self._engine),
+                    "heartbeat": clock_of(self._engine),
                 }
                 key = connection.execute(sa.insert(SESSIONS).values(values)).inserted_primary_key
         except IntegrityError:
             raise InputError(self._holder()) from None
         assert key is not None
-        self._id = int(key[0])
-        self._thread.start()
+        self._id, self._began, self._renewed = int(key[0]), began, began
+        self._earlier = sum(row.seconds() for row in sessions(self._engine, self._study) if row.id != self._id)
+        sa.event.listen(self._engine, "begin", self._fence)
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -166,16 +116,23 @@ class Lease:
     ) -> None:
         traceback.clear_frames(trace)  # what was cut short in the middle of a query keeps the database locked
         self._ended.set()
-        self._thread.join()
-        now = time.time()
+        for thread in self._threads:
+            thread.join()
         try:
-            self._update(self._id, heartbeat=now, ended=now)
-        except SQLAlchemyError as failure:  # the study is safe; the next driver waits for the heartbeat to expire
+            self._update(heartbeat=clock_of(self._engine), ended=clock_of(self._engine))
+        except (SQLAlchemyError, LeaseLost) as failure:  # the study is safe; the next driver waits for the expiry
             _log.warning("the session could not be ended in the database: %s", failure)
+        finally:
+            sa.event.remove(self._engine, "begin", self._fence)
+
+    def confirm(self) -> None:
+        """Return only if no other driver can have the study: before anything is written outside of the database."""
+        if _clock() - self._renewed > self._pace.expiry - self._pace.margin:
+            self._renew()
 
     def use(self, device: str) -> None:
         """Note which kind of device the session holds."""
-        self._update(self._id, device=device)
+        self._update(device=device)
 
     @property
     def last_device(self) -> str:
@@ -185,14 +142,43 @@ class Lease:
 
     def worked_seconds(self) -> float:
         """Wall time that drivers have worked on the study until now."""
-        return sum(row.seconds(time.time()) for row in sessions(self._engine, self._study))
+        return self._earlier + _clock() - self._began
+
+    def _fence(self, connection: sa.Connection) -> None:
+        """The first statements of every transaction: the lease is held, and will be until the transaction has ended.
+
+        Taking over waits for the lock. It cannot wait for ever: PostgreSQL ends the transaction of one that fell
+        asleep in the middle of it long before.
+        """
+        mine = sa.select(SESSIONS.c.ended).where(SESSIONS.c.id == self._id)
+        if connection.dialect.name == "sqlite":
+            dbapi = connection.connection.driver_connection
+            assert dbapi is not None
+            dbapi.isolation_level = None  # it would begin on its own, and only with the first write
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            patience = str(int(500 * self._pace.expiry))
+            limit = sa.func.set_config("idle_in_transaction_session_timeout", patience, True)
+            mine = mine.add_columns(limit).with_for_update(read=True, key_share=True)
+        row = connection.execute(mine).one_or_none()
+        if row is None or row.ended is not None:
+            reason = "another driver has taken the study over, because this one was asleep for too long"
+            self._lost(reason)
+            raise LeaseLost(reason)
+
+    def _end_silent(self, row: int, heartbeat: float) -> None:
+        """End another's session, unless it gives a sign of life at this moment. Waits for its transactions."""
+        silent = (SESSIONS.c.id == row, SESSIONS.c.ended.is_(None), SESSIONS.c.heartbeat == heartbeat)
+        with self._engine.begin() as connection:
+            connection.execute(sa.select(SESSIONS.c.id).where(*silent).with_for_update())
+            connection.execute(sa.update(SESSIONS).where(*silent).values(ended=heartbeat))
 
     def _holder(self) -> str:
         rows = [row for row in sessions(self._engine, self._study) if row.open]
         if not rows:
             return f"study {self._study!r} was just left by another driver; try again"
-        row, now = rows[-1], time.time()
-        wait = max(1.0, row.heartbeat + EXPIRY_SECONDS - now)
+        row, now = rows[-1], now_of(self._engine)
+        wait = max(1.0, row.heartbeat + self._pace.expiry - now)
         return (
             f"study {self._study!r} is running in process {row.process} on {row.host}, which gave a "
             f"sign of life {now - row.heartbeat:.0f} s ago; wait for it, or use another --name. If that machine is "
@@ -200,21 +186,44 @@ class Lease:
         )
 
     def _beat_on(self) -> None:
-        while not self._ended.wait(HEARTBEAT_SECONDS):
+        pause = self._pace.heartbeat
+        while not self._ended.wait(pause):
             try:
-                alive = self._update(self._id, heartbeat=time.time())
+                self._renew()
+                pause = self._pace.heartbeat
             except SQLAlchemyError as failure:
                 _log.warning("no heartbeat: %s", failure)
-                continue
-            if not alive:
-                self._lost()
+                pause = self._pace.heartbeat / 10
+            except LeaseLost:
                 return
 
-    def _update(self, row: int, **values: object) -> bool:
-        """Change a session that has not ended; False if it has."""
-        change = sa.update(SESSIONS).where(SESSIONS.c.id == row, SESSIONS.c.ended.is_(None)).values(values)
+    def _watch(self) -> None:
+        """Give up in time where the database cannot be reached. Sleep does not count: who wakes is told by the fence.
+
+        In a thread of its own, as a heartbeat may hang for as long as the network likes.
+        """
+        tick = self._pace.margin / 10
+        renewed, out_of_touch, before = self._renewed, 0.0, _clock()
+        while not self._ended.wait(tick):
+            now = _clock()
+            out_of_touch = out_of_touch + min(now - before, 2 * tick) if self._renewed == renewed else 0.0
+            renewed, before = self._renewed, now
+            if out_of_touch > self._pace.expiry - self._pace.margin:
+                self._lost(f"the study's database could not be reached for {out_of_touch:.0f} s")
+                return
+
+    def _renew(self) -> None:
+        began = _clock()
+        self._update(heartbeat=clock_of(self._engine))
+        self._renewed = began
+
+    def _update(self, **values: object) -> None:
         with self._engine.begin() as connection:
-            return connection.execute(change).rowcount == 1
+            connection.execute(sa.update(SESSIONS).where(SESSIONS.c.id == self._id).values(values))
+
+
+def _clock() -> float:
+    return time.clock_gettime(CLOCK)
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from study.config import COST, COSTS, StudyConfig
 from study.front.dominance import measured
 from study.front.estimates import near_front
 from study.ledger.attempts import Attempts, count_ended, failures, unseen_ends
-from study.ledger.lease import sessions
 from study.ledger.prior_studies import prior_trials
+from study.ledger.sessions import sessions
 from study.ledger.store import EARLIER, MirroredStorage, open_storage, reopen
 from study.ledger.strays import marks, refuse_strays
 from study.ledger.trials import replicate_key, trial_key, trial_of
@@ -108,6 +108,8 @@ class Ledger:
         fingerprint: goes into every manifest.
         clock: the time, in seconds.
         sampler: how points are proposed; None: as the configuration says.
+        database: of the study; None: opened here.
+        confirm: returns only while this process may write to the study's folder.
     """
 
     def __init__(
@@ -117,9 +119,13 @@ class Ledger:
         fingerprint: str,
         clock: Callable[[], float] = time.time,
         sampler: optuna.samplers.BaseSampler | None = None,
+        database: optuna.storages.RDBStorage | None = None,
+        confirm: Callable[[], None] = lambda: None,
     ) -> None:
         self._config, self._paths, self._fingerprint, self._clock = config, paths, fingerprint, clock
-        database = open_storage(paths, config.storage) if paths else None
+        self._confirm = confirm
+        if database is None and paths:
+            database = open_storage(paths, config.storage)
         directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
         self._storage = MirroredStorage(database, config.name, directions)
         existing = [_record(trial, config.name) for trial in self._storage.whole()]
@@ -247,6 +253,7 @@ class Ledger:
     def log(self, record: TrialRecord, event: Event) -> None:
         """Add to the trial's log."""
         if self._paths is not None:
+            self._confirm()
             append_event(self._paths.events(record.key), event)
         self._note(record.key, event)
 
@@ -396,6 +403,7 @@ class Ledger:
             **fields,
         )
         if self._paths is not None:
+            self._confirm()
             manifest = write_manifest(self._paths.manifest(record.key), manifest)
         manifest = self._manifests.setdefault(record.key, manifest)
         self._attempts.ended(manifest)

@@ -24,7 +24,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from study.config import StudyConfig
-from study.ledger.lease import make_sessions_table
+from study.ledger.sessions import make_sessions_table
 from study.records import StudyPaths, sqlite_url
 from trainables.errors import InputError, redacted
 

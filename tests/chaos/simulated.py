@@ -60,7 +60,7 @@ def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
     """What a session does, one trial at a time."""
     prepare_folder(config.paths)
     storage = open_storage(config.paths, config.storage)
-    with driver_lock(config), Lease(storage.engine, config.name, lambda: None):
+    with driver_lock(config), Lease(storage.engine, config.name, lambda _: None):
         claim(config, storage, accept_changes=False)
         ledger = opened(config)
         tracking = None

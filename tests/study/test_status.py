@@ -34,7 +34,7 @@ def config(tmp_path: Path) -> StudyConfig:
 def half_done(config: StudyConfig) -> None:
     """Two complete trials, one failed, one running, in a session that is over."""
     ledger = opened(config)
-    with Lease(open_storage(config.paths, None).engine, "s", lambda: None):
+    with Lease(open_storage(config.paths, None).engine, "s", print):
         run_next(ledger, config, complete(0.9, 0.1, device_seconds=300))
         run_next(ledger, config, complete(0.4, 0.3, device_seconds=200))
         run_next(ledger, config, Outcome(state="failed", reason="lost"), held=100)
@@ -97,7 +97,7 @@ def test_what_the_numbers_do_not_say(config: StudyConfig, capsys: pytest.Capture
 
 def test_a_study_is_running_while_its_driver_lives(config: StudyConfig) -> None:
     half_done(config)
-    with Lease(open_storage(config.paths, None).engine, "s", lambda: None):
+    with Lease(open_storage(config.paths, None).engine, "s", print):
         assert status.status_of(read_study(config.paths)).state == "running"
     assert status.status_of(read_study(config.paths)).state == "interrupted"
 

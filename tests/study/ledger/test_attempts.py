@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from study.ledger.attempts import Attempts, attempts_of, failures, lost_seconds, unseen_ends
-from study.ledger.lease import SESSIONS, SessionRow, make_sessions_table
+from study.ledger.sessions import SESSIONS, SessionRow, make_sessions_table
 from study.ledger.store import open_storage
 from study.records import Event, read_events
 from tests.study.helpers import complete, opened, study

@@ -20,8 +20,9 @@ import yaml
 
 from study import status
 from study.ledger.frozen import freeze
-from study.ledger.lease import Lease, sessions
+from study.ledger.lease import Lease
 from study.ledger.ledger import Ledger
+from study.ledger.sessions import sessions
 from study.ledger.store import open_storage
 from study.records import StudyPaths
 from tests.study.conftest import PASSWORD
@@ -44,8 +45,8 @@ TINY = {
 }
 
 
-def never() -> None:
-    raise AssertionError("the lease was lost")
+def never(reason: str) -> None:
+    raise AssertionError(reason)
 
 
 def test_one_driver_on_any_host(postgresql: str, tmp_path: Path) -> None:
