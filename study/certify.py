@@ -55,6 +55,10 @@ class Certificate(Model):
     """A trial's model, measured again. Written once, never changed."""
 
     key: str
+    study: str | None = None
+    fingerprint: str | None = None
+    point: dict[str, Any] | None = None
+    """Of the trial, with the study's id and fingerprint; None in files of earlier versions."""
     terms: Terms
     protocol_hash: str
     model_digest: str
@@ -202,8 +206,10 @@ def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, li
                 raise InputError(
                     f"{path} was made on other terms ({certificate.terms}); give the same, or move {path.parent} away"
                 )
-            origin = _origin(view, manifest, terms, there)
-            if other := differences(certificate.model_dump(mode="json", include=set(origin)), origin):
+            origin = {**_origin(view, manifest, terms, there), **_trial_of(manifest)}
+            made = certificate.model_dump(mode="json", include=set(origin))
+            earlier = {name: origin[name] for name in _trial_of(manifest) if made[name] is None}
+            if other := differences({**made, **earlier}, origin):
                 raise InputError(
                     f"{path} was made from something else than what is there now:\n  "
                     + "\n  ".join(other)
@@ -230,14 +236,21 @@ def _refuse_other_model(paths: StudyPaths, manifest: Manifest) -> None:
     trial = TrialConfig.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
     result = TrialResult.model_validate_json((folder / "result.json").read_text(encoding="utf-8"))
     found = {"point": trial.point.model_dump(mode="json"), "seed": trial.seed, "hashes": result.hashes}
+    found |= {"key": trial.key, "study": trial.owner or manifest.study}  # earlier versions did not write it
     point = Point.model_validate(manifest.point).model_dump(mode="json")
     expected = {"point": point, "seed": manifest.seeds["trial"], "hashes": manifest.hashes}
+    expected |= {"key": manifest.key, "study": manifest.study}
     if other := differences(expected, found):
         raise InputError(
             f"{folder} holds another model than the one that {paths.manifest(manifest.key)} was measured on:\n  "
             + "\n  ".join(other)
             + "\nput back what was there, or move that folder away: the trial is then left out"
         )
+
+
+def _trial_of(manifest: Manifest) -> dict[str, Any]:
+    """Those fields of a certificate that say which trial it is about."""
+    return manifest.model_dump(mode="json", include={"study", "fingerprint", "point"})
 
 
 def _origin(view: StudyView, manifest: Manifest, terms: Terms, model_there: bool) -> dict[str, Any]:
@@ -291,6 +304,7 @@ def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
         values[metric] = worst_case(evaluated, worst_of[metric], measure, owners)
     return Certificate(
         key=manifest.key,
+        **_trial_of(manifest),
         terms=terms,
         protocol_hash=evaluated.protocol_hash,
         model_digest=evaluated.model_digest,

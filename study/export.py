@@ -98,7 +98,7 @@ def trial_yaml(view: StudyView, key: str) -> str:
     if key not in begun:
         raise InputError(f"--trial {key}: no trial of that key was begun; trials are {', '.join(begun) or 'none yet'}")
     trial = trial_of(view.config, trial_template(view.config), begun[key])
-    return dump(trial.model_dump(mode="json", exclude={"storage_path"}))
+    return dump(trial.model_dump(mode="json", exclude={"storage_path", "owner"}))
 
 
 def parser() -> argparse.ArgumentParser:

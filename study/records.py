@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,8 @@ from pydantic import ValidationError
 
 from trainables.cli.command import read_yaml
 from trainables.config import Model
-from trainables.errors import InputError
-from trainables.files import Location, UrlPath
+from trainables.errors import InputError, redacted
+from trainables.files import Location, UrlPath, below
 from trainables.results import Attempt, Metric
 
 Ended = Literal["complete", "stopped", "infeasible", "failed"]
@@ -63,8 +64,8 @@ class StudyPaths:
         return self.disk / "study.db"
 
     @property
-    def folder_id(self) -> Location:
-        """Tells this study from others of its name in a shared database or MLflow, wherever the folder is moved."""
+    def earlier_id(self) -> Location:
+        """Where earlier versions kept the study's id."""
         return self.root / "tracking-id"
 
     @property
@@ -109,8 +110,16 @@ class StudyPaths:
     @property
     def resume_command(self) -> str:
         """What to type to go on with the study."""
+        return shlex.join(self._command("study.run"))
+
+    def _command(self, module: str) -> list[str]:
         elsewhere = [] if self.root.parent == Path("studies") else ["--studies-dir", str(self.root.parent)]
-        return shlex.join(["python", "-m", "study.run", "--name", self.root.name, *elsewhere])
+        return ["python", "-m", module, "--name", self.root.name, *elsewhere]
+
+    def rebuild_command(self, storage: str | None) -> str:
+        """What to type to make the study in a database from its files."""
+        there = [] if storage is None else ["--storage", redacted(storage)]
+        return shlex.join([*self._command("study.rebuild"), *there])
 
     def manifest(self, key: str) -> Location:
         """The write-once account of an ended trial."""
@@ -141,6 +150,8 @@ class Frozen(Model):
 
     config: dict[str, Any]
     """Fields of `StudyConfig`."""
+    id: str | None = None
+    """Of the study, made once: what tells it from others of its name. None in files of earlier versions."""
     preset: str | None = None
     """They came over; None where no record says."""
     hash: str
@@ -214,10 +225,12 @@ class Event(Model):
 class Manifest(Model):
     """An ended trial. Written once, never changed.
 
+    `study` is the id of the study; None in files of earlier versions.
     `metrics` are those of the full evaluation. `rungs` are what the small ones measured, by optimiser step, with the
     device-seconds held until then; they are never compared with `metrics`. `attempts` are all tries, in order.
     """
 
+    study: str | None = None
     key: str
     number: int
     recipe: str | None
@@ -358,11 +371,25 @@ def accounted(records: Sequence[TrialRecord], manifests: Sequence[Manifest]) -> 
     return [r if r.key in keys or r.state in open_ else replace(r, state="running") for r in records]
 
 
-def folder_id(paths: StudyPaths) -> str:
-    """The id of the study's folder, made once."""
-    if not paths.folder_id.exists():
-        write_atomically(paths.folder_id, uuid.uuid4().hex)
-    return paths.folder_id.read_text(encoding="utf-8").strip()
+def left_on_disk(paths: StudyPaths) -> dict[str, Location]:
+    """A folder of every trial of which something is on disk, by key."""
+    key = re.compile(re.escape(paths.root.name) + r"-t\d{5,}-s\d+")
+    folders = (paths.runs, paths.root / "trials")
+    return {path.name: path for folder in folders for path in below(folder, "*") if key.fullmatch(path.name)}
+
+
+def manifest_ids(paths: StudyPaths) -> set[str]:
+    """Ids of the studies that the accounts on disk are of."""
+    manifests = (read_manifest(paths.manifest(key)) for key in left_on_disk(paths))
+    return {manifest.study for manifest in manifests if manifest is not None and manifest.study is not None}
+
+
+def study_id(paths: StudyPaths) -> str | None:
+    """The id of the study in a folder; None before it is begun."""
+    known = read_yaml(paths.config).get("id") if paths.config.exists() else None
+    if known is None and paths.earlier_id.exists():
+        return paths.earlier_id.read_text(encoding="utf-8").strip()
+    return known
 
 
 def append_event(path: Location, event: Event) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from study.arguments import Arguments, parse
 from study.config import StudyConfig, trials_of, wrong_trials
-from study.ledger.frozen import fingerprint, freeze
-from study.records import Frozen, StudyPaths, read_frozen
+from study.ledger.frozen import fingerprint
+from study.records import Frozen, StudyPaths, read_frozen, study_id
 from trainables.caveats import foreseen
 from trainables.cli.command import exit_on_input_error
 from trainables.config import Protocol
@@ -106,14 +106,15 @@ def run(config: Arguments) -> int:
         print(f"warning: {caveat.text}", flush=True)
     storage = open_storage(config.paths, config.storage)
     with Lease(storage.engine, config.name, lost=leave_at_once) as lease:
-        with storage_as_input_errors(config):
-            claim(config, storage, config.accept_changes)
         begun = read_frozen(config.paths) if config.paths.config.exists() else None
-        mark = freeze(config, fingerprint(config, dataset.digest, code_digest(config.protocol)), config.accept_changes)
+        mark = fingerprint(config, dataset.digest, code_digest(config.protocol))
+        with storage_as_input_errors(config):
+            found = claim(config, storage, mark, config.accept_changes)
         print(opening_line(config.name, begun, read_frozen(config.paths)), flush=True)
         with storage_as_input_errors(config):
             set_aside(config.paths, read_records(config.name, storage), config.rerun)
-            ledger = Ledger(config, config.paths, mark, database=storage, confirm=lease.confirm)
+            ledger = Ledger(config, config.paths, found, database=storage, confirm=lease.confirm)
+        template = template.model_copy(update={"owner": study_id(config.paths)})
         session = Session(config, ledger, template, lease)
         session.refuse_others(dataset.digest)
         todo = session.left_to_do()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
-from study.records import Manifest, StudyPaths, TrialRecord, accounted, read_manifests
+from study.records import Manifest, StudyPaths, TrialRecord, accounted, left_on_disk, read_manifests
 from trainables.cli.command import argument, command_parser, place_or_url
 from trainables.config.fields import check_name
 from trainables.errors import InputError
@@ -64,28 +64,32 @@ def read_study(paths: StudyPaths) -> StudyView:
     """Read everything that is recorded.
 
     Raises:
-        InputError: there is no such study, its database cannot be used or has lost it, or a manifest cannot be read.
+        InputError: there is no such study, its database cannot be used, has lost it or is another's, or a manifest
+            cannot be read or is of another study.
     """
     from study.ledger.ledger import read_records
     from study.ledger.ownership import held_study
     from study.ledger.sessions import now_of, sessions
     from study.ledger.store import open_storage, storage_as_input_errors
+    from study.ledger.strays import marks, refuse_strays
 
     if not paths.config.exists():
         others = paths.root.parent.iterdir() if paths.root.parent.is_dir() else ()
         known = ", ".join(sorted(folder.name for folder in others if (folder / paths.config.name).exists())) or "none"
         raise InputError(f"there is no study at {paths.root}; studies in {paths.root.parent}: {known}")
     config = load_frozen(paths)
+    left = left_on_disk(paths)
     records: list[TrialRecord] = []
     rows: list[SessionRow] = []
     now = time.time()
-    if config.storage is not None or paths.database.exists() or any(paths.root.glob("trials/*/manifest.json")):
+    if config.storage is not None or paths.database.exists() or left:
         with storage_as_input_errors(config):
             storage = open_storage(paths, config.storage, make=False)
             if held_study(config, paths, storage) is not None:
                 records = read_records(config.name, storage)
             rows, now = sessions(storage.engine, config.name), now_of(storage.engine)
     manifests = read_manifests(paths, records)
+    refuse_strays(config, left, records, manifests, marks(paths))
     return StudyView(config, paths, accounted(records, manifests), manifests, rows, _driver_runs(paths, rows, now))
 
 

@@ -25,7 +25,7 @@ VERSION = 2
 
 
 def made_from(config: TrialConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
-    """What decides a trial's result. Its name, its workers, and where its files lie do not.
+    """What decides a trial's result, and whose it is. Its name, its workers, and where its files lie do not.
 
     Args:
         config: of the trial.
@@ -35,7 +35,7 @@ def made_from(config: TrialConfig, hashes: Mapping[str, str]) -> dict[str, Any]:
     fields = config.model_dump(mode="json", include={"point", "training", "protocol", "seed"}, exclude=NO_MATTER)
     fields["protocol"]["attacks"] = [_content(attack) for attack in config.protocol.attacks]
     fields["model"] = {name: getattr(config.model, name) for name in READING}
-    fields["version"] = VERSION
+    fields |= {"owner": config.owner, "version": VERSION}
     return {**fields, **{f"{name} (content)": hashes[name] for name in hashes}}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from pydantic import ValidationError
 
 from study.arguments import Arguments
 from study.config import StudyConfig
-from study.records import Frozen, StudyPaths, read_frozen, write_atomically
+from study.records import Frozen, StudyPaths, left_on_disk, read_frozen, study_id, write_atomically
 from trainables.cli.command import all_mistakes
 from trainables.cli.yaml_core import dump
 from trainables.config import content_hash
@@ -36,10 +37,16 @@ def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict
     return {**fields, "data_digest": data_digest, "code_digest": code_digest}
 
 
-def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> str:
+def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool, known_id: str | None = None) -> str:
     """Write `study.yaml`, or hold the config against the one that is there. Returns the fingerprint's hash.
 
     Budget, early stopping, price, sampler, points, replicates, warm start, tracking, cluster and storage may change.
+
+    Args:
+        config: of the study.
+        mark: its fingerprint.
+        accept_changes: go on with another fingerprint than before.
+        known_id: of the study, where its folder does not say it; None: a new one.
 
     Raises:
         InputError: the fingerprint differs and the change is not accepted; with the differences.
@@ -59,14 +66,21 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool) -> s
             )
         if changes:
             accepted.append({"trials_before": frozen.hash, "changes": changes})
-    elif any(paths.root.glob("trials/*/manifest.json")):
+    elif left_on_disk(paths):
         accepted.append({"trials_before": None, "changes": [f"{paths.config.name} was not there"]})
     fields = config.model_dump(mode="json", include=set(StudyConfig.model_fields))
     fields["storage"] = None if config.storage is None else redacted(config.storage)
     for place, given in (("root", config.data.root), ("generated_captions", config.data.generated_captions)):
         fields["data"][place] = None if given is None else str(given.resolve())  # found from any folder
     fields["data"]["linked_folders"] = [str(folder.resolve()) for folder in config.data.linked_folders]
-    frozen = Frozen(config=fields, preset=preset, hash=content_hash(mark), fingerprint=mark, accepted=accepted)
+    frozen = Frozen(
+        config=fields,
+        id=study_id(paths) or known_id or uuid.uuid4().hex,
+        preset=preset,
+        hash=content_hash(mark),
+        fingerprint=mark,
+        accepted=accepted,
+    )
     write_atomically(paths.config, dump(frozen.model_dump(mode="json")))
     return frozen.hash
 

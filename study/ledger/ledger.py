@@ -37,8 +37,10 @@ from study.records import (
     TrialRecord,
     accounted,
     append_event,
+    left_on_disk,
     read_events,
     read_manifests,
+    study_id,
     write_manifest,
 )
 from study.search.rungs import RungTable, is_rung, violation
@@ -123,6 +125,7 @@ class Ledger:
         confirm: Callable[[], None] = lambda: None,
     ) -> None:
         self._config, self._paths, self._fingerprint, self._clock = config, paths, fingerprint, clock
+        self._id = study_id(paths) if paths else None
         self._confirm = confirm
         if database is None and paths:
             database = open_storage(paths, config.storage)
@@ -131,7 +134,7 @@ class Ledger:
         existing = [_record(trial, config.name) for trial in self._storage.whole()]
         manifests = read_manifests(paths, existing) if paths else []
         if paths:
-            refuse_strays(paths, config.name, existing, manifests, {fingerprint, *marks(paths)})
+            refuse_strays(config, left_on_disk(paths), existing, manifests, {fingerprint, *marks(paths)})
         self.reopened = [
             before.key for before, now in zip(existing, accounted(existing, manifests), strict=True) if before != now
         ]
@@ -387,6 +390,7 @@ class Ledger:
         self, record: TrialRecord, trial: TrialConfig, state: Ended, reason: str | None, **fields: Any
     ) -> Manifest:
         manifest = Manifest(
+            study=self._id,
             key=record.key,
             number=record.number,
             recipe=record.recipe,

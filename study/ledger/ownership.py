@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import optuna
+import sqlalchemy as sa
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import Space, is_draw
 from study.config import StudyConfig
-from study.ledger.frozen import load_frozen
+from study.ledger.frozen import freeze, load_frozen
+from study.ledger.sessions import sessions
 from study.ledger.store import KEPT
-from study.records import StudyPaths, folder_id, read_frozen, write_atomically
+from study.ledger.strays import marks
+from study.records import StudyPaths, left_on_disk, manifest_ids, read_frozen, study_id
 from trainables.errors import InputError, redacted
 
-OWNER = "paretovl_folder"
-"""User attribute of the Optuna study: the id of the folder it belongs to."""
+ID, FINGERPRINT = "paretovl_study", "paretovl_fingerprint"
+"""User attributes of the Optuna study: its id, and the hash of the fingerprint that it was last opened with."""
+
+EARLIER_ID = "paretovl_folder"
+"""The name under which earlier versions kept the id."""
 
 
 def held_study(config: StudyConfig, paths: StudyPaths, storage: optuna.storages.RDBStorage) -> optuna.Study | None:
     """The folder's study in the database; None before it is begun.
 
     Raises:
-        InputError: the database has lost it, has another folder's study of its name, or has trials in it that another
-            program added.
+        InputError: the database has lost it, has another study of its name, is not what `study.yaml` belongs to, or has
+            trials in it that another program added.
     """
     where = redacted(config.storage or str(paths.database))
     try:
         study = optuna.load_study(study_name=config.name, storage=storage)
     except KeyError:
-        ended = len(list(paths.root.glob("trials/*/manifest.json")))
-        if not ended:
+        left = left_on_disk(paths)
+        if not left:
             return None
         others = ", ".join(optuna.get_all_study_names(storage)) or "none"
         raise InputError(
-            f"storage: {where} has no study {config.name!r}, but {paths.root / 'trials'} has {ended} ended trials of "
-            f"it; studies there: {others}. Give the --storage that the study was begun with, put its database back, or "
-            "use another --name"
+            f"storage: {where} has no study {config.name!r}, but {paths.root} has {len(left)} trials of it; studies "
+            f"there: {others}. Give the --storage that the study was begun with, or put its database back, or make the "
+            f"study there from its files: {paths.rebuild_command(config.storage)}"
         ) from None
-    owner = study.user_attrs.get(OWNER)
-    if owner is not None and paths.folder_id.exists() and owner != folder_id(paths):
-        raise InputError(
-            f"storage: the study {config.name!r} in {where} belongs to another folder than {paths.root}; use another "
-            "--name or another --storage"
-        )
+    _refuse_another(config, paths, study, storage.engine)
     if paths.config.exists():
         accepted, space = read_frozen(paths).accepted, load_frozen(paths).space
         added = [t.number for t in study.get_trials(deepcopy=False) if not _made_here(t, None if accepted else space)]
@@ -53,6 +56,39 @@ def held_study(config: StudyConfig, paths: StudyPaths, storage: optuna.storages.
                 "program added them, or use another --name; what shall be tried is given as points"
             )
     return study
+
+
+def _refuse_another(config: StudyConfig, paths: StudyPaths, study: optuna.Study, engine: sa.Engine) -> None:
+    """See that the study of the database is the folder's."""
+    where = redacted(config.storage or str(paths.database))
+    theirs, mine, begun = id_of(study), _folders_id(paths), paths.config.exists()
+    if theirs is not None and theirs != mine and not (begun and mine is None):
+        drivers = sessions(engine, config.name)
+        last = f", last driven from {drivers[-1].host}" if drivers else ""
+        raise InputError(
+            f"storage: {where} has another study {config.name!r} (id {theirs}{last}), which does not belong to "
+            f"{paths.root}; use another --name or another --storage. If its folder is gone for good, remove it: "
+            f'optuna delete-study --study-name {config.name} --storage "$STORAGE_URL"'
+        )
+    opened = study.user_attrs.get(FINGERPRINT)
+    if begun and opened is not None and opened not in marks(paths):
+        raise InputError(
+            f"storage: the study {config.name!r} in {where} was last opened with settings that {paths.config} does not "
+            f"know (fingerprint {opened}); put back the study.yaml that belongs to it"
+        )
+
+
+def _folders_id(paths: StudyPaths) -> str | None:
+    """What the folder says of its study: `study.yaml`, or where that is lost, the accounts of trials."""
+    known = study_id(paths)
+    found = manifest_ids(paths) if known is None else set()
+    return found.pop() if len(found) == 1 else known
+
+
+def id_of(study: optuna.Study) -> str | None:
+    """The id in the database."""
+    attributes: dict[str, Any] = study.user_attrs
+    return attributes.get(ID, attributes.get(EARLIER_ID))
 
 
 def _made_here(trial: FrozenTrial, space: Space | None) -> bool:
@@ -67,42 +103,48 @@ def _made_here(trial: FrozenTrial, space: Space | None) -> bool:
     return is_draw(space, trial.params)
 
 
-def claim(config: StudyConfig, storage: optuna.storages.RDBStorage, accept_changes: bool) -> None:
-    """Make the folder's study in the database, or see that the one that is there is its own.
+def claim(config: StudyConfig, storage: optuna.storages.RDBStorage, mark: dict[str, Any], accept_changes: bool) -> str:
+    """Open the folder's study: `study.yaml` and the database hold one study, which is made where there is none.
 
-    Before `study.yaml` is written, so that a database with trials and a folder without one do not belong together.
+    The file is written before the study is made in the database. So one that is in the database already belongs to the
+    folder only if the folder says so.
 
     Args:
         config: of the study.
-        storage: its database.
-        accept_changes: go on without the settings that the study was begun with.
+        storage: its database; the caller holds the study there.
+        mark: the fingerprint.
+        accept_changes: go on with another fingerprint, or without the settings that the study was begun with.
+
+    Returns:
+        The fingerprint's hash.
 
     Raises:
-        InputError: the database has lost the study, or another folder's or program's, or `study.yaml` is gone.
+        InputError: nothing was written: the database has lost the study, or has another folder's or program's, or
+            `study.yaml` is gone, or has another fingerprint.
     """
-    paths = config.paths
+    paths, begun = config.paths, config.paths.config.exists()
     study = held_study(config, paths, storage)
-    if study is None:
-        directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
-        study = optuna.create_study(study_name=config.name, storage=storage, directions=directions)
-    owner, begun = study.user_attrs.get(OWNER), paths.config.exists()
-    if storage.get_n_trials(study._study_id):
+    owner = None if study is None else id_of(study)
+    if study is not None and storage.get_n_trials(study._study_id):
         where = redacted(config.storage or str(paths.database))
         if owner is None and not (begun and _of_this_space(config, study)):
             raise InputError(
                 f"storage: {where} has a study {config.name!r} with trials that were not made here; use another --name "
                 "or another --storage"
             )
-        if not begun and not (accept_changes and paths.folder_id.exists()):
+        if not begun and not accept_changes:
             raise InputError(
                 f"study {config.name!r} has trials in {where}, and {paths.config}, which would say with what settings "
-                "they were made, is not there. If they are another folder's, use another --name; if the file is lost, "
-                "put it back" + (", or --accept-changes to go on" if paths.folder_id.exists() else "")
+                "they were made, is not there. If the file is lost, put it back, or --accept-changes to go on"
             )
-    if owner is None:
-        study.set_user_attr(OWNER, folder_id(paths))
-    elif not paths.folder_id.exists():
-        write_atomically(paths.folder_id, owner)
+    hash_ = freeze(config, mark, accept_changes, owner or _folders_id(paths))
+    if study is None:
+        directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
+        study = optuna.create_study(study_name=config.name, storage=storage, directions=directions)
+    for name, value in ((ID, study_id(paths)), (FINGERPRINT, hash_)):
+        if study.user_attrs.get(name) != value:
+            study.set_user_attr(name, value)
+    return hash_
 
 
 def _of_this_space(config: StudyConfig, study: optuna.Study) -> bool:

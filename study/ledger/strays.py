@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from study.records import Manifest, StudyPaths, TrialRecord
+from study.config import StudyConfig
+from study.records import Manifest, StudyPaths, TrialRecord, study_id
 from trainables.cli.command import read_yaml
 from trainables.errors import InputError
-from trainables.files import below
+from trainables.files import Location
 
 
 def marks(paths: StudyPaths) -> set[str]:
@@ -20,8 +20,8 @@ def marks(paths: StudyPaths) -> set[str]:
 
 
 def refuse_strays(
-    paths: StudyPaths,
-    name: str,
+    config: StudyConfig,
+    left: Mapping[str, Location],
     records: Sequence[TrialRecord],
     manifests: Sequence[Manifest],
     fingerprints: Collection[str],
@@ -32,8 +32,8 @@ def refuse_strays(
     a later trial's.
 
     Args:
-        paths: of the study.
-        name: of the study.
+        config: of the study.
+        left: what was on disk of trials before the database was read, by key.
         records: all trials of the database.
         manifests: of those that have one.
         fingerprints: that the study has had.
@@ -41,21 +41,30 @@ def refuse_strays(
     Raises:
         InputError: with everything that is not.
     """
-    known, key = {record.key for record in records}, re.compile(re.escape(name) + r"-t\d{5,}-s\d+")
-    lost = [
-        f"{path}: the database knows no such trial"
-        for folder in (paths.root / "trials", paths.runs)
-        for path in below(folder, "*")
-        if key.fullmatch(path.name) and path.name not in known
-    ]
-    foreign = [
-        f"{paths.manifest(manifest.key)}: was measured under other settings, data or code than this study ever had "
-        f"(fingerprint {manifest.fingerprint})"
-        for manifest in manifests
-        if manifest.fingerprint not in fingerprints
-    ]
+    paths, known = config.paths, {record.key for record in records}
+    lost = [f"{folder}: the database knows no such trial" for key, folder in left.items() if key not in known]
+    foreign = wrong_origins(paths, manifests, fingerprints)
+    advice = "put back the database or study.yaml that they belong to; or move them out of the study's folder"
+    if lost:
+        advice += f"; or make the study in its database again from its files: {paths.rebuild_command(config.storage)}"
     if lost or foreign:
-        raise InputError(
-            "\n".join([*lost, *foreign])
-            + "\nput back the database or study.yaml that they belong to; or move them out of the study's folder"
-        )
+        raise InputError("\n".join([*lost, *foreign, advice]))
+
+
+def wrong_origins(paths: StudyPaths, manifests: Sequence[Manifest], fingerprints: Collection[str]) -> list[str]:
+    """Accounts that are of another study, or were measured under what it never was.
+
+    Args:
+        paths: of the study.
+        manifests: found in its folder.
+        fingerprints: that the study has had.
+    """
+    mine = study_id(paths)
+    return [
+        f"{paths.manifest(manifest.key)}: is of another study (id {manifest.study}) than this one (id {mine})"
+        if manifest.study not in (None, mine)
+        else f"{paths.manifest(manifest.key)}: was measured under other settings, data or code than this study ever "
+        f"had (fingerprint {manifest.fingerprint})"
+        for manifest in manifests
+        if manifest.study not in (None, mine) or manifest.fingerprint not in fingerprints
+    ]

@@ -22,10 +22,10 @@ from study.records import (
     Manifest,
     StudyPaths,
     TrialRecord,
-    folder_id,
     read_events,
     read_manifest,
     sqlite_url,
+    study_id,
 )
 from study.tracking.mlflow_store import (
     KIND_TAG,
@@ -271,7 +271,7 @@ class Projection:
             self._store = open_experiment(
                 self.uri,
                 self.experiment,
-                folder_id(self.paths),
+                str(study_id(self.paths)),
                 self.paths.mlflow_artifacts,
                 movable=self._own_store,
                 replace=self._replace,

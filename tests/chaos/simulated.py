@@ -28,6 +28,7 @@ from dashboards.pareto_page import write_front_files
 from study.config import Budget, StudyConfig
 from study.execution.tune_searcher import LedgerSearcher
 from study.ledger.lease import Lease, driver_lock
+from study.ledger.ledger import Ledger
 from study.ledger.ownership import claim
 from study.ledger.store import open_storage
 from study.ledger.trials import point_of
@@ -35,7 +36,7 @@ from study.records import Event, Manifest, StudyPaths, TrialRecord, write_atomic
 from study.run import prepare_folder
 from study.tracking.mlflow_store import TrackingError, import_mlflow
 from study.tracking.projection import BackgroundProjection, Projection, default_uri
-from tests.study.helpers import complete, opened, study
+from tests.study.helpers import complete, study
 from trainables.config import TrialConfig
 from trainables.execution.worker import Patience
 from trainables.results import Outcome
@@ -61,8 +62,8 @@ def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
     prepare_folder(config.paths)
     storage = open_storage(config.paths, config.storage)
     with driver_lock(config), Lease(storage.engine, config.name, lambda _: None):
-        claim(config, storage, accept_changes=False)
-        ledger = opened(config)
+        found = claim(config, storage, {"mark": 1}, accept_changes=False)
+        ledger = Ledger(config, config.paths, found, database=storage)
         tracking = None
         if with_mlflow:
             projection = Projection(config.paths, None, config.name, config.objectives)

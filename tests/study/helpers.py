@@ -31,8 +31,7 @@ def study(folder: Path, trials: int = 2, **fields: Any) -> StudyConfig:
 def opened(config: StudyConfig) -> Ledger:
     """Its ledger, with the study frozen."""
     config.paths.root.mkdir(parents=True, exist_ok=True)
-    freeze(config, {"mark": 1}, accept_changes=True)
-    return Ledger(config, config.paths, "print")
+    return Ledger(config, config.paths, freeze(config, {"mark": 1}, accept_changes=True))
 
 
 def complete(clean: float = 0.5, both: float = 0.1, device_seconds: float = 1) -> Outcome:

@@ -187,7 +187,11 @@ def test_only_the_honest_stay(planted: StudyConfig, capsys: pytest.CaptureFixtur
     other = trial.model_copy(update={"point": trial.point.model_copy(update={"temperature": 0.08})})
     (saved / "trial.json").write_text(other.model_dump_json())
     refused(planted, harder, capsys, "holds another model than the one that", "point.temperature: 0.07 -> 0.08")
+    (saved / "trial.json").write_text(trial.model_copy(update={"owner": "theirs"}).model_dump_json())
+    refused(planted, harder, capsys, "holds another model than the one that", " -> theirs")
     (saved / "trial.json").write_text(trial.model_dump_json())
+    certificate.write_text(json.dumps({**json.loads(whole), "study": "theirs"}))
+    refused(planted, harder, capsys, f"{keys[HONEST]}.json was made from something else", "study: theirs -> ")
 
 
 def refused(config: StudyConfig, protocol: Path, capsys: pytest.CaptureFixture[str], *told: str) -> None:

@@ -33,8 +33,8 @@ def ended(
         folder, recipes=(), budget=Budget(trials=len(values)), **{"name": name, "sampler": "random", **fields}
     )
     config.paths.root.mkdir(parents=True)
-    freeze(config, fingerprint(config, data_digest, "code"), accept_changes=False)
-    ledger = Ledger(config, config.paths, "print")
+    mark = freeze(config, fingerprint(config, data_digest, "code"), accept_changes=False)
+    ledger = Ledger(config, config.paths, mark)
     for clean, robust in values:
         ledger.finish(ledger.take(), complete(clean, robust, device_seconds=1800), TrialConfig())
     return config

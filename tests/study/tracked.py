@@ -43,7 +43,7 @@ class FakeStudy:
         self.records: list[TrialRecord] = []
         self.time = 1_000_000.0
         root.mkdir(parents=True, exist_ok=True)
-        self.paths.config.write_text("name: study\n")
+        self.paths.config.write_text(f"name: study\nid: {root}\n")
 
     def event(self, number: int, kind: str, **fields: Any) -> None:
         self.time += 1

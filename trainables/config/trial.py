@@ -227,6 +227,7 @@ class TrialConfig(Model):
     """Everything one trial depends on. Equal configs give equal results."""
 
     key: Key = Field("trial", description="stable name, also the run name")
+    owner: str | None = Field(None, description="whose run it is; that of another owner is not gone on with")
     point: Point = Point()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

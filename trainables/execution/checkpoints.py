@@ -157,4 +157,6 @@ def other_origin(state: Mapping[str, Any], config: TrialConfig, hashes: Mapping[
     """
     mine = made_from(config, hashes)
     theirs = state.get("made_from") or {}
+    if "owner" not in theirs:  # of an earlier version
+        mine.pop("owner")
     return differences({name: theirs.get(name) for name in mine}, mine)

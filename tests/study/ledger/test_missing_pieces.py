@@ -12,10 +12,10 @@ import pytest
 
 from study.config import StudyConfig
 from study.ledger.ledger import read_records
-from study.ledger.ownership import OWNER
+from study.ledger.ownership import EARLIER_ID, FINGERPRINT, ID
 from study.ledger.set_aside import set_aside
 from study.ledger.store import open_storage
-from study.records import INFEASIBLE, Event, read_manifest
+from study.records import INFEASIBLE, Event, read_frozen, read_manifest
 from study.view import read_study
 from tests.chaos.simulated import drive, simulated_study
 from tests.study.helpers import complete, opened, run_next, study
@@ -41,7 +41,7 @@ def exchange(config: StudyConfig) -> None:
     config.paths.manifest(KEY).write_text(other)
 
 
-def rewrite(path: Path, **fields: str) -> None:
+def rewrite(path: Path, **fields: str | None) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
@@ -68,6 +68,10 @@ def added(change: Callable[[optuna.Study], object]) -> Damage:
     return change_study
 
 
+def attribute(config: StudyConfig, name: str, value: str) -> None:
+    added(lambda study: study.set_user_attr(name, value))(config)
+
+
 def ended(params: dict[str, float]) -> optuna.trial.FrozenTrial:
     drawn = {name: optuna.distributions.FloatDistribution(0.01, 1, log=True) for name in params}
     return optuna.create_trial(params=params, distributions=drawn, values=[0.9, 0.9])
@@ -80,7 +84,6 @@ GOES_ON: dict[str, Damage] = {
     "a log": lambda c: c.paths.events(KEY).unlink(),
     "checkpoints": lambda c: shutil.rmtree(c.paths.runs),
     "a manifest and its checkpoints": lambda c: (c.paths.manifest(KEY).unlink(), shutil.rmtree(c.paths.runs / KEY)),
-    "the id of the folder": lambda c: c.paths.folder_id.unlink(),
     "the front": lambda c: c.paths.front.unlink(),
     "the lock": lambda c: c.paths.lock.unlink(),
 }
@@ -110,6 +113,10 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         "s-t00006-s0: the database knows no such trial",
     ),
     "database": (lambda c: c.paths.database.unlink(), "has no study 's', but"),
+    "database before a trial ended": (
+        lambda c: (c.paths.database.unlink(), shutil.rmtree(c.paths.root / "trials")),
+        "has no study 's', but",
+    ),
     "torn database": (lambda c: c.paths.database.write_bytes(b"half" * 999), "file is not a database"),
     "empty database": (lambda c: c.paths.database.write_bytes(b""), "has no study 's', but"),
     "study in the database": (
@@ -117,9 +124,14 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         "has no study 's', but",
     ),
     "study.yaml": (lambda c: c.paths.config.unlink(), "study.yaml, which would say with what settings"),
-    "study.yaml and the id": (
-        lambda c: (c.paths.config.unlink(), c.paths.folder_id.unlink()),
-        "study.yaml, which would say with what settings",
+    "an older study.yaml": (
+        lambda c: attribute(c, FINGERPRINT, "0123456789abcdef"),
+        "settings that {root}/study.yaml does not know (fingerprint 0123456789abcdef)",
+    ),
+    "another study of the name": (lambda c: attribute(c, ID, "theirs"), "another study 's' (id theirs, last driven"),
+    "manifest of another study": (
+        lambda c: rewrite(c.paths.manifest(KEY), study="theirs"),
+        "is of another study (id theirs) than this one (id ",
     ),
     "another program's study": (foreign, "with trials that were not made here"),
     "another program's ended trials": (
@@ -180,7 +192,7 @@ def test_without_it_one_message_says_what_to_do(done: StudyConfig, piece: str) -
             drive(done, 0, with_mlflow=False)
         told.add(str(refused.value))
     assert len(told) == 1
-    assert expected in told.pop()
+    assert expected.format(root=done.paths.root) in told.pop()
     assert not database or len(done.paths.database.read_bytes()) >= len(database), "nothing is lost"
 
 
@@ -224,23 +236,34 @@ def test_two_folders_do_not_share_a_study_of_a_database(tmp_path: Path) -> None:
     first, second = (simulated_study(tmp_path / name, 2, storage=url) for name in ("a", "b"))
     drive(first, 0, with_mlflow=False)
     for _ in range(2):
-        with pytest.raises(InputError, match=r"which would say with what settings|belongs to another folder"):
+        with pytest.raises(InputError, match=r"another study 's' \(id \w+, last driven from .*use another --name"):
             drive(second, 0, with_mlflow=False)
+    assert not second.paths.config.exists()
     drive(first, 0, with_mlflow=False)
     shutil.copytree(first.paths.root, second.paths.root, dirs_exist_ok=True)
-    second.paths.folder_id.write_text("another")
-    with pytest.raises(InputError, match="belongs to another folder"):
-        drive(second, 0, with_mlflow=False)
-    with pytest.raises(InputError, match="belongs to another folder"):
-        read_study(second.paths)
+    second.paths.config.write_text(first.paths.config.read_text().replace("id: ", "id: x"))
+    for use in (lambda: drive(second, 0, with_mlflow=False), lambda: read_study(second.paths)):
+        with pytest.raises(InputError, match="another study 's'"):
+            use()
 
 
-def test_a_study_of_an_earlier_version_has_no_owner_and_gets_one(done: StudyConfig) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_study_of_an_earlier_version_keeps_the_id_that_it_had(done: StudyConfig, kept: bool) -> None:
     storage = open_storage(done.paths, None)
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM study_user_attributes")
+    for path in done.paths.root.glob("trials/*/manifest.json"):
+        rewrite(path, study=None)
+    text = done.paths.config.read_text()
+    done.paths.config.write_text(text.replace(next(line for line in text.split("\n") if line.startswith("id: ")), ""))
+    if kept:
+        done.paths.earlier_id.write_text("before\n")
+        attribute(done, EARLIER_ID, "before")
     drive(done, 0, with_mlflow=False)
-    assert optuna.load_study(study_name="s", storage=storage).user_attrs[OWNER] == done.paths.folder_id.read_text()
+    attributes = optuna.load_study(study_name="s", storage=storage).user_attrs
+    assert attributes[ID] == read_frozen(done.paths).id
+    assert not kept or attributes[ID] == "before"
+    assert attributes[FINGERPRINT] == read_frozen(done.paths).hash
 
 
 def test_a_stop_between_making_the_study_and_claiming_it(tmp_path: Path) -> None:

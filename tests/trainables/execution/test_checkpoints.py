@@ -14,7 +14,7 @@ import torch
 from trainables.config import AttackConfig, Point, Protocol, TrialConfig, WorkersConfig
 from trainables.errors import InputError
 from trainables.execution.checkpoints import SNAPSHOT, CheckpointError, RunFolder, other_origin, read_sealed
-from trainables.identity import protocol_hash
+from trainables.identity import made_from, protocol_hash
 from trainables.prepare import Prepared, prepare
 from trainables.training.finetune import finetune
 
@@ -117,6 +117,7 @@ OTHERS: dict[str, Callable[[TrialConfig], TrialConfig]] = {
     "protocol.words": lambda trial: changed(trial, protocol={"words": 0}),
     "protocol.attacks": lambda trial: changed(trial, protocol={"attacks": (AttackConfig(name="i", attack="image"),)}),
     "seed": lambda trial: trial.model_copy(update={"seed": 1}),
+    "owner": lambda trial: trial.model_copy(update={"owner": "another study"}),
     "model.max_tokens": lambda trial: changed(trial, model={"max_tokens": 31}),
 }
 
@@ -157,12 +158,17 @@ def test_an_attack_of_ones_own_counts_by_its_content(run: tuple[TrialConfig, Pat
     for file in (one, two):
         file.write_text("x = 1")
         trials.append(changed(run[0], protocol={"attacks": (AttackConfig(name="m", attack=f"{file}:Mine"),)}))
-    from trainables.identity import made_from
-
     state = {"made_from": made_from(trials[0], {})}
     assert other_origin(state, trials[1], {}) == []
     two.write_text("x = 2")
     assert other_origin(state, trials[1], {}) != []
+
+
+def test_a_checkpoint_of_an_earlier_version_says_no_owner(run: tuple[TrialConfig, Path]) -> None:
+    trial = run[0].model_copy(update={"owner": "mine"})
+    made = made_from(run[0], {})
+    assert other_origin({"made_from": made}, trial, {}) == ["owner: None -> mine"]
+    assert other_origin({"made_from": {k: v for k, v in made.items() if k != "owner"}}, trial, {}) == []
 
 
 def test_state_tells_its_origin(run: tuple[TrialConfig, Path]) -> None:
