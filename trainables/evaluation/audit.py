@@ -7,7 +7,7 @@ model cannot get in the wrong order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from trainables.attacks.image import (
 )
 from trainables.attacks.noise import step_keys, uniform
 from trainables.config import Protocol
+from trainables.evaluation.batching import batches
 from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
 from trainables.precision import attackable, inner_products
@@ -42,6 +43,7 @@ TEMPERATURES = (0.01, 0.05, 0.2, 1.0)
 RANDOM_DIRECTIONS = 20
 QUERIES = 200
 """Of the black-box attack, per image."""
+BLACK_BOX = f"Square, {QUERIES} queries"
 MORE_STEPS = (1, 10, 40)
 
 
@@ -78,16 +80,13 @@ class _Subject:
         own = self.batch.labels[:, None] == self.victim.caption_image
         return scores.masked_fill(~own, -torch.inf).amax(1) > scores.masked_fill(own, -torch.inf).amax(1)
 
-    def accuracy(self, pixels: Tensor) -> float:
-        return self.right(pixels).float().mean().item()
-
-    def silent_share(self, temperature: float | None, epsilon: float) -> float:
-        """Share, of the images that are right, of those whose gradient is zero or not finite almost everywhere."""
+    def silent(self, temperature: float | None, epsilon: float) -> tuple[Tensor, Tensor]:
+        """Bool (images,): which are right, and which of those have a gradient of zero or none almost everywhere."""
         start = random_start(self.batch.pixels, epsilon, self.batch.keys)
         gradient = input_gradient(start, self.objective(temperature))
         dead = ((gradient == 0) | ~gradient.isfinite()).float().mean((1, 2, 3)) > 0.9
         right = self.right(start)
-        return ((dead & right).sum() / right.sum().clamp(min=1)).item()
+        return right, dead & right
 
 
 def audit(
@@ -98,8 +97,9 @@ def audit(
     temperature: float | None,
     max_tokens: int,
     device: torch.device,
+    beat: Callable[[], object] = lambda: None,
 ) -> Audit:
-    """Look for gradient masking on the first images of the gallery.
+    """Look for gradient masking on the first images of the gallery; in halves of them, if memory does not hold more.
 
     Args:
         model: parameters and mode are as before afterwards.
@@ -108,17 +108,27 @@ def audit(
         temperature: the model's own, None if it has none.
         max_tokens: where captions are cut.
         device: of the model.
+        beat: called now and then.
     """
+    part = gallery.first(min(IMAGES, len(gallery.pixels)))
     with attackable(model, device):
-        part = gallery.first(min(IMAGES, len(gallery.pixels)))
         texts = encode_captions(model, part.captions(model), max_tokens, device)
         owners = torch.as_tensor(part.caption_image, device=device)
         victim = Victim(model, max_tokens, texts, owners, len(part.pixels))
-        labels = np.arange(len(part.pixels))
-        subject = _Subject(victim, part.batch(victim, labels, protocol.seed), protocol.image_steps)
-        checks = _protocol_checks(subject, protocol.epsilon)
-        if temperature is not None:
-            checks += _own_checks(subject, protocol.epsilon, temperature)
+
+        def looked_at(labels: np.ndarray) -> dict[str, Tensor]:
+            subject = _Subject(victim, part.batch(victim, labels, protocol.seed), protocol.image_steps)
+            found = {}
+            for name, right in _survivors(subject, protocol.epsilon, temperature):
+                found[name] = right
+                beat()
+            return found
+
+        parts = list(batches(np.arange(len(part.pixels)), IMAGES, looked_at))
+    found = {name: torch.cat([some[name] for some in parts]).float().cpu() for name in parts[0]}
+    checks = _protocol_checks(found, protocol.epsilon, 1 / len(part.pixels))
+    if temperature is not None:
+        checks += _own_checks(found, temperature)
     return Audit(
         verdict="honest" if all(check.passed for check in checks) else "masked",
         reliable=all(check.passed for check in checks if check.loss == "protocol"),
@@ -126,41 +136,59 @@ def audit(
     )
 
 
-def _protocol_checks(subject: _Subject, epsilon: float) -> list[Check]:
-    radii = {f"{factor:g} epsilon": factor * epsilon for factor in (0, 0.5, 1, 2, 4) if factor * epsilon <= 1}
-    by_radius = {name: subject.accuracy(subject.pgd(radius)) for name, radius in radii.items()}
-    by_steps = {f"{steps} steps": subject.accuracy(subject.pgd(epsilon, steps=steps)) for steps in MORE_STEPS}
-    at_large = subject.accuracy(subject.pgd(LARGE_EPSILON))
-    chance = 1 / subject.victim.images
-    attacked, keys = by_radius["1 epsilon"], subject.batch.keys
+def _radii(epsilon: float) -> dict[str, float]:
+    return {f"{factor:g} epsilon": factor * epsilon for factor in (0, 0.5, 1, 2, 4) if factor * epsilon <= 1}
+
+
+def _survivors(subject: _Subject, epsilon: float, temperature: float | None) -> Iterator[tuple[str, Tensor]]:
+    """By the name of an attack, bool (images,): whether an image is right after it."""
+    for name, radius in _radii(epsilon).items():
+        yield name, subject.right(subject.pgd(radius))
+    for steps in MORE_STEPS:
+        yield f"{steps} steps", subject.right(subject.pgd(epsilon, steps=steps))
+    yield f"epsilon {LARGE_EPSILON:g}", subject.right(subject.pgd(LARGE_EPSILON))
     survived = torch.ones_like(subject.batch.labels, dtype=torch.bool)
     for index in range(RANDOM_DIRECTIONS):
-        draw = uniform(step_keys(keys, 1 + index), tuple(subject.batch.pixels.shape[1:]))
+        draw = uniform(step_keys(subject.batch.keys, 1 + index), tuple(subject.batch.pixels.shape[1:]))
         corner = (subject.batch.pixels + epsilon * torch.where(draw < 0.5, -1.0, 1.0)).clamp(0, 1)
         survived &= subject.right(corner)
-    by_chance = survived.float().mean().item()
-    square = TorchAttack(kind="Square", epsilon=epsilon, parameters=(("n_queries", QUERIES),))
-    black_box = subject.accuracy(square.run(subject.victim, subject.batch).pixels) if epsilon else attacked
+    yield "random directions", survived
+    if epsilon:
+        square = TorchAttack(kind="Square", epsilon=epsilon, parameters=(("n_queries", QUERIES),))
+        yield BLACK_BOX, subject.right(square.run(subject.victim, subject.batch).pixels)
+    for loss, temperature_of_loss in (("protocol", None), *([("own", temperature)] if temperature is not None else [])):
+        right, silent = subject.silent(temperature_of_loss, epsilon)
+        yield f"{loss}: right", right
+        yield f"{loss}: silent", silent
+    if temperature is not None:
+        for one in (temperature, *TEMPERATURES):
+            yield f"temperature {one:g}", subject.right(subject.pgd(epsilon, one))
+
+
+def _protocol_checks(found: Mapping[str, Tensor], epsilon: float, chance: float) -> list[Check]:
+    share = {name: right.mean().item() for name, right in found.items()}
+    large, attacked = f"epsilon {LARGE_EPSILON:g}", share["1 epsilon"]
     return [
-        _falling("larger radius is not weaker", by_radius),
+        _falling("larger radius is not weaker", {name: share[name] for name in _radii(epsilon)}),
         Check(
             name="certain success at a large radius",
             loss="protocol",
-            passed=at_large <= chance + TOLERANCE,
-            evidence={f"epsilon {LARGE_EPSILON:g}": at_large, "chance": chance},
-            rule=f"accuracy at epsilon {LARGE_EPSILON:g} is at most chance + {TOLERANCE:g}",
+            passed=share[large] <= chance + TOLERANCE,
+            evidence={large: share[large], "chance": chance},
+            rule=f"accuracy at {large} is at most chance + {TOLERANCE:g}",
         ),
-        _falling("more steps are not weaker", by_steps),
-        _compared("gradient beats random directions", attacked, {"random directions": by_chance}),
-        _compared("gradient beats a black box", attacked, {f"Square, {QUERIES} queries": black_box}),
-        _loud("gradients are there", "protocol", subject.silent_share(None, epsilon)),
+        _falling("more steps are not weaker", {name: share[name] for name in (f"{n} steps" for n in MORE_STEPS)}),
+        _compared("gradient beats random directions", attacked, {"random directions": share["random directions"]}),
+        _compared("gradient beats a black box", attacked, {BLACK_BOX: share.get(BLACK_BOX, attacked)}),
+        _loud("gradients are there", "protocol", found),
     ]
 
 
-def _own_checks(subject: _Subject, epsilon: float, temperature: float) -> list[Check]:
-    own = subject.accuracy(subject.pgd(epsilon, temperature))
-    others = {f"temperature {t:g}": subject.accuracy(subject.pgd(epsilon, t)) for t in TEMPERATURES}
-    others["scale-free"] = subject.accuracy(subject.pgd(epsilon))
+def _own_checks(found: Mapping[str, Tensor], temperature: float) -> list[Check]:
+    share = {name: right.mean().item() for name, right in found.items()}
+    own = share[f"temperature {temperature:g}"]
+    others = {name: share[name] for name in (f"temperature {t:g}" for t in TEMPERATURES)}
+    others["scale-free"] = share["1 epsilon"]
     return [
         Check(
             name="no other temperature attacks better",
@@ -169,7 +197,7 @@ def _own_checks(subject: _Subject, epsilon: float, temperature: float) -> list[C
             evidence={f"own temperature {temperature:g}": own, **others},
             rule=f"accuracy at the own temperature is at most the lowest of the others + {TOLERANCE:g}",
         ),
-        _loud("gradients are there", "own", subject.silent_share(temperature, epsilon)),
+        _loud("gradients are there", "own", found),
     ]
 
 
@@ -190,7 +218,8 @@ def _compared(name: str, attacked: float, others: Mapping[str, float]) -> Check:
     )
 
 
-def _loud(name: str, loss: Loss, silent: float) -> Check:
+def _loud(name: str, loss: Loss, found: Mapping[str, Tensor]) -> Check:
+    silent = (found[f"{loss}: silent"].sum() / found[f"{loss}: right"].sum().clamp(min=1)).item()
     return Check(
         name=name,
         loss=loss,

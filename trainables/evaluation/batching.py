@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainables.attacks.contract import Attack
 from trainables.config import BATCH_IMAGES, Protocol
+from trainables.errors import InputError
 from trainables.models import RetrievalModel
 
 COPIES = 5
@@ -68,26 +69,40 @@ def kept_bytes(model: RetrievalModel, pixels: Tensor) -> int:
 
 
 def batches(
-    images: np.ndarray, size: int, run: Callable[[np.ndarray], Result], *, halve: bool = True
+    images: np.ndarray,
+    size: int,
+    run: Callable[[np.ndarray], Result],
+    *,
+    halve: bool = True,
+    done: np.ndarray | None = None,
 ) -> Iterator[Result]:
     """What `run` makes of every batch of images, in order; where memory is not enough, of halves from there on.
 
     Args:
-        images: (images,) places in the gallery.
+        images: (images,) places in the gallery, or in whatever else is gone through.
         size: of a batch, at most.
         run: may be called again for images for which it ran out of memory.
         halve: whether the size may change.
+        done: of the images, those that are left out; the others are divided as if they were not.
 
     Raises:
-        OutOfMemoryError: of the device, with a single image or where the size may not change.
+        OutOfMemoryError: of the device, with a single image.
+        InputError: of memory, where the size may not change.
     """
     left = np.array_split(images, max(1, -(-len(images) // size)))
+    if done is not None:
+        left = [some for part in left if len(some := part[~np.isin(part, done)])]
     while left:
         try:
             result = run(left[0])
-        except torch.OutOfMemoryError:
-            if len(left[0]) < 2 or not halve:
+        except torch.OutOfMemoryError as error:
+            if len(left[0]) < 2:
                 raise
+            if not halve:
+                raise InputError(
+                    f"protocol.batch_images: the evaluation has no memory for {len(left[0])} images at once, and what "
+                    "some of its attacks find depends on that number; give a smaller one"
+                ) from error
         else:
             left.pop(0)
             yield result

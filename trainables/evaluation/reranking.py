@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.attacks.lexicon import Captions
+from trainables.evaluation.batching import batches
 from trainables.evaluation.retrieval import Ranks
 from trainables.models import FusionModel, tokenize
 from trainables.precision import inner_products
@@ -41,6 +43,7 @@ def reranked(
     candidates: int,
     max_tokens: int,
     own_images: np.ndarray | None = None,
+    beat: Callable[[], object] = lambda: None,
 ) -> Ranks:
     """Rank every query's first candidates by similarity anew, by their matching score (Li et al. 2021, section 4).
 
@@ -55,6 +58,7 @@ def reranked(
         candidates: of each query; the publications take 128 on Flickr30k and 256 on COCO.
         max_tokens: where captions are cut.
         own_images: int (own images,), rising, this worker's share; every image if not given.
+        beat: called now and then.
 
     Returns:
         Ranks: pessimistic, as by similarity. Behind the candidates the order by similarity goes on. Where a
@@ -77,6 +81,7 @@ def reranked(
         of_captions,
         max_tokens=max_tokens,
         own_images=own_images,
+        beat=beat,
     )
     tr = _ranks(to_text, right.gather(1, of_images), by_similarity.tr, texts)
     ir = _ranks(to_image, right.T.gather(1, of_captions), by_similarity.ir, images)
@@ -95,6 +100,7 @@ def candidate_scores(
     *,
     max_tokens: int,
     own_images: np.ndarray | None = None,
+    beat: Callable[[], object] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """The scores that candidates are ranked by.
 
@@ -125,25 +131,30 @@ def candidate_scores(
     lengths, text_tokens, mask = mask.sum(1).numpy(), _text_tokens(model, tokens, mask, device), mask.to(device)
     keys, left = pairs.numpy(), np.arange(images) if own_images is None else own_images
     size, scores = PAIRS["cuda" if device.type == "cuda" else "cpu"], torch.zeros(len(pairs), device=device)
+
+    def score(seen: Tensor, labels: np.ndarray, group: np.ndarray, rows: np.ndarray, some: np.ndarray) -> Tensor:
+        longest = int(lengths[rows[some]].max())
+        where, image, caption = (
+            torch.from_numpy(part).to(device) for part in (group[some], labels[group[some]], rows[some])
+        )
+        read = caption.flatten()
+        logits = model.itm_logits(seen[where], text_tokens[read, :longest], mask[read, :longest])[:, 1].float()
+        similarity = (text_features[caption] * image_features[image, None]).sum(2)  # no product that autocast rounds
+        return logits.view_as(caption) + model.similarity_weight * similarity
+
     for chunk in image_tokens:
         seen, (labels, left) = chunk.to(device), np.split(left, [len(chunk)])
         starts, ends = (np.searchsorted(keys, image * texts) for image in (labels, labels + 1))
         for group, places in _groups(starts, ends, size):
             rows = keys[places] - labels[group, None] * texts
-            longest = int(lengths[rows].max())
-            where, image, caption, place = (
-                torch.from_numpy(part).to(device) for part in (group, labels[group], rows, places)
-            )
-            read = caption.flatten()
-            logits = model.itm_logits(seen[where], text_tokens[read, :longest], mask[read, :longest])[:, 1].float()
-            similarity = (text_features[caption] * image_features[image, None]).sum(
-                2
-            )  # no product that autocast rounds
-            scores[place] = logits.view_as(caption) + model.similarity_weight * similarity
+
+            found = batches(np.arange(len(group)), len(group), partial(score, seen, labels, group, rows))
+            scores[torch.from_numpy(places).to(device)] = torch.cat(list(found))
+            beat()
     if dist.is_initialized():
         dist.all_reduce(scores)
-    found = scores.cpu()[position].split([of_images.numel(), of_captions.numel()])
-    return found[0].view_as(of_images), found[1].view_as(of_captions)
+    both = scores.cpu()[position].split([of_images.numel(), of_captions.numel()])
+    return both[0].view_as(of_images), both[1].view_as(of_captions)
 
 
 def _groups(starts: np.ndarray, ends: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

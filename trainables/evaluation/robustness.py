@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +25,7 @@ from trainables.captions import CaptionText
 from trainables.config import CLEAN, FLOAT, MATCHING, Protocol
 from trainables.errors import InputError
 from trainables.evaluation.batching import batches, images_at_once
+from trainables.evaluation.parts import Kept, Made, Part, found_again, joined
 from trainables.evaluation.reranking import compact, reranked
 from trainables.evaluation.retrieval import Ranks, retrieval_ranks
 from trainables.models import FusionModel, RetrievalModel
@@ -111,10 +110,13 @@ class Evaluation:
     Attributes:
         ranks: of every query.
         features: L2-normalised, of images (images, dim) and captions (captions, dim).
+        images_at_once: attacked together by this worker in the end: fewer than in the beginning if memory did not hold
+            those.
     """
 
     ranks: dict[str, Ranks]
     features: dict[str, tuple[Tensor, Tensor]]
+    images_at_once: int = 0
 
 
 def evaluate(
@@ -126,12 +128,14 @@ def evaluate(
     device: torch.device,
     attacks: Mapping[str, Attack] | None = None,
     observe: Observe = lambda name, images, attacked: None,
+    beat: Callable[[], object] = lambda: None,
+    kept: Kept | None = None,
 ) -> Evaluation:
     """Measure each of the protocol's targets, equally for any number of workers.
 
     Both galleries are attacked, so an attacked caption is also everybody's distractor. The trial's temperature is not
     used. Workers of a process group each attack a share of the images with their captions. Of the attacked pixels only
-    one batch is held at a time.
+    one batch is held at a time. Where memory does not hold a batch, halves of it are attacked, each worker for itself.
 
     Args:
         model: parameters and mode are as before afterwards.
@@ -141,6 +145,9 @@ def evaluate(
         device: of the model.
         attacks: instead of those that the protocol builds, under the same names.
         observe: sees every attacked batch.
+        beat: called now and then.
+        kept: of this model, gallery and protocol, by an earlier attempt; what is found there is not done again, and not
+            observed.
 
     Raises:
         InputError: the protocol names an attack that does not exist, or asks for what the model cannot do.
@@ -153,8 +160,7 @@ def evaluate(
     images = len(gallery.pixels)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     own_images = np.array_split(np.arange(images), world)[rank]
-    found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    made: dict[str, _Made] = {}
+    made: dict[str, Made] = {}
     with attackable(model, device), tempfile.TemporaryDirectory() as spool:
         own_captions = np.flatnonzero(np.isin(gallery.caption_image, own_images))
         count = len(gallery.caption_image)
@@ -164,8 +170,13 @@ def evaluate(
         owners = torch.as_tensor(gallery.caption_image, device=device)
         victim = Victim(model, max_tokens, clean_texts, owners, images)
         size = images_at_once(model, moved(gallery.pixels[[0]], device) / 255, protocol, attacks.values(), device)
+        if protocol.rerank:
+            made = {
+                name: Made.empty(Path(spool), name, gallery.pixels, clean, attack, protocol.eight_bit)
+                for name, attack in attacks.items()
+            }
 
-        def attack_all(labels: np.ndarray) -> dict[str, tuple[Tensor, Tensor]]:
+        def attack_all(labels: np.ndarray) -> Part:
             batch = gallery.batch(victim, labels, protocol.seed)
             batch.encode.know(batch.captions(), clean_texts[moved(batch.caption_rows, device)])
             views: dict[tuple[int, float], list[tuple[Tensor, Tensor]]] = {}  # Sep-Attack shares those of its parts
@@ -178,29 +189,35 @@ def evaluate(
                     views[key] = _views(victim, batch, attack, attacked, protocol.eight_bit)
                 seen = Attacked(views[key][0][0], attacked.captions)
                 observe(name, labels, seen)
-                if protocol.rerank:
-                    if name not in made:
-                        made[name] = _Made.empty(Path(spool), name, gallery, clean, attack, protocol.eight_bit)
+                if name in made:
                     made[name].add(labels, batch.caption_rows, seen)
                 text_features = batch.encode(attacked.captions)
                 for ending, (_, image_features) in zip(("", FLOAT), views[key], strict=False):
                     scored[name + ending] = image_features, text_features
-            return scored
+                beat()
+            return Part(labels, batch.caption_rows, scored)
 
-        alone = all(attack.alone for attack in attacks.values())
-        for scored in batches(own_images, size, attack_all, halve=alone):
-            for target, pair in scored.items():
-                found[target].append(pair)
+        parts = [] if kept is None else found_again(kept, own_images, device, made)
+        done = np.concatenate([np.empty(0, np.int64), *(part.images for part in parts)])
+        unsaved: list[Part] = []
+        alone, at_once = all(attack.alone for attack in attacks.values()), 0
+        for part in batches(own_images, size, attack_all, halve=alone, done=done):
+            parts.append(part)
+            unsaved.append(part)
+            at_once = len(part.images)
+            if kept is not None and kept.due():
+                kept.save(joined(unsaved).piece(made))
+                unsaved.clear()
         features = {}
-        for target, parts in found.items():
-            image, text = (torch.cat(side) for side in zip(*parts, strict=True))
-            features[target] = _shared(image, own_images, images), _shared(text, own_captions, count)
+        own = joined(sorted(parts, key=lambda part: int(part.images[0])))
+        for target, (image, text) in own.scored.items():
+            features[target] = _shared(image, own.images, images), _shared(text, own.captions, count)
         ranks = {
             target: retrieval_ranks(image, text, gallery.caption_image, gallery.caption_groups)
             for target, (image, text) in features.items()
         }
         if protocol.rerank and isinstance(model, FusionModel):
-            made[CLEAN] = _Made(gallery.pixels, clean)
+            made[CLEAN] = Made(gallery.pixels, clean)
             for target, pairs in made.items():
                 ranks[target + MATCHING] = reranked(
                     model,
@@ -213,8 +230,9 @@ def evaluate(
                     candidates=protocol.rerank,
                     max_tokens=max_tokens,
                     own_images=own_images,
+                    beat=beat,
                 )
-    return Evaluation({target: ranks[target] for target in protocol.targets}, features)
+    return Evaluation({target: ranks[target] for target in protocol.targets}, features, at_once)
 
 
 def _views(
@@ -228,70 +246,19 @@ def _views(
         return [(pixels, victim.encode_image(pixels)) for pixels in (*levels, attacked.pixels)]
 
 
-@dataclass
-class _Made:
-    """Attacked pairs, kept for a second look.
-
-    Attributes:
-        pixels: uint8 where they are the gallery's or on the levels of 8 bits, else float32; in a file if they changed.
-        captions: on the host, in the gallery's order.
-        changed: whether an attack changes the pixels.
-        spelled: captions that an attack gave as strings, by their rows.
-    """
-
-    pixels: np.ndarray
-    captions: Captions
-    changed: bool = False
-    spelled: dict[int, str] = field(default_factory=dict)
-
-    @classmethod
-    def empty(
-        cls, folder: Path, name: str, gallery: Gallery, captions: Captions, attack: Attack, rounded: bool
-    ) -> _Made:
-        own = Captions(captions.rows.clone(), captions.lexicon)
-        if "image" not in attack.changes:
-            return cls(gallery.pixels, own)
-        dtype = np.uint8 if rounded else np.float32
-        pixels = np.memmap(folder / name, dtype=dtype, mode="w+", shape=gallery.pixels.shape)
-        return cls(pixels, own, changed=True)
-
-    def add(self, labels: np.ndarray, rows: np.ndarray, attacked: Attacked) -> None:
-        if self.changed:
-            pixels = attacked.pixels.float()
-            levels = (255 * pixels).round().byte() if self.pixels.dtype == np.uint8 else pixels
-            self.pixels[labels] = levels.cpu().numpy()
-        if isinstance(attacked.captions, Captions):
-            words = attacked.captions.rows.cpu()
-            self.captions.rows[rows, : words.shape[1]] = words
-        else:
-            self.spelled.update(zip(rows.tolist(), attacked.captions, strict=True))
-
-    def everyones(self, own: np.ndarray) -> Sequence[str]:
-        """All captions; each worker attacked its own."""
-        words, spelled = self.captions.rows, self.spelled
-        if dist.is_initialized():
-            parts: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, (own, words[own].numpy(), spelled))
-            for rows, found, written in parts:
-                words[rows] = torch.from_numpy(found)
-                spelled |= written
-        captions = Captions(words, self.captions.lexicon)
-        return [spelled.get(row, text) for row, text in enumerate(captions)] if spelled else captions
-
-
 @torch.no_grad()
 def _image_tokens(
     model: FusionModel, pixels: np.ndarray, own: np.ndarray, count: int, device: torch.device
 ) -> Iterator[Tensor]:
     scale = 255 if pixels.dtype == np.uint8 else 1
-    for labels in np.array_split(own, max(1, -(-len(own) // count))):
-        yield compact(model.image_tokens(moved(pixels[labels], device) / scale))
+    yield from batches(own, count, lambda labels: compact(model.image_tokens(moved(pixels[labels], device) / scale)))
 
 
 def _shared(rows: Tensor, places: np.ndarray, total: int) -> Tensor:
     """Every worker's rows, each at its place, (total, dim)."""
     if not dist.is_initialized():
-        return rows
+        in_order = bool((places[:-1] < places[1:]).all())
+        return rows if in_order else rows[torch.from_numpy(places.argsort()).to(rows.device)]
     everyone = torch.zeros(total, rows.shape[1], device=rows.device)
     everyone[torch.as_tensor(places, device=rows.device)] = rows
     dist.all_reduce(everyone)

@@ -12,6 +12,7 @@ import torch
 from trainables.attacks.contract import Attacked, Batch, Victim
 from trainables.attacks.image import Pgd, TorchAttack
 from trainables.config import BATCH_IMAGES, Protocol, TinyConfig, TrialConfig
+from trainables.errors import InputError
 from trainables.evaluation import batching
 from trainables.evaluation.batching import batches, images_at_once, kept_bytes
 from trainables.evaluation.robustness import evaluate
@@ -65,7 +66,7 @@ def test_batches_are_halved_until_memory_holds_them() -> None:
     assert asked[0] == [0, 1, 2, 3, 4]
     assert len(asked) == 5, "what was too much once is not tried again"
     assert list(batches(np.arange(2), 5, run)) == [[0, 1]]
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(InputError, match="no memory for 5 images at once, and what some of its attacks find depends"):
         list(batches(np.arange(10), 5, run, halve=False))
     with pytest.raises(torch.OutOfMemoryError):
         list(batches(np.arange(10), 5, lambda images: run(np.arange(5))))

@@ -15,8 +15,9 @@ from trainables.attacks.lexicon import Captions
 from trainables.attacks.text import BertAttack
 from trainables.attacks.threat_model import ThreatModelError, check_captions, check_images, eight_bit
 from trainables.config import TrialConfig
+from trainables.evaluation.parts import Made
 from trainables.evaluation.retrieval import Ranks
-from trainables.evaluation.robustness import _Made, evaluate
+from trainables.evaluation.robustness import evaluate
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
 
@@ -61,7 +62,7 @@ def test_attacked_pixels_are_kept_as_they_are_scored(tiny_trial: TrialConfig, tm
     prepared = prepare(tiny_trial)
     gallery = prepared.gallery.first(4)
     captions = gallery.captions(prepared.base)
-    made = _Made.empty(tmp_path, "image", gallery, captions, Pgd(), rounded)
+    made = Made.empty(tmp_path, "image", gallery.pixels, captions, Pgd(), rounded)
     assert made.pixels.dtype == (np.uint8 if rounded else np.float32)
     clean = torch.tensor(gallery.pixels) / 255
     pixels = (clean + torch.rand(clean.shape) * 8 / 255).clamp(0, 1)
@@ -71,7 +72,7 @@ def test_attacked_pixels_are_kept_as_they_are_scored(tiny_trial: TrialConfig, tm
     made.add(np.arange(4), rows, Attacked(pixels, [f"caption {row}" for row in rows]))
     assert torch.equal(torch.from_numpy(np.array(made.pixels)) / (255 if rounded else 1), pixels)
     assert made.everyones(rows) == [f"caption {row}" for row in rows]
-    words = _Made.empty(tmp_path, "text", gallery, captions, BertAttack(), rounded)
+    words = Made.empty(tmp_path, "text", gallery.pixels, captions, BertAttack(), rounded)
     assert words.pixels is gallery.pixels
     some = captions.take(rows[3:5])
     words.add(np.array([1]), rows[5:7], Attacked(clean, Captions(some.rows, some.lexicon)))
