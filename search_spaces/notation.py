@@ -73,6 +73,18 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) <= 1 else f"{value:.4g}"
 
 
+def duration(seconds: float) -> str:
+    """In the largest unit that leaves two digits.
+
+    Example:
+        >>> duration(18720), duration(2580), duration(12)
+        ('5.2 h', '43 min', '12 s')
+    """
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 def ordered(names: Iterable[str]) -> list[str]:
     """Knobs as they are shown, each once."""
     place = {name: index for index, name in enumerate(SYMBOLS)}

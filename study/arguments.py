@@ -53,6 +53,9 @@ class Arguments(StudyConfig, Flags):
     rerun: Annotated[tuple[str, ...], Separated] = Field(
         (), description="ended trials to run again, by key; what came of them is kept in set_aside/"
     )
+    retry_failed: bool = Field(
+        False, description="run the trials that failed again, from their checkpoints; not infeasible ones"
+    )
     accept_changes: bool = Field(False, description="go on with a study whose fingerprint differs, and record it")
 
 

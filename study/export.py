@@ -1,5 +1,5 @@
-"""`python -m study.export`: a study as two tables, one row a trial and one row a logged value; or one of its trials as
-the configuration that `python -m trainables.trial` runs.
+"""`python -m study.export`: a study as three tables, one row a trial, one row an attempt and one row a logged value; or
+one of its trials as the configuration that `python -m trainables.trial` runs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from study.ledger.attempts import message_of, read_attempts
 from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error, place
 from trainables.cli.yaml_core import dump
 from trainables.errors import InputError
 from trainables.files import filled
+from trainables.results import Attempt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,7 +61,7 @@ def event_rows(key: str, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     for event in events:
         shared = {"key": key, "time": event.time, "event": event.event, "step": event.step}
         if not event.metrics and not event.history:
-            yield {**shared, "name": None, "value": None, "message": event.message}
+            yield {**shared, "name": None, "value": None, "message": message_of(event)}
         for entry in event.history:
             at = {**shared, "step": int(entry.get("step", event.step)), "time": entry.get("time", event.time)}
             for name, value in entry.items():
@@ -70,8 +72,15 @@ def event_rows(key: str, events: Iterable[Event]) -> Iterator[dict[str, Any]]:
             yield {**shared, "name": prefix + name, "value": value, "message": event.message}
 
 
+def attempt_rows(key: str, attempts: Sequence[Attempt]) -> Iterator[dict[str, Any]]:
+    """A trial's tries, numbered from 1, with what each held."""
+    for number, attempt in enumerate(attempts, 1):
+        fields = {**attempt.model_dump(), "nodes": " ".join(attempt.nodes)}
+        yield {"key": key, "attempt": number, **fields, "device_seconds": attempt.device_seconds}
+
+
 def tables(view: StudyView) -> dict[str, pd.DataFrame]:
-    """`trials`, wide, and `events`, long."""
+    """`trials` and `attempts`, wide, and `events`, long."""
     import pandas as pd
 
     from study.front.estimates import front
@@ -83,7 +92,13 @@ def tables(view: StudyView) -> dict[str, pd.DataFrame]:
         row for record in view.records for row in event_rows(record.key, read_events(view.paths.events(record.key)))
     ]
     columns = ["key", "time", "event", "step", "name", "value", "message"]
-    return {"trials": pd.DataFrame(trials).convert_dtypes(), "events": pd.DataFrame(logged, columns=columns)}
+    known = read_attempts(view.paths, view.records, view.manifests, None if view.running else view.sessions)
+    tries = [row for record in view.records for row in attempt_rows(record.key, known.of(record.key))]
+    return {
+        "trials": pd.DataFrame(trials).convert_dtypes(),
+        "attempts": pd.DataFrame(tries, columns=["key", "attempt", *Attempt.model_fields, "device_seconds"]),
+        "events": pd.DataFrame(logged, columns=columns),
+    }
 
 
 def trial_yaml(view: StudyView, key: str) -> str:
@@ -105,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     """Of the command's flags."""
     examples = "python -m study.export --name quickstart", "python -m study.export --trial quickstart-t00009-s0"
     parser = study_parser("python -m study.export", __doc__, *examples)
-    parser.add_argument("--format", choices=FORMATS, default="csv", help="of both tables (default: %(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="of the tables (default: %(default)s)")
     parser.add_argument(
         "--out", type=place, metavar="PATH", help="folder for the files (default: export in the study's folder)"
     )

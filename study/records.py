@@ -121,6 +121,11 @@ class StudyPaths:
         there = [] if storage is None else ["--storage", redacted(storage)]
         return shlex.join([*self._command("study.rebuild"), *there])
 
+    @property
+    def retry_command(self) -> str:
+        """What to type to have failed trials run again."""
+        return f"{self.resume_command} --retry-failed"
+
     def manifest(self, key: str) -> Location:
         """The write-once account of an ended trial."""
         return self.root / "trials" / key / "manifest.json"

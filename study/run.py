@@ -94,7 +94,7 @@ def run(config: Arguments) -> int:
     from study.ledger.lease import Lease
     from study.ledger.ledger import Ledger, read_records
     from study.ledger.ownership import claim
-    from study.ledger.set_aside import set_aside
+    from study.ledger.set_aside import retry_failed, set_aside
     from study.ledger.store import open_storage, storage_as_input_errors
     from study.ledger.trials import trial_template
 
@@ -112,7 +112,10 @@ def run(config: Arguments) -> int:
             found = claim(config, storage, mark, config.accept_changes)
         print(opening_line(config.name, begun, read_frozen(config.paths)), flush=True)
         with storage_as_input_errors(config):
-            set_aside(config.paths, read_records(config.name, storage), config.rerun)
+            records = read_records(config.name, storage)
+            set_aside(config.paths, records, config.rerun)
+            if config.retry_failed:
+                retry_failed(config.paths, records)
             ledger = Ledger(config, config.paths, found, database=storage, confirm=lease.confirm)
         template = template.model_copy(update={"owner": study_id(config.paths)})
         session = Session(config, ledger, template, lease)

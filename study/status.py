@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.notation import duration
 from study.costs.budget import Limit, device_kind, ended_by, known_money, limits, remaining_seconds, usage
-from study.records import StudyPaths, read_events
+from study.ledger.attempts import Attempts, causes, lost_seconds, message_of, read_attempts, troubles
+from study.records import StudyPaths, read_events, short_key
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error
 from trainables.config import Model
@@ -49,6 +51,15 @@ class FailureStatus(Model):
     reason: str
 
 
+class WaitingStatus(Model):
+    """A trial that will be tried again as soon as there are devices."""
+
+    key: str
+    since: float
+    attempt: int
+    troubles: str
+
+
 class Status(Model):
     """How a study stands; what `--json` prints."""
 
@@ -70,6 +81,13 @@ class Status(Model):
     remaining_seconds: float | None
     sessions: int
     failures: list[FailureStatus]
+    waiting: list[WaitingStatus]
+    attempts: dict[str, int]
+    """By cause of their end."""
+    lost_device_seconds: float
+    """Held for what had to be done again."""
+    retry: str | None
+    """What to type to run the failed trials again; None where there are none."""
     resume: str | None
     """What to type to go on; None where nothing is left to do."""
     events: list[EventStatus]
@@ -85,7 +103,6 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
     from study.front.caveats import study_caveats
     from study.front.estimates import front
     from study.front.hypervolume import hypervolume_history
-    from study.ledger.attempts import read_attempts
 
     config, now = view.config, time.time()
     wall = sum(row.seconds(now if view.running else None) for row in view.sessions)
@@ -98,6 +115,7 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
     by = ended_by(found, view.records)
     entries = front(view.manifests, config.objectives)
     history = hypervolume_history(view.manifests, config.objectives)
+    tries = attempts.all()
     return Status(
         name=config.name,
         state="running" if view.running else "finished" if by else "interrupted",
@@ -120,6 +138,10 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
             for manifest in view.manifests
             if manifest.state in ("infeasible", "failed")
         ],
+        waiting=_waiting(view, attempts) if view.running else [],
+        attempts=causes(attempt for each in tries for attempt in each),
+        lost_device_seconds=sum(map(lost_seconds, tries)),
+        retry=view.paths.retry_command if any(m.state == "failed" for m in view.manifests) else None,
         resume=None if by or view.running else view.paths.resume_command,
         events=_last_events(view, shown_events),
     )
@@ -129,9 +151,21 @@ def _limit(limit: Limit) -> LimitStatus:
     return LimitStatus(name=limit.name, spent=limit.spent, limit=limit.limit, left=limit.left, unit=limit.unit)
 
 
+def _waiting(view: StudyView, attempts: Attempts) -> list[WaitingStatus]:
+    """Trials of a study that runs, which hold no devices."""
+    ended, begun = {manifest.key for manifest in view.manifests}, view.sessions[-1].started if view.sessions else 0.0
+    found = []
+    for record in view.records:
+        tries = attempts.of(record.key)
+        if record.state == "running" and record.key not in ended and all(one.ended is not None for one in tries):
+            since = max([begun, *(one.ended or 0.0 for one in tries)])
+            found.append(WaitingStatus(key=record.key, since=since, attempt=len(tries) + 1, troubles=troubles(tries)))
+    return found
+
+
 def _last_events(view: StudyView, count: int) -> list[EventStatus]:
     happened = [
-        EventStatus(time=event.time, key=record.key, event=event.event, step=event.step, message=event.message)
+        EventStatus(time=event.time, key=record.key, event=event.event, step=event.step, message=message_of(event))
         for record in view.records
         for event in read_events(view.paths.events(record.key))
     ]
@@ -191,7 +225,14 @@ def page(status: Status, view: StudyView) -> Group:
         lines += [f"about {duration(status.remaining_seconds)} left"]
     if status.resume is not None:
         lines += [f"to go on: {status.resume}"]
+    if status.attempts.keys() - {"complete", "stopped"}:
+        counted = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in sorted(status.attempts.items()))
+        lines += [f"attempts: {counted}; {status.lost_device_seconds / 3600:.2f} device-hours lost"]
+    for trial in status.waiting:
+        tries = "; ".join(filter(None, [f"attempt {trial.attempt}", trial.troubles]))
+        lines += [f"{short_key(trial.key)} waiting for devices since {duration(time.time() - trial.since)} ({tries})"]
     lines += [f"{failure.key} {failure.state}: {failure.reason}" for failure in status.failures]
+    lines += [f"to run those that failed again: {status.retry}"] if status.retry else []
     lines += [f"warning: {caveat.text}" for caveat in status.caveats]
     budget = Table(box=None, pad_edge=False)
     for name in ("budget", "spent", "left", "of", ""):
@@ -206,13 +247,6 @@ def page(status: Status, view: StudyView) -> Group:
     objectives = view.config.objectives
     table = front_table(front(view.manifests, objectives), view.manifests, objectives)
     return Group(*(Text(line) for line in lines), Text(), budget, Text(), table, Text(), log)
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit that leaves two digits: `5.2 h`, `43 min`, `12 s`."""
-    if seconds >= 5400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 if __name__ == "__main__":

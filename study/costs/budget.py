@@ -139,14 +139,14 @@ def money(price: Price, held: Mapping[str, float], wall_seconds: float) -> float
     Raises:
         InputError: a device was held and has no price.
     """
-    kinds = [price.device or kind for kind, seconds in held.items() if seconds]
-    if unknown := sorted({*kinds} - price.device_hour.keys()):
+    kinds = {price.device or kind for kind in held}
+    if unknown := sorted(kinds - price.device_hour.keys()):
         known = ", ".join(price.device_hour) or "none"
         raise InputError(
             f"price.device_hour: no price for {' and '.join(map(repr, unknown))}, which trials run on; prices are for "
             f"{known}. Give --price.device-hour {unknown[0]}=PRICE, or name the kind by --price.device"
         )
-    devices = sum(seconds * price.device_hour[price.device or kind] for kind, seconds in held.items() if seconds)
+    devices = sum(seconds * price.device_hour[price.device or kind] for kind, seconds in held.items())
     return (devices + wall_seconds * price.head_hour) / SECONDS_AN_HOUR
 
 

@@ -19,6 +19,7 @@ from search_spaces.notation import SYMBOLS, number, ordered, written
 from search_spaces.recipes import title
 from study.config import Objective
 from study.front.estimates import FrontEntry, estimates
+from study.ledger.attempts import ENDS, in_words
 from study.records import Event, Manifest, TrialRecord, short_key
 from trainables.results import Metric
 
@@ -132,6 +133,12 @@ class Display:
             elif what.event == "resume":
                 row.state, row.note = f"step {what.step}", what.message
                 line = f"resumed  {what.message}"
+            elif what.attempt is not None and what.attempt.ended is None:
+                row.state = "started"
+                return  # where it goes on from is told next
+            elif what.attempt is not None and what.attempt.cause not in ENDS:
+                row.state, row.note = "waiting", in_words(what.attempt)
+                line = row.note
             else:
                 return  # the manifest comes next and says more
         if self._live is None:

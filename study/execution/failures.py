@@ -53,6 +53,6 @@ class AlikeFailures:
         return (
             f"{self._trace.rstrip()}\n"
             f"study {study} was stopped: {self._seen[self.bug or '']} trials failed alike, {self.bug}.\n"
-            "That is a bug, not bad luck. Mend it and run the same command again with --accept-changes: what "
-            "ended well is kept, what failed stays failed (a larger --budget.trials makes up for it)."
+            "That is a bug, not bad luck. Mend it and run the same command again with --accept-changes "
+            "--retry-failed: what ended well is kept, what failed is run again."
         )

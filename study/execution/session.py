@@ -166,6 +166,8 @@ class Session:
         for manifest in manifests:
             if manifest.state in ("infeasible", "failed"):
                 say(f"{manifest.key} {manifest.state}: {manifest.reason}")
+        if failed := sum(manifest.state == "failed" for manifest in manifests):
+            say(f"{failed} failed; to run them again: {self._paths.retry_command}")
         if self._tracking.last_error:
             say(f"MLflow is behind: {self._tracking.last_error}")
         paths = self._paths
@@ -298,6 +300,8 @@ class Session:
 
     def _changed(self, record: TrialRecord, what: Event | Manifest) -> None:
         self._display.changed(record, what)
+        if isinstance(what, Event) and what.attempt is not None and self._config.budget.money is not None:
+            self._limits()  # tells now if that kind of device has no price
         self._moved |= isinstance(what, Manifest) or what.event == "rung"
         if isinstance(what, Manifest):
             self._alike.add(what)

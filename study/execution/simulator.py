@@ -19,6 +19,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from study.front.dominance import Floats
+from study.ledger.attempts import lost_seconds
 from study.ledger.ledger import Ledger
 from study.records import Manifest
 from trainables.config import Model, Point, Protocol, TrialConfig
@@ -166,7 +167,7 @@ def fit(manifests: Sequence[Manifest], protocol: Protocol, recall: str = "mr_r5"
     solution = least_squares(residuals, initial, bounds=([0.01] * 2 + [0.5, 0, 0, 0.001, 0], high)).x
     found = dict(zip(names, solution.tolist(), strict=True))
     steps = np.array([point.attack_steps for point in points], dtype=float)
-    seconds = np.array([manifest.cost["device_seconds"] for manifest in complete])
+    seconds = np.array([m.cost["device_seconds"] - lost_seconds(m.attempts) for m in complete])
     slope, rest = np.polyfit(steps, seconds, 1) if len(set(steps)) > 1 else (0.0, float(seconds.mean()))
     share = max(rest, 1.0) / (start.start_seconds + epochs * start.epoch_seconds + start.evaluation_seconds)
     found |= {"step_seconds": max(0.0, float(slope)) / epochs}

@@ -6,14 +6,18 @@ first was not seen to end, for its driver was killed: it ended when that driver 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
+from search_spaces.notation import duration
 from study.config import COST
-from study.ledger.sessions import SessionRow
 from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events, read_manifest
 from trainables.files import below
 from trainables.results import Attempt
+
+if TYPE_CHECKING:
+    from study.ledger.sessions import SessionRow
 
 COUNTED = ("infrastructure", "bug")
 """Causes that use up `budget.max_failures`; waiting, preemption and a driver that ended are nobody's failure."""
@@ -31,9 +35,9 @@ def attempts_of(events: Iterable[Event]) -> list[Attempt]:
     return sorted(found.values(), key=lambda attempt: attempt.began)
 
 
-def failures(attempts: Iterable[Attempt], since: float = 0.0) -> int:
-    """How many count against `budget.max_failures`, of those that began since then."""
-    return sum(attempt.cause in COUNTED and attempt.began >= since for attempt in attempts)
+def failures(attempts: Iterable[Attempt], since: float = 0.0) -> list[Attempt]:
+    """Those that count against `budget.max_failures`, of those that began since then."""
+    return [attempt for attempt in attempts if attempt.cause in COUNTED and attempt.began >= since]
 
 
 def unseen_ends(events: Sequence[Event], sessions: Sequence[SessionRow]) -> list[Attempt]:
@@ -62,13 +66,43 @@ def lost_seconds(attempts: Sequence[Attempt]) -> float:
     again, and all of it where it came to none.
     """
     lost = 0.0
-    for attempt, after in zip(attempts, [*attempts[1:], None], strict=True):
+    for attempt, after in zip(attempts, [*attempts, None][1:], strict=True):
         if after is None and (attempt.cause is None or attempt.cause in ENDS):
             continue
         went_on = attempt.to_step if after is None else after.from_step
         kept, done = went_on - attempt.from_step, max(attempt.to_step, went_on) - attempt.from_step
         lost += attempt.device_seconds * (1 - max(0, kept) / done if done > 0 else 1)
     return lost
+
+
+def in_words(attempt: Attempt) -> str:
+    """Where an attempt runs, or how it ended."""
+    if attempt.ended is None:
+        kind = f" {attempt.device}" if attempt.device else ""
+        return f"holds {attempt.devices:g}{kind} on {', '.join(attempt.nodes) or 'this machine'}"
+    held = duration(attempt.ended - attempt.began)
+    told = f"{(attempt.cause or '').replace('_', ' ')} after {held} at step {attempt.to_step}"
+    return f"{told}: {attempt.reason}" if attempt.reason else told
+
+
+def message_of(event: Event) -> str:
+    """What a line of a trial's log says, in words."""
+    return event.message if event.attempt is None else in_words(event.attempt)
+
+
+def causes(attempts: Iterable[Attempt]) -> dict[str, int]:
+    """How many of them ended by which cause."""
+    return dict(Counter(attempt.cause for attempt in attempts if attempt.cause is not None))
+
+
+def troubles(attempts: Sequence[Attempt]) -> str:
+    """What went wrong until now: `preempted twice, 0.4 device-hours lost`; empty if nothing did."""
+    times = {1: "once", 2: "twice"}
+    found = [(cause, count) for cause, count in causes(attempts).items() if cause not in ("complete", "stopped")]
+    told = [f"{cause.replace('_', ' ')} {times.get(count, f'{count} times')}" for cause, count in found]
+    if lost := lost_seconds(attempts):
+        told.append(f"{lost / 3600:.2g} device-hours lost")
+    return ", ".join(told)
 
 
 def _is_news(attempt: Attempt, known: Mapping[float, Attempt]) -> bool:
@@ -112,6 +146,10 @@ class Attempts:
         if (reported := manifest.cost.get("device_seconds")) is not None:
             self.report(key or manifest.key, reported)
 
+    def all(self) -> list[list[Attempt]]:
+        """Of each trial that has any, in order."""
+        return [self.of(key) for key in self._of]
+
     def of(self, key: str) -> list[Attempt]:
         """A trial's attempts, in order."""
         return sorted(self._of.get(key, {}).values(), key=lambda attempt: attempt.began)
@@ -131,8 +169,10 @@ class Attempts:
         held = self._ended.copy()
         for attempt in self._open.values():
             held[_kind(attempt)] += _until(attempt, now).device_seconds
-        held[device] += held.pop("", 0.0)
-        return {kind: seconds for kind, seconds in held.items() if seconds > 0}
+        reported = held.pop("", 0.0)
+        if self._reported:
+            held[device] += reported
+        return dict(held)
 
 
 def _kind(attempt: Attempt) -> str:

@@ -280,8 +280,8 @@ class Ledger:
         """The trial's tries so far, in order."""
         return self._attempts.of(record.key)
 
-    def failures(self, record: TrialRecord) -> int:
-        """How many of its tries count against `budget.max_failures`."""
+    def failures(self, record: TrialRecord) -> list[Attempt]:
+        """Those of its tries that count against `budget.max_failures`."""
         return failures(self.attempts(record), self._retried.get(record.key, 0.0))
 
     def device_seconds(self, record: TrialRecord) -> float | None:

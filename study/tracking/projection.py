@@ -17,6 +17,7 @@ from typing import Any, Literal
 from study.config import Objective
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
+from study.ledger.attempts import attempts_of, causes, lost_seconds
 from study.records import (
     Event,
     Manifest,
@@ -86,6 +87,8 @@ def manifest_points(manifest: Manifest) -> list[MetricPoint]:
     for name, metric in manifest.metrics.items():
         values |= {name: metric.value, f"{name}.low": metric.low, f"{name}.high": metric.high}
     values |= {f"cost/{name}": cost for name, cost in manifest.cost.items() if isinstance(cost, int | float)}
+    if manifest.attempts:
+        values |= {"cost/attempts": len(manifest.attempts), "cost/lost_device_seconds": lost_seconds(manifest.attempts)}
     time = milliseconds(manifest.ended)
     return [MetricPoint(metric_name(name), float(value), time, 0) for name, value in values.items()]
 
@@ -124,6 +127,8 @@ def trial_run(
         tags["pareto"] = "true" if on_front else "false"
     if certified is not None:
         tags["certified"] = "true" if certified else "false"
+    if ended_by := causes(manifest.attempts if manifest else attempts_of(events)):
+        tags["attempts"] = ", ".join(f"{count} {cause}" for cause, count in sorted(ended_by.items()))
     params = dict(record.params)
     points = event_points(events)
     ended = events[-1].time if events and state in STATUS else None

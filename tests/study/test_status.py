@@ -15,6 +15,7 @@ import pytest
 from study import export, status
 from study.config import Budget, Price, StudyConfig
 from study.ledger.lease import Lease
+from study.ledger.ledger import Ledger
 from study.ledger.store import open_storage
 from study.ledger.trials import trial_of, trial_template
 from study.records import Event, append_event
@@ -22,7 +23,7 @@ from study.view import read_study
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.cli.command import read_config
 from trainables.config import TrialConfig
-from trainables.results import Outcome
+from trainables.results import Attempt, Cause, Outcome
 
 
 @pytest.fixture
@@ -95,6 +96,38 @@ def test_what_the_numbers_do_not_say(config: StudyConfig, capsys: pytest.Capture
     assert caveat["void"]
 
 
+def tried(ledger: Ledger, key: str, *tries: tuple[float, float | None, Cause | None]) -> None:
+    """Attempts on two devices, by seconds before now."""
+    (record,) = [record for record in ledger.records() if record.key == key]
+    for began, ended, cause in tries:
+        end = None if ended is None else time.time() - ended
+        attempt = Attempt(began=time.time() - began, ended=end, devices=2, device="L4", nodes=["a"], cause=cause)
+        ledger.log(record, Event(time=time.time(), event="attempt", attempt=attempt))
+
+
+def test_what_waits_for_devices_and_what_was_lost(config: StudyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    half_done(config)
+    with Lease(open_storage(config.paths, None).engine, "s", lambda: None):
+        ledger = opened(config)
+        tried(ledger, "s-t00003-s0", (1800, 1440, "preempted"), (1080, 720, "preempted"))
+        with open_storage(config.paths, None).engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE paretovl_sessions SET started = started - 3600")
+        status.main(arguments(config))
+        shown = capsys.readouterr().out
+        told = "t00003 waiting for devices since 12 min (attempt 3; preempted twice, 0.4 device-hours lost)"
+        assert told in shown
+        assert "attempts: 2 preempted; 0.40 device-hours lost" in shown
+        assert "preempted after 6 min at step 0" in shown
+        assert f"to run those that failed again: {config.paths.retry_command}" in shown
+        tried(ledger, "s-t00003-s0", (60, None, None))
+        view = status.status_of(read_study(config.paths))
+        assert view.waiting == []
+        assert view.device_seconds == pytest.approx(500 + 100 + 1440 + 120, abs=5), "what runs counts until now"
+    gone = status.status_of(read_study(config.paths))
+    assert gone.waiting == []
+    assert gone.device_seconds == pytest.approx(view.device_seconds, abs=5)
+
+
 def test_a_study_is_running_while_its_driver_lives(config: StudyConfig) -> None:
     half_done(config)
     with Lease(open_storage(config.paths, None).engine, "s", print):
@@ -129,12 +162,25 @@ def test_unknown_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "there is no study at" in capsys.readouterr().err
 
 
+def test_attempts_are_a_table(config: StudyConfig, tmp_path: Path) -> None:
+    half_done(config)
+    ledger = opened(config)
+    tried(ledger, "s-t00003-s0", (1800, 1440, "preempted"), (60, None, None))
+    table = export.tables(read_study(config.paths))["attempts"]
+    assert table["key"].tolist() == ["s-t00003-s0"] * 2
+    assert table["attempt"].tolist() == [1, 2]
+    assert table["cause"].tolist() == ["preempted", "interrupted"]
+    assert table["nodes"].tolist() == ["a", "a"]
+    assert table["device_seconds"].tolist() == pytest.approx([720, 120], abs=2)
+    table.to_parquet(tmp_path / "attempts.parquet")
+
+
 @pytest.mark.parametrize("kind", export.FORMATS)
 def test_export(config: StudyConfig, kind: str, tmp_path: Path) -> None:
     half_done(config)
     assert export.main(arguments(config, "--format", kind, "--out", str(tmp_path / "out"))) == 0
     read = pd.read_csv if kind == "csv" else pd.read_parquet
-    trials, events = (read(tmp_path / "out" / f"{name}.{kind}") for name in ("trials", "events"))
+    trials, tries, events = (read(tmp_path / "out" / f"{name}.{kind}") for name in ("trials", "attempts", "events"))
     assert trials["state"].tolist() == ["complete", "complete", "failed", "running"]
     assert trials["on_front"].tolist() == [True, True, False, False]
     assert trials["clean/mr_r1.low"][0] == pytest.approx(0.89)
@@ -143,6 +189,7 @@ def test_export(config: StudyConfig, kind: str, tmp_path: Path) -> None:
     assert trials["reason"][2] == "lost"
     rungs = events[events["name"] == "rung/cost/device_seconds"]
     assert rungs["value"].tolist() == [0.5, 0.5, 100]
+    assert len(tries) == 0
     loss = events[(events["name"] == "train/loss") & (events["key"] == "s-t00001-s0")]
     assert (loss["value"].item(), loss["step"].item()) == (2.0, 1)
     assert events["message"].iloc[-1] == "last"

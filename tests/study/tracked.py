@@ -24,6 +24,10 @@ from study.tracking.projection import Projection
 from trainables.config import Protocol
 
 OBJECTIVES = (Objective(metric="both/mr_r5"), Objective(metric="clean/mr_r5"))
+TRIES = [
+    {"began": 9, "ended": 19, "devices": 1, "cause": "preempted"},
+    {"began": 29, "ended": 39, "devices": 1, "cause": "complete"},
+]
 CALLS = (
     "create_run",
     "log_batch",
@@ -87,6 +91,7 @@ class FakeStudy:
             "reason": None if state == "complete" else "diverged",
             "metrics": metrics if state == "complete" else {},
             "cost": {"device_seconds": 7.0, "attempts": 1},
+            "attempts": TRIES if number == 4 else [],
             "fingerprint": "f",
             "ended": self.time,
         }
@@ -126,6 +131,8 @@ class FakeStudy:
             lambda: self.propose(),
             lambda: self.start(5),
             lambda: self.rung(5, 5),
+            lambda: self.event(5, "attempt", attempt={"began": 9, "devices": 1}),
+            lambda: self.event(5, "attempt", attempt=TRIES[0]),
         ]
         for step in steps:
             step()

@@ -15,6 +15,7 @@ from study.execution.display import Display, front_table, terminal
 from study.front.estimates import front
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import Point
+from trainables.results import Attempt
 
 OBJECTIVES = tuple(Objective(metric=name) for name in ("clean/mr_r5", "image/mr_r5", "both/mr_r5", "both.itm/mr_r5"))
 PARAMS = {
@@ -174,3 +175,16 @@ def test_knobs_of_other_spaces_are_shown() -> None:
     live._live = object()
     live.changed(record(2), RUNG)
     assert shown(live._table(), 100)[3].split()[-7:] == [".00568", ".0658", "no", ".893", "10", "1", "fusion"]
+
+
+def test_an_attempt_that_others_ended_leaves_its_trial_waiting() -> None:
+    shown = display()
+    record = TrialRecord(3, "s-t00003-s0", "running", {}, None)
+    for ended, cause in ((None, None), (731.0, "preempted"), (None, None), (2000.0, "complete")):
+        attempt = Attempt(began=1.0, ended=ended, devices=1, cause=cause, to_step=8)
+        with shown._console.capture() as capture:
+            shown.changed(record, Event(time=1, event="attempt", attempt=attempt))
+        told = "preempted after 12 min at step 8" if cause == "preempted" else ""
+        assert capture.get().strip().endswith(told)
+        assert bool(capture.get()) == bool(told), "where it goes on from, or how the trial ended, comes next"
+        assert shown._rows[3].state == ("waiting" if cause == "preempted" else "started")

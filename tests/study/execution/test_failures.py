@@ -36,4 +36,4 @@ def test_a_bug_is_what_fails_alike_so_many_times() -> None:
     told = alike.report("mine")
     assert told.count("Traceback") == 1
     assert "3 trials failed alike, KeyError at b.py:7" in told
-    assert "--accept-changes" in told
+    assert "--accept-changes --retry-failed" in told

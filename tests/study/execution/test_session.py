@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dashboards import pareto_page
+from study.config import Budget, Price
 from study.execution import session as session_module
 from study.execution.session import DONE, FAILED, Session
 from study.ledger.ledger import Ledger
@@ -22,7 +23,7 @@ from trainables.errors import InputError
 from trainables.execution.checkpoints import seal
 from trainables.execution.signals import RESUMABLE
 from trainables.identity import made_from
-from trainables.results import Outcome
+from trainables.results import Attempt, Outcome
 
 
 class NoTracking:
@@ -180,3 +181,19 @@ def test_checkpoints_that_belong_to_other_trials_are_told_before_ray_starts(tmp_
     assert taken[2].key not in str(refused.value)
     with pytest.raises(InputError, match=r"data \(content\): d -> e"):
         session.refuse_others("e")
+
+
+def test_a_kind_without_a_price_ends_the_session_when_it_is_first_held(tmp_path: Path) -> None:
+    price = Price(device_hour={"l4": 1.0})
+    config = study(tmp_path, trials=4, recipes=(), budget=Budget(money=5), price=price)
+    ledger = opened(config)
+    session = session_of(config, ledger)
+    record = ledger.take()
+    for began, kind in ((1.0, "L4"), (2.0, "H100")):
+        event = Event(time=began, event="attempt", attempt=Attempt(began=began, devices=1, device=kind))
+        ledger.log(record, event)
+        if kind == "L4":
+            session._changed(record, event)
+    with pytest.raises(InputError, match=r"no price for 'h100', .* prices are for l4"):
+        session._changed(record, event)
+    assert [attempt.device for attempt in opened(config).attempts(record)] == ["L4", "H100"], "nothing is lost"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from study.ledger.attempts import Attempts, attempts_of, failures, lost_seconds, unseen_ends
+from study.ledger.attempts import Attempts, attempts_of, failures, in_words, lost_seconds, troubles, unseen_ends
 from study.ledger.sessions import SESSIONS, SessionRow, make_sessions_table
 from study.ledger.store import open_storage
 from study.records import Event, read_events
@@ -49,8 +49,8 @@ def test_an_end_that_nobody_saw_is_the_last_sign_of_its_driver() -> None:
 def test_what_counts_as_failure() -> None:
     causes: list[Cause] = ["infrastructure", "preempted", "queued", "interrupted", "bug", "infrastructure"]
     tries = [attempt(10 * n, 10 * n + 5, cause) for n, cause in enumerate(causes)]
-    assert failures(tries) == 3
-    assert failures(tries, since=40) == 2
+    assert failures(tries) == [tries[0], *tries[4:]]
+    assert failures(tries, since=40) == tries[4:]
 
 
 def test_what_was_lost() -> None:
@@ -60,7 +60,7 @@ def test_what_was_lost() -> None:
     assert lost_seconds(half) == 50
     unseen = [attempt(0, 100, "preempted"), attempt(200, 300, "complete", from_step=30)]
     assert lost_seconds(unseen) == 0, "it had come further than was reported"
-    assert lost_seconds([attempt(0, 100, "queued"), attempt(100)]) == 0
+    assert lost_seconds([attempt(0, 100, "queued"), attempt(100)]) == lost_seconds([]) == 0
 
 
 def test_totals_are_kept_by_one_attempt_at_a_time() -> None:
@@ -74,6 +74,25 @@ def test_totals_are_kept_by_one_attempt_at_a_time() -> None:
     attempts.report("new", 1000)
     assert attempts.held(40, "cpu") == {"cpu": 70 + 20, "l4": 20}, "its attempts say more than it reported"
     assert (attempts.device_seconds("new", 40), attempts.device_seconds("old", 40)) == (40, None)
+
+
+def test_a_kind_is_known_as_soon_as_it_is_held() -> None:
+    attempts = Attempts()
+    attempts.report("a", 0.1)
+    attempts.report("b", 0.2)
+    attempts.add("a", attempt(5, device="H100"))
+    attempts.add("b", attempt(5, device="H100"))
+    assert attempts.held(5, "cpu") == {"h100": 0}, "and nothing is left of what was only reported"
+
+
+def test_what_went_wrong_in_words() -> None:
+    causes: list[Cause] = ["preempted", "queued", "preempted", "infrastructure"]
+    tries = [attempt(1000 * n, 1000 * n + 360, cause) for n, cause in enumerate(causes)]
+    assert troubles(tries) == "preempted twice, queued once, infrastructure once, 0.6 device-hours lost"
+    assert troubles([attempt(0, 9, "complete")]) == ""
+    ended = attempt(0, 700, "out_of_memory", to_step=40, reason="rank 1")
+    assert in_words(ended) == "out of memory after 12 min at step 40: rank 1"
+    assert in_words(attempt(0, nodes=["a b1", "c d2"])) == "holds 2 L4 on a b1, c d2"
 
 
 def test_silent_half_hours_cost_what_they_held(tmp_path: Path) -> None:

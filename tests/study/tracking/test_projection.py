@@ -62,6 +62,11 @@ def test_a_run_tells_all_of_its_trial(study: FakeStudy) -> None:
     statuses = {key[-8:]: run["status"] for key, run in runs.items()}
     assert (statuses["00002-s0"], statuses["00003-s0"]) == ("KILLED", "FAILED")
     assert runs["study-t00002-s0"]["tags"]["reason"] == "diverged"
+    tried = runs["study-t00004-s0"]
+    assert tried["tags"]["attempts"] == "1 complete, 1 preempted"
+    assert tried["metrics"]["cost/attempts"][0][2] == 2
+    assert tried["metrics"]["cost/lost_device_seconds"][0][2] == 10
+    assert runs["study-t00005-s0"]["tags"]["attempts"] == "1 preempted"
     whole = runs["study study"]
     assert whole["artifacts"] == ["front.json", "pareto.html", "study.yaml"]
     assert [point[0] for point in whole["metrics"]["hypervolume"]] == [1, 2, 3, 4, 5]
