@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -110,6 +111,7 @@ class Attempt(Model):
     to_step: int = 0
     cause: Cause | None = Field(None, description="None while it runs")
     reason: str = ""
+    failed_on: str = Field("", description="the node whose worker's failure explains the others; empty if none does")
 
     @property
     def device_seconds(self) -> float:
@@ -126,6 +128,12 @@ class Outcome(Model):
     reason: str | None = None
     trace: str | None = Field(None, description="where the trial's own code failed")
     result: TrialResult | None = None
+
+
+def given_up(reasons: Sequence[str]) -> Outcome:
+    """The end of a trial that was lost more often than allowed."""
+    each = reasons[:1] if len(set(reasons)) == 1 else reasons
+    return Outcome(state="failed", reason=f"lost {len(reasons)} times: {'; '.join(each)}")
 
 
 class Preprocessing(Model):

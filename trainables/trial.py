@@ -9,25 +9,20 @@ import argparse
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainables.caveats import evaluation_caveats, foreseen
 from trainables.cli.command import config_parser, exit_on_input_error, read_config
 from trainables.config import TrialConfig, not_of_the_family
 from trainables.errors import InputError
-from trainables.execution.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
+from trainables.execution.checkpoints import RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.places import absolute, family_in, open_named
 from trainables.execution.signals import held_back, stopped_by_signals
-from trainables.execution.uploads import TRACE
-from trainables.execution.worker import WENT_ON_FROM, Patience, take_marker, worker
-from trainables.files import ray_storage
-from trainables.results import Caveat, Outcome, TrialResult
-
-if TYPE_CHECKING:
-    pass
+from trainables.execution.worker import Patience
+from trainables.results import Attempt, Caveat, Outcome, given_up
 
 ENVIRONMENT = {
     # How often Ray looks whether workers are done; its default of 2 s costs seconds a trial.
@@ -41,164 +36,86 @@ ENVIRONMENT = {
 """Set in the driver before Ray starts, and in every process of a trial."""
 
 
-RESERVED_SHARE = 0.8
-"""Of a worker's cores that Ray books. The rest is for the trial's own process and Ray's helpers, which only wait."""
+LOOK_SECONDS = 0.2
+"""How often to look whether devices have come."""
 
 
-def _free_place(trial: TrialConfig) -> None:
-    """Give back the resources that an earlier attempt's workers held.
-
-    Ray Train's own cleaner asks Ray's dashboard whether the controller is alive; there is none in this installation, so
-    what a controller that was killed had reserved would stay reserved as long as Ray runs.
-    """
-    from ray import PlacementGroupID
-    from ray.util import placement_group_table, remove_placement_group
-    from ray.util.placement_group import PlacementGroup
-
-    place = take_marker(trial, "place")
-    if place is not None and place in placement_group_table():
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(place))))
-
-
-def run_trial(config: TrialConfig, patience: Patience, callbacks: Sequence[Any]) -> Outcome:
-    """Run the trial as a Ray Train job, going on from its last checkpoint if it has run before.
+def run_trial(config: TrialConfig, patience: Patience) -> Outcome:
+    """Run the trial until it ends, going on from its last checkpoint if it has run before.
 
     What the trial itself does wrong ends it at once, with the reason. A lost worker or node is tried again from the
-    last checkpoint. A checkpoint that cannot be read is passed over: the one before it is taken, and without one the
-    trial begins anew.
+    last checkpoint; waiting for devices has no limit.
 
     Args:
         config: `storage_path` and `key` name the run: the same pair finds the same checkpoints.
         patience: with it.
-        callbacks: for Ray Train's run configuration.
     """
-    from ray.train import TrainingFailedError, WorkerGroupError
+    from trainables.execution.attempt import attempt
+    from trainables.execution.reserved import give_back, held_on, reserve
 
-    if "://" not in config.storage_path:
-        config = config.model_copy(update={"storage_path": str(Path(config.storage_path).resolve())})
-    run, lost = RunFolder(config), 0
-    passed_over: dict[str, str] = {}
+    lost: list[str] = []
+    seconds = 0.0
     while True:
-        _free_place(config)
-        passed_over |= run.incomplete()
-        trainer = _trainer(config, patience, callbacks, run.begin(passed_over), list(passed_over.values()))
+        group = reserve(config.workers)
         try:
-            checkpoint = trainer.fit().checkpoint
-        except WorkerGroupError as error:
-            stuck = take_marker(config, "stuck") is not None
-            if damaged := _damaged(error.worker_failures):
-                passed_over |= damaged
-                continue
-            if (outcome := _own_fault(error.worker_failures)) is not None:
-                return outcome
-            lost += 1
-            if lost > patience.retries:
-                why = f"silent for more than {patience.silent_seconds:g} s" if stuck else _last_line(error)
-                return Outcome(state="failed", reason=f"workers lost {lost} times, the last time: {why}")
-        except TrainingFailedError as error:
-            lost += 1
-            if lost > patience.retries:
-                return Outcome(state="failed", reason=_last_line(error))
-        else:
-            with checkpoint.as_directory() as folder:
-                text = (Path(folder) / RESULT).read_text(encoding="utf-8")
-            run.keep(1)
-            return Outcome(state="complete", result=TrialResult.model_validate_json(text))
-
-
-def _trainer(
-    config: TrialConfig,
-    patience: Patience,
-    callbacks: Sequence[Any],
-    checkpoint: Checkpoint | None,
-    passed_over: Sequence[str],
-) -> Any:
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    workers = config.workers
-    gpus = workers.gpus_per_worker or 0
-    return TorchTrainer(
-        worker,
-        train_loop_config={
-            "trial": config.model_dump(mode="json"),
-            "patience": patience.model_dump(),
-            "checkpoint": checkpoint and checkpoint.path,
-            "passed_over": passed_over,
-        },
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=gpus > 0,
-            resources_per_worker={
-                "CPU": RESERVED_SHARE * workers.cpus_per_worker,
-                **({"GPU": gpus} if gpus else {}),
-            },
-        ),
-        run_config=RunConfig(
-            name=config.key,
-            **ray_storage(config.storage_path),
-            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
-            callbacks=list(callbacks),
-        ),
-    )
-
-
-def _damaged(failures: dict[int, Exception]) -> dict[str, str]:
-    """Names of checkpoints that workers could not read, and why."""
-    found = (failure for failure in failures.values() if type(failure).__name__ == CheckpointError.__name__)
-    return {name: str(failure) for failure in found if (name := getattr(failure, WENT_ON_FROM, None)) is not None}
-
-
-def _own_fault(failures: dict[int, Exception]) -> Outcome | None:
-    """The outcome if the trial's own code raised; None if a worker was lost, from which others may have failed too."""
-    from ray.exceptions import RayError
-
-    if any(isinstance(failure, RayError) or not hasattr(failure, TRACE) for failure in failures.values()):
-        return None
-    failure = next(iter(failures.values()))
-    name = type(failure).__name__
-    reason = f"{name}: {failure}"
-    if name in ("Diverged", "OutOfMemoryError", "TooLong"):
-        return Outcome(state="infeasible", reason=reason)
-    return Outcome(state="failed", reason=reason, trace=getattr(failure, TRACE))
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+            while held_on(group) is None:
+                time.sleep(LOOK_SECONDS)
+            ended, outcome = attempt(config, patience, group, None, [])
+        finally:
+            give_back(group)
+        seconds += ended.device_seconds
+        if outcome is not None:
+            held = outcome.result and outcome.result.model_copy(update={"device_seconds": seconds})
+            return outcome.model_copy(update={"result": held})
+        if ended.cause == "infrastructure":
+            lost.append(ended.reason)
+            if len(lost) > patience.retries:
+                return given_up(lost)
 
 
 def tune_trial(config: dict[str, Any]) -> None:
-    """The Ray Tune trainable: reports what the workers report, and the `Outcome` last.
+    """The Ray Tune trainable: one attempt. Reports its nodes, what the workers report, and last how it ended.
 
     Only this thread reports. Ray's own `TuneReportCallback` reports from a second one, and where the last report of the
-    workers meets that of the outcome, each waits for the other for ever.
+    workers meets that of the end, each waits for the other for ever.
     """
-    from ray import tune
+    import ray
+    from ray import PlacementGroupID, tune
+    from ray.util.placement_group import PlacementGroup
     from ray.util.queue import Queue
 
-    from trainables.execution.stoppable import Forward
+    from trainables.execution.attempt import attempt
+    from trainables.execution.reserved import NODE_LABEL
 
     trial, patience = TrialConfig.model_validate(config["trial"]), Patience.model_validate(config["patience"])
-    reports = Queue(actor_options={"num_cpus": 0})
-    ended: list[Outcome | BaseException] = []
+    group = PlacementGroup(PlacementGroupID(bytes.fromhex(config["place"])))
+    here = ray.get_runtime_context().get_node_id()
+    reports = Queue(actor_options={"num_cpus": 0, "label_selector": {NODE_LABEL: here}})
+    ended: list[tuple[Attempt, Outcome | None] | BaseException] = []
+    nodes: list[str] = []
 
     def run() -> None:
         try:
-            ended.append(run_trial(trial, patience, [Forward(reports)]))
-        except BaseException as error:  # such as a lost controller: raised below, so that Tune tries again
+            ended.append(attempt(trial, patience, group, reports, nodes))
+        except BaseException as error:
             ended.append(error)
         reports.put(None)
 
     threading.Thread(target=run, name="train", daemon=True).start()
     while (report := reports.get()) is not None:
+        if "nodes" in report:
+            nodes[:] = report["nodes"]
+            report["home"] = here
         tune.report(report)
     (end,) = ended
     if isinstance(end, BaseException):
         raise end
-    tune.report({"outcome": end.model_dump_json()})
+    tune.report(closing(*end))
+
+
+def closing(ended: Attempt, outcome: Outcome | None) -> dict[str, Any]:
+    """The last report of an attempt."""
+    return {"attempt": ended.model_dump_json(), "outcome": outcome and outcome.model_dump_json()}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -235,7 +152,7 @@ def main(arguments: Sequence[str]) -> int:
             config = config.model_copy(update={"workers": workers})
         if lacking := config.workers.lacking(cpus, gpus):
             raise InputError(f"workers: {lacking}")
-        outcome = run_trial(config, Patience(), [])
+        outcome = run_trial(config, Patience())
         print(outcome.model_dump_json(indent=1))
         if outcome.result is None:
             return 1

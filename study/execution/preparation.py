@@ -9,7 +9,7 @@ from typing import Any
 from trainables.config import TrialConfig
 from trainables.data import DataError
 from trainables.errors import InputError
-from trainables.trial import RESERVED_SHARE
+from trainables.execution.reserved import RESERVED_SHARE
 
 MOST_ON_CPUS = 16
 """Processes that make substitutes together where there are no GPUs; each holds the masked language model."""

@@ -55,11 +55,14 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if nothing had happened
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots are not used
+    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # a trial is handed out when its devices are held: those that are, at once
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of tasks that fail alike, one is told
 }
 TRIAL_CPUS = 0.01
 """Reserved by a trial's own process, which only waits for its workers."""
+TRIAL_DRIVER = 0.01
+"""The same, of the nodes that are there for them."""
 
 
 class Session:
@@ -137,15 +140,15 @@ class Session:
             self._limits()  # tells now if the device has no price
             template = self._sized(cpus, gpus)
             prepare_on_cluster(self._template, cpus, gpus, say)
-            concurrency = self._config.cluster.concurrency or self._fitting(template, cpus, gpus)
-            say(f"{trials} trials to do, {concurrency} at once")
+            most = self._most(template, cpus, gpus)
+            say(f"{trials} trials to do, " + (f"{most} at once" if most else "as many at once as the cluster can hold"))
             if again := self._ledger.reopened:
                 say(f"these had ended and are done again: {', '.join(again)}")
             if note := reason(self._config):
                 say(note)
             self._tracking.request(self._ledger.records())
             with self._display:
-                self._tune(template, concurrency)
+                self._tune(template, most)
         except KeyboardInterrupt:  # not kept: its frames may hold the database open
             self._stopped_with = stopped_code()
             say("stopping")
@@ -237,41 +240,47 @@ class Session:
             raise InputError(f"trial.workers: {lacking}, or give cluster.address")
         return self._template.model_copy(update={"workers": sized})
 
-    def _fitting(self, template: TrialConfig, cpus: float, gpus: float) -> int:
+    def _most(self, template: TrialConfig, cpus: float, gpus: float) -> int | None:
+        """Trials side by side; None: whatever a cluster, which may grow, has devices for."""
+        if self._config.cluster.concurrency is not None or self._config.cluster.address is not None:
+            return self._config.cluster.concurrency
         workers = template.workers
         fit = cpus / (workers.count * workers.cpus_per_worker)
         if workers.gpus_per_worker:
             fit = min(fit, workers.side_by_side(gpus))
         return max(1, int(fit + 1e-9))
 
-    def _tune(self, template: TrialConfig, concurrency: int) -> None:
+    def _tune(self, template: TrialConfig, most: int | None) -> None:
         import ray
         from ray import tune
 
+        from study.execution.admission import Admission
         from study.execution.tune_searcher import HalvingScheduler, LedgerSearcher
 
-        retries = self._config.budget.max_failures
         make = partial(self._ledger.trial, template)
-        searcher = LedgerSearcher(self._ledger, make, self._patience(), self._may_start, self._changed)
-        resources = {"CPU": TRIAL_CPUS}
-        if "trial_driver" in ray.cluster_resources():
-            resources["trial_driver"] = 0.01  # keeps trial processes off nodes that may be taken away
+        places = Admission(template.workers, most, self._display.say)
+        searcher = LedgerSearcher(self._ledger, make, self._patience(), self._may_start, self._changed, places=places)
+        # Where there are nodes for them, trials' own processes keep off those that may be taken away.
+        safe = "trial_driver" in ray.cluster_resources()
         tuner = tune.Tuner(
-            tune.with_resources(tune_trial, resources),
+            tune.with_resources(tune_trial, {"trial_driver": TRIAL_DRIVER} if safe else {"CPU": TRIAL_CPUS}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=HalvingScheduler(searcher),
                 num_samples=-1,  # the searcher says when it is over
-                max_concurrent_trials=concurrency,
             ),
             run_config=tune.RunConfig(
                 name=f"session-{time.time_ns()}",
                 **ray_storage(self._paths.root / ".tune"),
-                failure_config=tune.FailureConfig(max_failures=retries),
+                failure_config=tune.FailureConfig(max_failures=0),  # another attempt is another trial to Tune
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        finally:
+            searcher.interrupt()
+            places.close()
 
     def _patience(self) -> Patience:
         budget = self._config.budget

@@ -24,7 +24,8 @@ from study.ledger.ledger import Ledger
 from study.records import Manifest
 from trainables.config import Model, Point, Protocol, TrialConfig
 from trainables.execution.worker import Patience
-from trainables.results import Metric, Outcome, TrialResult
+from trainables.results import Attempt, Cause, Metric, Outcome, TrialResult
+from trainables.trial import closing
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def _results(trial: TrialConfig, course: Course) -> Iterator[tuple[float, dict[s
         yield held, {**fixed, **report.metrics, "device_seconds": held}
     if course.broken is not None:
         outcome = Outcome(state=course.broken, reason="simulated")
-        yield course.broken_after, {"outcome": outcome.model_dump_json()}
+        yield course.broken_after, closing(_attempt(trial, course.broken_after, outcome), outcome)
         return
     result = TrialResult(
         metrics={
@@ -261,4 +262,10 @@ def _results(trial: TrialConfig, course: Course) -> Iterator[tuple[float, dict[s
         hashes={},
         versions={},
     )
-    yield held, {"outcome": Outcome(state="complete", result=result).model_dump_json()}
+    outcome = Outcome(state="complete", result=result)
+    yield held, closing(_attempt(trial, held, outcome), outcome)
+
+
+def _attempt(trial: TrialConfig, held: float, outcome: Outcome) -> Attempt:
+    causes: dict[str, Cause] = {"complete": "complete", "infeasible": "point", "failed": "bug"}
+    return Attempt(began=0, ended=held, devices=trial.workers.share, cause=causes[outcome.state])

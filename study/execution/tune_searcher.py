@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -12,16 +13,39 @@ from ray.tune.search import Searcher
 
 from search_spaces.notation import in_words, telling
 from study.config import COST, COSTS
+from study.execution.admission import Anywhere, Place, Places
 from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
-from trainables.execution.stoppable import abort
+from trainables.execution.reserved import node_id
 from trainables.execution.worker import Patience
-from trainables.results import Outcome
+from trainables.results import Attempt, Cause, Outcome, given_up
+
+
+@dataclass
+class Running:
+    """An attempt under way.
+
+    Attributes:
+        record: the trial.
+        trial: as it runs.
+        place: whose devices it holds.
+        attempt: its record, still open.
+        home: id of the node with the trial's own process, which only waits.
+    """
+
+    record: TrialRecord
+    trial: TrialConfig
+    place: Place
+    attempt: Attempt
+    home: str = ""
 
 
 class LedgerSearcher(Searcher):
-    """Hands out interrupted trials first, then recipes, then what the sampler proposes; writes what comes back.
+    """Hands out trials that are to be tried again first, then recipes, then what the sampler proposes.
+
+    What comes back is written: reports, and each attempt when it begins and when it has ended. An attempt that ended
+    without a result is followed by another; those that the cluster broke are counted.
 
     Args:
         ledger: the study.
@@ -30,6 +54,7 @@ class LedgerSearcher(Searcher):
         may_start: whether the budget has room for another trial. Interrupted ones go on all the same.
         on_change: called with (trial, event or manifest) for display and tracking.
         clock: the time, in seconds.
+        places: where devices come from.
     """
 
     def __init__(
@@ -40,44 +65,67 @@ class LedgerSearcher(Searcher):
         may_start: Callable[[], bool],
         on_change: Callable[[TrialRecord, Event | Manifest], None],
         clock: Callable[[], float] = time.time,
+        places: Places | None = None,
     ) -> None:
         super().__init__()
         self._ledger, self._make_trial, self._clock = ledger, make_trial, clock
         self._patience, self._may_start, self._on_change = patience, may_start, on_change
-        self._interrupted = ledger.remaining().resume
-        self._taken: dict[str, tuple[TrialRecord, TrialConfig]] = {}
-        self._resumed: dict[str, tuple[int, list[str]]] = {}
+        self._places = places or Anywhere()
+        self._queue = ledger.remaining().resume
+        self._begun: dict[int, TrialRecord] = {}
+        self._taken: dict[str, Running] = {}
+        self._resumed: dict[int, tuple[int, list[str]]] = {}
         self._stopped: dict[str, str] = {}
+        self._lost: dict[int, list[str]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration, None if there is none yet, or FINISHED."""
-        if self._interrupted:
-            record: TrialRecord | None = self._ledger.take(self._interrupted.pop(0))
-        elif self._may_start():
-            record = self._ledger.take_next()
-        else:
-            return str(Searcher.FINISHED)
-        if record is None:
-            return None if self._ledger.more_to_come() else str(Searcher.FINISHED)
-        trial = self._make_trial(record)
-        if (reason := self._ledger.verdict(record)) is not None:
+        """The next trial's configuration, None if there are no devices yet, or FINISHED."""
+        if not self._places.due():
+            return None
+        left = len(self._queue) or (self._ledger.left() if self._may_start() else 0)
+        place = self._places.take(len(self._taken), left)
+        if place is None:
+            return None if left or self._taken else str(Searcher.FINISHED)
+        while (record := self._next()) is not None:
+            trial = self._make_trial(record)
+            if (reason := self._ledger.verdict(record)) is None:
+                return self._hand_out(trial_id, record, trial, place)
             self._end(record, self._ledger.stop(record, reason, trial))
-            return self.suggest(trial_id)
-        self._taken[trial_id] = record, trial
-        self._write(record, Event(time=self._clock(), event="start", message=_describe(record, trial)))
-        return {"trial": trial.model_dump(mode="json"), "patience": self._patience.model_dump()}
+        self._places.give_back(place)
+        return None
+
+    def _next(self) -> TrialRecord | None:
+        if not self._queue:
+            return self._ledger.take_next() if self._may_start() else None
+        number = self._queue.pop(0)
+        return self._begun.get(number) or self._ledger.take(number)
+
+    def _hand_out(self, trial_id: str, record: TrialRecord, trial: TrialConfig, place: Place) -> dict[str, Any]:
+        if record.number not in self._begun:
+            self._begun[record.number] = record
+            self._write(record, Event(time=self._clock(), event="start", message=_describe(record, trial)))
+        devices = trial.workers.count * trial.workers.share
+        begun = Attempt(began=self._clock(), nodes=list(place.nodes), devices=devices, device=place.kind)
+        self._taken[trial_id] = Running(record, trial, place, begun)
+        self._write_attempt(record, begun)
+        return {"trial": trial.model_dump(mode="json"), "patience": self._patience.model_dump(), "place": place.id}
 
     def rung(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Log a report of a trial, and say whether it goes on."""
-        if trial_id not in self._taken or "history" not in result:
+        if trial_id not in self._taken:
             return True
-        record, trial = self._taken[trial_id]
+        running = self._taken[trial_id]
+        running.home = result.get("home", running.home)
+        if "history" not in result:
+            return True
+        record, trial = running.record, running.trial
         step, resumed = int(result["step"]), int(result["resumed_from_step"])
         passed_over = json.loads(result.get("passed_over", "[]"))
-        if (resumed, passed_over) != self._resumed.get(trial_id, (-1, [])):  # by a session, or after a worker was lost
-            self._resumed[trial_id] = resumed, passed_over
+        if (resumed, passed_over) != self._resumed.get(record.number, (-1, [])):  # by a session, or another attempt
+            self._resumed[record.number] = resumed, passed_over
             message = "; ".join([f"from step {max(0, resumed)}", *passed_over])
             self._write(record, Event(time=self._clock(), event="resume", step=max(0, resumed), message=message))
+        running.attempt = running.attempt.model_copy(update={"from_step": max(0, resumed), "to_step": step})
         if self._ledger.logged(record, step):
             return True
         metrics = {name: float(result[name]) for name in trial.protocol.metric_names if name in result}
@@ -91,20 +139,61 @@ class LedgerSearcher(Searcher):
         self._write(record, event.model_copy(update={"message": reason or ""}))
         if reason is not None:
             self._stopped[trial_id] = reason
+            self._places.give_back(running.place)  # ends the workers, without waiting for them
         return reason is None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Account for the trial."""
+        """Account for an attempt, and for the trial if that has ended."""
         if trial_id not in self._taken:
             return
-        record, trial = self._taken.pop(trial_id)
-        if trial_id in self._stopped:
-            self._end(record, self._ledger.stop(record, self._stopped.pop(trial_id), trial))
-        elif result and "outcome" in result:
-            self._end(record, self._ledger.finish(record, Outcome.model_validate_json(result["outcome"]), trial))
+        running = self._taken.pop(trial_id)
+        self._places.give_back(running.place)
+        record, stopped = running.record, self._stopped.pop(trial_id, None)
+        outcome: Outcome | None = None
+        if stopped is not None:
+            ended = self._close(running, "stopped", stopped)
+        elif result and result.get("attempt"):
+            ended = self._close(running, **self._told(running, Attempt.model_validate_json(result["attempt"])))
+            outcome = Outcome.model_validate_json(result["outcome"]) if result["outcome"] else None
         else:
-            lost = Outcome(state="failed", reason="the process of the trial was lost, more often than allowed")
-            self._end(record, self._ledger.finish(record, lost, trial))
+            nodes = {running.home, *map(node_id, running.attempt.nodes)}
+            cause: Cause = "infrastructure" if self._places.reclaimed().isdisjoint(nodes) else "preempted"
+            ended = self._close(running, cause, "the process of the trial was lost")
+        self._write_attempt(record, ended)
+        if stopped is not None:
+            self._end(record, self._ledger.stop(record, stopped, running.trial))
+        elif outcome := outcome or self._given_up(record, ended):
+            self._end(record, self._ledger.finish(record, outcome, running.trial))
+        else:
+            self._queue.insert(0, record.number)
+
+    def interrupt(self) -> None:
+        """The session ends: so do all attempts."""
+        for running in self._taken.values():
+            self._write_attempt(running.record, self._close(running, "interrupted", "the study was stopped"))
+        self._taken.clear()
+
+    def _told(self, running: Running, told: Attempt) -> dict[str, Any]:
+        """What the trial's own process knows better than this one."""
+        steps = {"from_step": told.from_step, "to_step": max(told.to_step, running.attempt.to_step)}
+        nodes = told.nodes or running.attempt.nodes
+        return {"cause": told.cause, "reason": told.reason, "failed_on": told.failed_on, "nodes": nodes, **steps}
+
+    def _close(self, running: Running, cause: Cause, reason: str, **fields: Any) -> Attempt:
+        """The record of an attempt that has ended: devices were held until now, or never if it was still queued."""
+        ended = running.attempt.began if cause == "queued" else self._clock()
+        return running.attempt.model_copy(update={"ended": ended, "cause": cause, "reason": reason, **fields})
+
+    def _given_up(self, record: TrialRecord, ended: Attempt) -> Outcome | None:
+        if ended.cause != "infrastructure":
+            return None
+        lost = self._lost.setdefault(record.number, [])
+        lost.append(ended.reason)
+        return given_up(lost) if len(lost) > self._patience.retries else None
+
+    def _write_attempt(self, record: TrialRecord, attempt: Attempt) -> None:
+        event = Event(time=self._clock(), event="attempt", step=attempt.to_step, attempt=attempt)
+        self._write(record, event)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher into a session's folder; nothing of ours belongs there."""
@@ -140,7 +229,6 @@ class HalvingScheduler(FIFOScheduler):
         """CONTINUE or STOP."""
         if self._searcher.rung(trial.trial_id, result):
             return str(TrialScheduler.CONTINUE)
-        abort(result)
         return str(TrialScheduler.STOP)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -209,8 +209,11 @@ class Ledger:
 
     def take_next(self) -> TrialRecord | None:
         """The next trial, running from now on: recipes first, then what the sampler proposes; None at the end."""
-        left = self._waiting or self._searched < self._config.budget.trials
-        return self.take() if left else None
+        return self.take() if self.left() else None
+
+    def left(self) -> int:
+        """How many trials there are to take."""
+        return self._waiting + max(0, self._config.budget.trials - self._searched)
 
     def more_to_come(self) -> bool:
         """Whether trials that run now may lead to further ones, though there is none to take."""

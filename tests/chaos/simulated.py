@@ -36,7 +36,7 @@ from study.records import Event, Manifest, StudyPaths, TrialRecord, write_atomic
 from study.run import prepare_folder
 from study.tracking.mlflow_store import TrackingError, import_mlflow
 from study.tracking.projection import BackgroundProjection, Projection, default_uri
-from tests.study.helpers import complete, study
+from tests.study.helpers import complete, ended, study
 from trainables.config import TrialConfig
 from trainables.execution.worker import Patience
 from trainables.results import Outcome
@@ -97,7 +97,7 @@ def run(paths: StudyPaths, searcher: LedgerSearcher, trial: TrialConfig, rung_se
         write_atomically(checkpoint, json.dumps({"step": step}))
         report = {"step": step, "epoch": step, "last": step == RUNGS, "resumed_from_step": begun or -1, "history": "[]"}
         searcher.rung("only", {**report, "device_seconds": 10 * step / RUNGS, "clean/mr_r1": 0.5})
-    searcher.on_trial_complete("only", {"outcome": ends(trial).model_dump_json()})
+    searcher.on_trial_complete("only", ended(ends(trial)))
 
 
 @dataclass

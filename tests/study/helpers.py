@@ -12,7 +12,8 @@ from study.ledger.frozen import freeze
 from study.ledger.ledger import Ledger
 from study.records import Event, Manifest
 from trainables.config import TrialConfig
-from trainables.results import Metric, Outcome, TrialResult
+from trainables.results import Attempt, Cause, Metric, Outcome, TrialResult
+from trainables.trial import closing
 
 
 def study(folder: Path, trials: int = 2, **fields: Any) -> StudyConfig:
@@ -52,6 +53,13 @@ def complete(clean: float = 0.5, both: float = 0.1, device_seconds: float = 1) -
             versions={},
         ),
     )
+
+
+def ended(outcome: Outcome | None, cause: Cause | None = None, **fields: Any) -> dict[str, Any]:
+    """The last report of an attempt, of a trial that ended so or is to be tried again."""
+    causes: dict[str, Cause] = {"complete": "complete", "infeasible": "point", "failed": "bug"}
+    found = cause or causes[outcome.state if outcome else "failed"]
+    return closing(Attempt(began=0, ended=1, devices=1, cause=found, **fields), outcome)
 
 
 def run_next(ledger: Ledger, config: StudyConfig, outcome: Outcome, held: float = 0.5) -> Manifest:

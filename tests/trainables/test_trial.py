@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -19,12 +18,10 @@ from trainables.config import Point, ShapesConfig, TrialConfig
 from trainables.data.shapes import write
 from trainables.execution.checkpoints import SNAPSHOT
 from trainables.execution.places import absolute
-from trainables.execution.uploads import TRACE
 from trainables.execution.worker import _exit_stuck, take_marker
 from trainables.prepare import prepare
 from trainables.results import Outcome, TrialResult
-from trainables.training.finetune import Diverged, finetune
-from trainables.trial import _own_fault
+from trainables.training.finetune import finetune
 
 REPORTS = 40
 
@@ -34,18 +31,18 @@ SCRIPT = """
     from ray import tune
     from trainables.config import TrialConfig
     from trainables.execution.worker import Patience
-    from trainables.results import Outcome
+    from trainables.results import Attempt, Outcome
 
     def ends_at_once(config):
         from trainables import trial
+        from trainables.execution import attempt
 
-        def run_trial(config, patience, callbacks):
+        def attempted(config, patience, group, reports, nodes):
             for number in range({reports}):
-                for callback in callbacks:
-                    callback.after_report(None, [{{"number": number}}], None)
-            return Outcome(state="failed", reason="as told")
+                attempt.Follow(group, reports).after_report(None, [{{"number": number}}])
+            return Attempt(began=0, devices=1), Outcome(state="failed", reason="as told")
 
-        trial.run_trial = run_trial
+        attempt.attempt = attempted
         trial.tune_trial(config)
 
     seen = []
@@ -55,6 +52,7 @@ SCRIPT = """
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False, num_cpus=2)
     config = {{"trial": TrialConfig().model_dump(mode="json"), "patience": Patience().model_dump()}}
+    config["place"] = "0" * 36
     tune.Tuner(
         tune.with_resources(ends_at_once, {{"CPU": 0.1}}),
         param_space=config,
@@ -78,25 +76,6 @@ def test_the_last_reports_do_not_wait_for_each_other(tmp_path: Path) -> None:
     seen = json.loads(done.stdout.split("SEEN ")[1].splitlines()[0])
     assert seen[:REPORTS] == list(range(REPORTS))
     assert json.loads(seen[REPORTS])["reason"] == "as told"
-
-
-def raised(error: Exception) -> Exception:
-    setattr(error, TRACE, "Traceback ...")
-    sent: Exception = pickle.loads(pickle.dumps(error))
-    return sent
-
-
-def test_lost_workers_are_nobodys_fault() -> None:
-    from ray.exceptions import ActorDiedError
-    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-
-    lost = WorkerHealthCheckFailedError("A worker health check failed.", ActorDiedError())
-    own = raised(KeyError("x"))
-    assert _own_fault({0: own}) == Outcome(state="failed", reason="KeyError: 'x'", trace="Traceback ...")
-    assert _own_fault({0: raised(Diverged("nan"))}) == Outcome(state="infeasible", reason="Diverged: nan")
-    assert _own_fault({0: lost}) is None
-    assert _own_fault({0: raised(RuntimeError("Connection closed by peer")), 1: lost}) is None, "the peer was lost"
-    assert _own_fault({0: raised(ActorDiedError())}) is None
 
 
 def test_a_stuck_worker_leaves_word(tmp_path: Path) -> None:

@@ -55,9 +55,6 @@ def worker(config: dict[str, Any]) -> None:
         if patience.trial_seconds is not None and held > patience.trial_seconds and not metrics["last"]:
             raise TooLong(f"{held:.0f} s by step {metrics['step']}, more than {patience.trial_seconds:.0f} s")
 
-    place = ray.util.get_current_placement_group()
-    if place is not None and ray.train.get_context().get_world_rank() == 0:
-        write_marker(trial, "place", place.id.hex())
     # Ray's is of this attempt, from before it replaced lost workers.
     path, checkpoint = config["checkpoint"], ray.train.get_checkpoint()
     if checkpoint is None and path is not None:

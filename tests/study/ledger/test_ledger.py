@@ -16,6 +16,7 @@ from study.ledger import ledger as ledger_module
 from study.ledger.ledger import Ledger, Remaining, remaining
 from study.ledger.trials import point_of, seed_of
 from study.records import Event, State, TrialRecord, read_events, read_manifest
+from tests.study.helpers import ended as last_report
 from trainables.config import TrialConfig
 from trainables.execution.worker import Patience
 from trainables.results import Metric, Outcome, TrialResult
@@ -249,7 +250,8 @@ def test_the_whole_evaluation_is_logged_and_is_no_rung(tmp_path: Path) -> None:
     for step, last in ((7, False), (14, True)):
         searcher.rung("only", {**report, "step": step, "last": last})
     events = list(read_events(config.paths.events("s-t00000-s0")))
-    assert [(event.event, event.step) for event in events] == [("start", 0), ("rung", 7), ("final", 14)]
+    told = [(event.event, event.step) for event in events]
+    assert told == [("start", 0), ("attempt", 0), ("rung", 7), ("final", 14)]
     assert events[0].message.startswith("w=1 tau=0.05 learn=no eps=0/255"), "what is searched, and no constants"
     assert "companion" not in events[0].message
     again = opened(config)  # killed before the trial was accounted for
@@ -287,7 +289,7 @@ def test_memory_is_a_cost_that_can_be_bounded(tmp_path: Path) -> None:
     small = complete(0.5, 0.1)
     assert small.result is not None
     grown = small.model_copy(update={"result": small.result.model_copy(update={"peak_memory_gb": 22.0})})
-    searcher.on_trial_complete("small", {"outcome": grown.model_dump_json()})
+    searcher.on_trial_complete("small", last_report(grown))
     stopped, broken = ledger.manifests()
     assert stopped.cost == {"device_seconds": 2.0, "peak_memory_gb": 21.0, "steps": 7}
     assert (broken.state, broken.reason) == ("infeasible", "does not keep cost/peak_memory_gb <= 20")

@@ -1,0 +1,196 @@
+"""When another attempt may start: when devices are held for it. Until then it has no process and costs nothing.
+
+Ray is asked for the devices of the next attempts, which its autoscaler sees; how long that takes does not matter.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trainables.config import WorkersConfig
+from trainables.execution.reserved import demand, devices_on, give_back, held_on, reclaimed_nodes, reserve
+
+LOOK_SECONDS = 0.25
+"""Between two looks at whether devices have come."""
+
+SAID_AFTER_SECONDS = 10.0
+"""Without any devices, it is said what is waited for."""
+
+LOOKED_AT = 16
+"""Of the devices that are asked for, so many at a look: they come about in the order in which they were asked for."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Devices that are held for one attempt.
+
+    Attributes:
+        id: of Ray's placement group, in hex.
+        nodes: see `trainables.results.Attempt`.
+        kind: of device.
+    """
+
+    id: str = ""
+    nodes: tuple[str, ...] = ()
+    kind: str = ""
+
+
+class Places(Protocol):
+    """Where attempts find their devices."""
+
+    def due(self) -> bool:
+        """Whether it is time to look again."""
+
+    def take(self, running: int, left: int) -> Place | None:
+        """Devices for one more attempt, if they have come.
+
+        Args:
+            running: attempts that hold some.
+            left: how many more could start.
+        """
+
+    def give_back(self, place: Place) -> None:
+        """An attempt is over; what still runs there ends."""
+
+    def leave_out(self, nodes: Collection[str]) -> None:
+        """Ids of nodes that are not used from now on."""
+
+    def reclaimed(self) -> set[str]:
+        """Ids of nodes that are being taken away, or were."""
+
+
+class Anywhere:
+    """Devices without end, for simulations."""
+
+    def due(self) -> bool:
+        """Always."""
+        return True
+
+    def take(self, running: int, left: int) -> Place | None:
+        """At once."""
+        return Place() if left else None
+
+    def give_back(self, place: Place) -> None:
+        """Nothing is held."""
+
+    def leave_out(self, nodes: Collection[str]) -> None:
+        """There are none."""
+
+    def reclaimed(self) -> set[str]:
+        """None are."""
+        return set()
+
+
+class Admission:
+    """Keeps asking Ray for the devices of the next attempts.
+
+    Without a limit, as many are asked for as run already and one more, so that a cluster which starts nodes on demand
+    grows 1, 2, 4, ... as far as it can.
+
+    Args:
+        workers: of every attempt.
+        most: attempts side by side; None: no limit.
+        say: told once what is waited for, when there is nothing else.
+    """
+
+    def __init__(self, workers: WorkersConfig, most: int | None, say: Callable[[str], None]) -> None:
+        self._workers, self._most, self._say = workers, most, say
+        self._asked: list[Any] = []
+        self._taken: dict[str, Any] = {}
+        self._left_out: frozenset[str] = frozenset()
+        self._next_look = 0.0
+        self._waiting_since: float | None = None
+
+    def due(self) -> bool:
+        """Whether it is time to look again."""
+        return time.monotonic() >= self._next_look
+
+    def take(self, running: int, left: int) -> Place | None:
+        """Devices for one more attempt, if they have come."""
+        self._ask(wanted(running, left, self._most))
+        found = self._first_held()
+        end = time.monotonic() + LOOK_SECONDS
+        while found is None and self._asked and not running and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS / 10)  # nothing else is to be done, and Ray Tune would sleep for a second
+            found = self._first_held()
+        if found is None:
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            self._tell(running)
+            return None
+        self._waiting_since = None
+        group, ids = found
+        self._asked.remove(group)
+        devices = devices_on(ids)
+        place = Place(group.id.hex(), tuple(devices.nodes), devices.kind)
+        self._taken[place.id] = group
+        return place
+
+    def give_back(self, place: Place) -> None:
+        """An attempt is over; what still runs there ends. Twice is as good as once."""
+        if (group := self._taken.pop(place.id, None)) is not None:
+            give_back(group)
+        self._next_look = 0.0
+
+    def leave_out(self, nodes: Collection[str]) -> None:
+        """What was asked for is asked for again, elsewhere."""
+        if frozenset(nodes) != self._left_out:
+            self._left_out = frozenset(nodes)
+            self._ask(0)
+
+    def reclaimed(self) -> set[str]:
+        """As Ray says."""
+        return reclaimed_nodes()
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._ask(0)
+        for group in self._taken.values():
+            give_back(group)
+        self._taken.clear()
+
+    def _ask(self, count: int) -> None:
+        while len(self._asked) > count:
+            give_back(self._asked.pop())
+        while len(self._asked) < count:
+            self._asked.append(reserve(self._workers, self._left_out))
+
+    def _first_held(self) -> tuple[Any, list[str]] | None:
+        for group in self._asked[:LOOKED_AT]:
+            if (ids := held_on(group)) is not None:
+                return group, ids
+        return None
+
+    def _tell(self, running: int) -> None:
+        if running or not self._asked:
+            self._waiting_since = None
+            return
+        now = time.monotonic()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        elif now - self._waiting_since >= SAID_AFTER_SECONDS:
+            self._waiting_since = float("inf")
+            self._say(f"waiting for devices: {needed(self._workers)}")
+
+
+def wanted(running: int, left: int, most: int | None) -> int:
+    """For how many more attempts devices are asked for.
+
+    Example:
+        >>> [wanted(running, 100, None) for running in (0, 1, 3, 7)], wanted(3, 100, 4), wanted(3, 2, None)
+        ([1, 2, 4, 8], 1, 2)
+    """
+    return max(0, min(left, running + 1 if most is None else most - running))
+
+
+def needed(workers: WorkersConfig) -> str:
+    """What one attempt holds, in words.
+
+    Example:
+        >>> needed(WorkersConfig(count=2, cpus_per_worker=4, gpus_per_worker=1))
+        '2 x {CPU: 3.2, GPU: 1}'
+    """
+    each = ", ".join(f"{name}: {amount:g}" for name, amount in demand(workers).items())
+    return f"{workers.count} x {{{each}}}"
