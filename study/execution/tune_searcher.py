@@ -76,7 +76,6 @@ class LedgerSearcher(Searcher):
         self._taken: dict[str, Running] = {}
         self._resumed: dict[int, tuple[int, list[str]]] = {}
         self._stopped: dict[str, str] = {}
-        self._lost: dict[int, list[str]] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration, None if there are no devices yet, or FINISHED."""
@@ -187,9 +186,10 @@ class LedgerSearcher(Searcher):
     def _given_up(self, record: TrialRecord, ended: Attempt) -> Outcome | None:
         if ended.cause != "infrastructure":
             return None
-        lost = self._lost.setdefault(record.number, [])
-        lost.append(ended.reason)
-        return given_up(lost) if len(lost) > self._patience.retries else None
+        if (count := self._ledger.failures(record)) <= self._patience.retries:
+            return None
+        lost = [attempt.reason for attempt in self._ledger.attempts(record) if attempt.cause == "infrastructure"]
+        return given_up(lost[-count:])
 
     def _write_attempt(self, record: TrialRecord, attempt: Attempt) -> None:
         event = Event(time=self._clock(), event="attempt", step=attempt.to_step, attempt=attempt)
