@@ -6,12 +6,13 @@ Ray is asked for the devices of the next attempts, which its autoscaler sees; ho
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from study.execution.bad_nodes import left_out
 from trainables.config import WorkersConfig
-from trainables.execution.reserved import demand, devices_on, give_back, held_on, reclaimed_nodes, reserve
+from trainables.execution.reserved import able_nodes, demand, devices_on, give_back, held_on, reclaimed_nodes, reserve
 
 LOOK_SECONDS = 0.25
 """Between two looks at whether devices have come."""
@@ -55,8 +56,8 @@ class Places(Protocol):
     def give_back(self, place: Place) -> None:
         """An attempt is over; what still runs there ends."""
 
-    def leave_out(self, nodes: Collection[str]) -> None:
-        """Ids of nodes that are not used from now on."""
+    def leave_out(self, bad: Mapping[str, Sequence[str]]) -> None:
+        """Nodes that are not used from now on, see `study.execution.bad_nodes`."""
 
     def reclaimed(self) -> set[str]:
         """Ids of nodes that are being taken away, or were."""
@@ -76,7 +77,7 @@ class Anywhere:
     def give_back(self, place: Place) -> None:
         """Nothing is held."""
 
-    def leave_out(self, nodes: Collection[str]) -> None:
+    def leave_out(self, bad: Mapping[str, Sequence[str]]) -> None:
         """There are none."""
 
     def reclaimed(self) -> set[str]:
@@ -94,10 +95,13 @@ class Admission:
         workers: of every attempt.
         most: attempts side by side; None: no limit.
         say: told once what is waited for, when there is nothing else.
+        kind: what a kind of device is called, of what Ray found.
     """
 
-    def __init__(self, workers: WorkersConfig, most: int | None, say: Callable[[str], None]) -> None:
-        self._workers, self._most, self._say = workers, most, say
+    def __init__(
+        self, workers: WorkersConfig, most: int | None, say: Callable[[str], None], kind: Callable[[str], str]
+    ) -> None:
+        self._workers, self._most, self._say, self._kind = workers, most, say, kind
         self._asked: list[Any] = []
         self._taken: dict[str, Any] = {}
         self._left_out: frozenset[str] = frozenset()
@@ -124,7 +128,7 @@ class Admission:
         group, ids = found
         self._asked.remove(group)
         devices = devices_on(ids)
-        place = Place(group.id.hex(), tuple(devices.nodes), devices.kind)
+        place = Place(group.id.hex(), tuple(devices.nodes), self._kind(devices.kind))
         self._taken[place.id] = group
         return place
 
@@ -134,10 +138,13 @@ class Admission:
             give_back(group)
         self._next_look = 0.0
 
-    def leave_out(self, nodes: Collection[str]) -> None:
-        """What was asked for is asked for again, elsewhere."""
-        if frozenset(nodes) != self._left_out:
-            self._left_out = frozenset(nodes)
+    def leave_out(self, bad: Mapping[str, Sequence[str]]) -> None:
+        """What was asked for is asked for again, elsewhere; said once of each node."""
+        found = left_out(bad, able_nodes(self._workers)) if bad else {}
+        for node in found.keys() - self._left_out:
+            self._say(f"left out from now on: {found[node]}")
+        if found.keys() != self._left_out:
+            self._left_out = frozenset(found)
             self._ask(0)
 
     def reclaimed(self) -> set[str]:

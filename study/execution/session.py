@@ -258,7 +258,9 @@ class Session:
         from study.execution.tune_searcher import HalvingScheduler, LedgerSearcher
 
         make = partial(self._ledger.trial, template)
-        places = Admission(template.workers, most, self._display.say)
+        places = Admission(
+            template.workers, most, self._display.say, lambda found: self._config.price.device or found or self._device
+        )
         searcher = LedgerSearcher(self._ledger, make, self._patience(), self._may_start, self._changed, places=places)
         # Where there are nodes for them, trials' own processes keep off those that may be taken away.
         safe = "trial_driver" in ray.cluster_resources()

@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from search_spaces.notation import in_words, telling
 from study.config import COST, COSTS
 from study.execution.admission import Anywhere, Place, Places
+from study.execution.bad_nodes import bad_nodes, failed_on
 from study.ledger.ledger import Ledger
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import TrialConfig
@@ -76,6 +77,9 @@ class LedgerSearcher(Searcher):
         self._taken: dict[str, Running] = {}
         self._resumed: dict[int, tuple[int, list[str]]] = {}
         self._stopped: dict[str, str] = {}
+        tries = {record.key: ledger.attempts(record) for record in ledger.records()}
+        self._tried_again = {key: found for key, found in tries.items() if len(found) > 1}
+        self._places.leave_out(bad_nodes(self._tried_again))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial's configuration, None if there are no devices yet, or FINISHED."""
@@ -85,7 +89,7 @@ class LedgerSearcher(Searcher):
         place = self._places.take(len(self._taken), left)
         if place is None:
             return None if left or self._taken else str(Searcher.FINISHED)
-        while (record := self._next()) is not None:
+        while (record := self._next(place)) is not None:
             trial = self._make_trial(record)
             if (reason := self._ledger.verdict(record)) is None:
                 return self._hand_out(trial_id, record, trial, place)
@@ -93,11 +97,19 @@ class LedgerSearcher(Searcher):
         self._places.give_back(place)
         return None
 
-    def _next(self) -> TrialRecord | None:
+    def _next(self, place: Place) -> TrialRecord | None:
+        """The next trial: first those that are to be tried again, though not where they failed if there are others."""
+        number = next((number for number in self._queue if self._shuns(number).isdisjoint(place.nodes)), None)
+        if number is None and self._may_start() and (fresh := self._ledger.take_next()) is not None:
+            return fresh
         if not self._queue:
-            return self._ledger.take_next() if self._may_start() else None
-        number = self._queue.pop(0)
+            return None
+        self._queue.remove(number := self._queue[0] if number is None else number)
         return self._begun.get(number) or self._ledger.take(number)
+
+    def _shuns(self, number: int) -> set[str]:
+        tries = self._ledger.attempts(self._begun[number]) if number in self._begun else []
+        return {node for tried in tries[-1:] if (node := failed_on(tried)) is not None}
 
     def _hand_out(self, trial_id: str, record: TrialRecord, trial: TrialConfig, place: Place) -> dict[str, Any]:
         if record.number not in self._begun:
@@ -114,7 +126,8 @@ class LedgerSearcher(Searcher):
         if trial_id not in self._taken:
             return True
         running = self._taken[trial_id]
-        running.home = result.get("home", running.home)
+        if "nodes" in result:
+            self._by_rank(running, result["nodes"], result["home"])
         if "history" not in result:
             return True
         record, trial = running.record, running.trial
@@ -165,12 +178,24 @@ class LedgerSearcher(Searcher):
             self._end(record, self._ledger.finish(record, outcome, running.trial))
         else:
             self._queue.insert(0, record.number)
+        if len(tries := self._ledger.attempts(record)) > 1:
+            self._tried_again[record.key] = tries
+            self._places.leave_out(bad_nodes(self._tried_again))
 
     def interrupt(self) -> None:
         """The session ends: so do all attempts."""
         for running in self._taken.values():
             self._write_attempt(running.record, self._close(running, "interrupted", "the study was stopped"))
         self._taken.clear()
+
+    def _by_rank(self, running: Running, ids: list[str], home: str) -> None:
+        """The nodes of an attempt were known before its workers were."""
+        names = {node_id(name): name for name in running.attempt.nodes}
+        nodes = [names.get(node, node) for node in ids]
+        running.home = home
+        if nodes != running.attempt.nodes:
+            running.attempt = running.attempt.model_copy(update={"nodes": nodes})
+            self._write_attempt(running.record, running.attempt)
 
     def _told(self, running: Running, told: Attempt) -> dict[str, Any]:
         """What the trial's own process knows better than this one."""

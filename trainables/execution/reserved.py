@@ -86,6 +86,18 @@ def reclaimed_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["DeathReason"] == taken} | set(state.get_draining_nodes())
 
 
+def able_nodes(workers: WorkersConfig) -> list[str]:
+    """Ids of the nodes, alive now, that a worker fits on while nothing else is there."""
+    import ray
+
+    needed = demand(workers).items()
+    return [
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= amount for name, amount in needed)
+    ]
+
+
 def devices_on(ids: Sequence[str]) -> Devices:
     """Names of nodes, and the kind of devices that they have."""
     import ray

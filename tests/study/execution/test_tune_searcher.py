@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Slots:
         self.free = [Place(id=f"{number:02x}", nodes=(f"host {node}",), kind="l4") for number, node in enumerate(nodes)]
         self.asked: list[tuple[int, int]] = []
         self.gone: set[str] = set()
-        self.out: set[str] = set()
+        self.out: dict[str, Sequence[str]] = {}
 
     def due(self) -> bool:
         return True
@@ -40,8 +40,8 @@ class Slots:
         if place not in self.free:
             self.free.append(place)
 
-    def leave_out(self, nodes: Collection[str]) -> None:
-        self.out = set(nodes)
+    def leave_out(self, bad: Mapping[str, Sequence[str]]) -> None:
+        self.out = dict(bad)
 
     def reclaimed(self) -> set[str]:
         return self.gone
@@ -79,11 +79,11 @@ def keys(suggested: Any) -> Any:
 
 
 def test_only_what_the_cluster_broke_is_counted_and_each_attempt_is_written(tmp_path: Path) -> None:
-    config, ledger, searcher = begun(tmp_path, Slots("a"))
+    config, ledger, searcher = begun(tmp_path, Slots("a"), trials=1)
     causes: list[Cause] = ["preempted", "queued", "preempted", "infrastructure", "preempted", "queued"]
     for number, cause in enumerate(causes):
         suggested = searcher.suggest(str(number))
-        assert keys(suggested) == "s-t00000-s0", "what was begun goes first"
+        assert keys(suggested) == "s-t00000-s0", "though it failed there, as nothing else is left"
         searcher.rung(str(number), {**REPORT, "step": number, "resumed_from_step": -1})
         searcher.on_trial_complete(str(number), ended(None, cause, reason=f"{cause} {number}", failed_on="host a"))
         assert ledger.manifests() == []
@@ -149,3 +149,23 @@ def test_an_attempt_that_is_stopped_lets_its_devices_go_at_once(tmp_path: Path) 
     searcher.interrupt()
     assert attempts(config, "s-t00000-s0")[-1].cause == "interrupted"
     assert [record.state for record in ledger.records()] == ["running", "stopped"]
+
+
+def test_a_node_where_trials_fail_that_succeed_elsewhere_is_left_out_also_by_the_next_session(tmp_path: Path) -> None:
+    slots = Slots("bad", "good")
+    config, _, searcher = begun(tmp_path, slots, trials=3, retries=2)
+    first, second = slots.free
+    slots.free = [first]
+    searcher.suggest("1")
+    searcher.on_trial_complete("1", ended(None, "infrastructure", failed_on="host bad", reason="ECC"))
+    assert keys(searcher.suggest("2")) == "s-t00001-s0", "the other trial is tried where the first failed"
+    searcher.on_trial_complete("2", ended(None, "infrastructure", failed_on="host bad", reason="ECC"))
+    slots.free = [second]
+    for name, key in (("3", "s-t00001-s0"), ("4", "s-t00000-s0")):
+        assert slots.out == {}
+        assert keys(searcher.suggest(name)) == key
+        searcher.on_trial_complete(name, ended(complete(), nodes=["host good"]))
+    assert slots.out == {"host bad": ["s-t00000-s0", "s-t00001-s0"]}
+    again = Slots()
+    LedgerSearcher(opened(config), searcher._make_trial, Patience(), lambda: True, lambda *_: None, places=again)
+    assert again.out == slots.out

@@ -1,0 +1,164 @@
+"""Trials of two workers on a cluster whose nodes come and go: the study ends as if undisturbed."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.chaos.conftest import Tell
+from tests.chaos.test_kill_and_resume import CONFIG, Driver
+from tests.chaos.test_real import another_rung, entries, lose, outcome, victims, wait_for
+
+pytestmark = pytest.mark.chaos
+
+NODE: dict[str, Any] = {"num_cpus": 2}
+"""Enough for one of a trial's two workers."""
+
+POINTS = [
+    {"contrastive_weight": 0.0, "temperature": 0.1, "epsilon": "2/255", "attack_steps": 2, "words": 0},
+    {"contrastive_weight": 1.0, "temperature": 0.06, "epsilon": "2/255", "attack_steps": 2, "words": 1},
+]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head that has too few cores for a worker; nodes are still to come."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", "900")  # on a busy machine
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "5")
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "resources": {"trial_driver": 8}, "include_dashboard": False},
+    )
+    yield made
+    made.shutdown()
+
+
+def two_workers(folder: Path, name: str, points: int, epochs: int, **fields: Any) -> Driver:
+    (folder / name).mkdir()
+    training = {**CONFIG["trial"]["training"], "epochs": epochs, "batch_size": 4}
+    return Driver(
+        folder / name,
+        budget={"trials": points},
+        recipes=[],
+        points=POINTS[:points],
+        trial={**CONFIG["trial"], "training": training, "workers": {"count": 2, "cpus_per_worker": 1.3}},
+        **fields,
+    )
+
+
+def open_attempt(driver: Driver) -> dict[str, Any] | None:
+    """The newest attempt, if it runs."""
+    found = [event["attempt"] for event in sorted(driver.events("attempt"), key=lambda event: event["time"])]
+    return found[-1] if found and found[-1]["ended"] is None else None
+
+
+def node_of(cluster: Any, driver: Driver, rank: int) -> Any:
+    """The node with the worker of a rank."""
+    attempt = open_attempt(driver)
+    assert attempt is not None
+    wanted = attempt["nodes"][rank].split()[-1]
+    (node,) = [node for node in cluster.worker_nodes if node.node_id == wanted]
+    return node
+
+
+def worker_on(node: Any) -> psutil.Process:
+    (worker,) = [
+        child
+        for child in psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+        if child.cmdline()[:1] and child.cmdline()[0].startswith("ray::RayTrainWorker")
+    ]
+    return worker
+
+
+def drain(cluster: Any, node: Any, seconds: float) -> None:
+    """What a spot watcher does when it is told that the node will be taken away."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    accepted, why = GcsClient(address=cluster.address).drain_node(
+        node.node_id, reason, "spot", int((time.time() + seconds) * 1000)
+    )
+    assert accepted, why
+
+
+def disturb(cluster: Any, driver: Driver, process: subprocess.Popen[str], what: str) -> subprocess.Popen[str]:
+    """Do it, and see that there are devices again; returns the driver, which may be another one."""
+    kind, _, rank = what.partition(" ")
+    if kind == "worker":
+        worker_on(node_of(cluster, driver, int(rank))).kill()
+    elif kind == "node":
+        lose(cluster, node_of(cluster, driver, int(rank)))
+        cluster.add_node(**NODE)
+    elif kind == "drain":
+        node = node_of(cluster, driver, int(rank))
+        drain(cluster, node, 60)
+        wait_for(lambda: open_attempt(driver) is None, process)
+        lose(cluster, node)
+        cluster.add_node(**NODE)
+    elif kind == "driver":
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return driver.start()
+    else:
+        victims(cluster.head_node.all_processes["raylet"][0].process.pid, kind)[0].kill()
+    return process
+
+
+def run_disturbed(cluster: Any, driver: Driver, done: list[str], draw: random.Random) -> None:
+    process = driver.start()
+    assert wait_for(lambda: bool(driver.events("attempt")), process)
+    for what in done:
+        assert another_rung(driver, process), driver.output
+        time.sleep(draw.uniform(0, 1))
+        assert wait_for(lambda: open_attempt(driver) is not None, process)
+        process = disturb(cluster, driver, process, what)
+    driver.output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, driver.output
+
+
+def causes(driver: Driver) -> list[str]:
+    """Why attempts ended, in order."""
+    events = sorted(driver.events("attempt"), key=lambda event: event["time"])
+    return [event["attempt"]["cause"] for event in events if event["attempt"]["ended"] is not None]
+
+
+@pytest.mark.timeout(3000)
+def test_capacity_comes_late_and_goes(tmp_path: Path, cluster: Any, long_chaos: bool, tell: Tell) -> None:
+    whole = two_workers(tmp_path, "undisturbed", points=1, epochs=8)
+    driver = two_workers(tmp_path, "disturbed", points=1, epochs=8, cluster={"address": cluster.address})
+    process = driver.start()
+    said = time.time()
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(round(time.time() - said, 1), line, end="", flush=True)
+        if "waiting for" in line:
+            break
+    time.sleep(3)
+    for _ in range(2):
+        cluster.add_node(**NODE)
+    assert another_rung(driver, process)
+    print("first rung", time.time() - said)
+    disturb(cluster, driver, process, "drain 0")
+    print("drained", time.time() - said, causes(driver))
+    assert another_rung(driver, process)
+    disturb(cluster, driver, process, "worker 1")
+    driver.output, _ = process.communicate(timeout=900)
+    print("done", time.time() - said, causes(driver), driver.output)
+    assert process.returncode == 0, driver.output
+    assert whole.finish() == 0, whole.output
+    found, expected = outcome(driver), outcome(whole)
+    tell("capacity late, drained, worker killed", 3, entries(found), entries(expected), found == expected)
+    assert found == expected
