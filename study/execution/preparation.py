@@ -18,7 +18,8 @@ MOST_ON_CPUS = 16
 def prepare_on_cluster(template: TrialConfig, cpus: float, gpus: float, say: Callable[[str], None]) -> None:
     """Make what does not exist yet, side by side; seconds if all does.
 
-    Substitutes are made by a process a GPU, or a CPU core, on all nodes: those of one cache share the work.
+    Substitutes are made by a process a GPU, or a CPU core, on all nodes: those of one cache share the work. Where there
+    is nothing yet that could do it, it is waited for.
 
     Args:
         template: of the trials.
@@ -32,10 +33,13 @@ def prepare_on_cluster(template: TrialConfig, cpus: float, gpus: float, say: Cal
     import ray
 
     started = time.time()
-    options = {"num_cpus": RESERVED_SHARE, "num_gpus": min(gpus, 1), "max_retries": 1, "scheduling_strategy": "SPREAD"}
+    device = min(gpus, 1) or float(bool(template.workers.gpus_per_worker))
+    options = {"num_cpus": RESERVED_SHARE, "num_gpus": device, "max_retries": 1, "scheduling_strategy": "SPREAD"}
     copies = max(1, int(gpus) or min(int(cpus), MOST_ON_CPUS))
     task, config = ray.remote(**options)(make_part), template.model_dump(mode="json")
     say("preparing data, substitutes and base model")
+    if cpus < RESERVED_SHARE or gpus < device:
+        say(f"waiting for devices: {{CPU: {RESERVED_SHARE:g}, GPU: {device:g}}}")
     parts = {task.remote(config, part): part for part in ("base", *["substitutes"] * copies)}
     waiting = list(parts)
     try:

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -136,10 +137,12 @@ class Session:
         stack = ExitStack()
         try:
             cpus, gpus = self._connect(stack)
+            template = self._sized(cpus, gpus, growth())
+            if template.workers.gpus_per_worker and not gpus:  # none has come yet
+                self._device = device_kind(self._config.price, self._config.price.device_hour)
             self._lease.use(self._device)
             self._limits()  # tells now if the device has no price
-            template = self._sized(cpus, gpus)
-            prepare_on_cluster(self._template, cpus, gpus, say)
+            prepare_on_cluster(template, cpus, gpus, say)
             most = self._most(template, cpus, gpus)
             say(f"{trials} trials to do, " + (f"{most} at once" if most else "as many at once as the cluster can hold"))
             if again := self._ledger.reopened:
@@ -227,17 +230,27 @@ class Session:
         self._device = device_kind(self._config.price, kinds)
         return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
 
-    def _sized(self, cpus: float, gpus: float) -> TrialConfig:
+    def _sized(self, cpus: float, gpus: float, more: Mapping[str, float]) -> TrialConfig:
         """The template with GPUs per worker decided.
 
+        Args:
+            cpus: that there are.
+            gpus: that there are.
+            more: see `growth`.
+
         Raises:
-            InputError: this machine can never run one trial.
+            InputError: one trial can never be run here.
         """
         workers = self._template.workers
+        cpus, gpus = cpus + more.get("CPU", 0), gpus + more.get("GPU", 0)
         per_worker = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(gpus > 0)
         sized = workers.model_copy(update={"gpus_per_worker": per_worker})
-        if self._config.cluster.address is None and (lacking := sized.lacking(cpus, gpus)):
+        lacking = sized.lacking(cpus, gpus)
+        if lacking and self._config.cluster.address is None:
             raise InputError(f"trial.workers: {lacking}, or give cluster.address")
+        if lacking and more:  # another cluster may get nodes that nobody has told Ray about
+            grown = lacking.replace("this machine has", "the cluster, as large as its autoscaler makes it, has")
+            raise InputError(f"trial.workers: {grown}")
         return self._template.model_copy(update={"workers": sized})
 
     def _most(self, template: TrialConfig, cpus: float, gpus: float) -> int | None:
@@ -336,6 +349,13 @@ class Session:
         history = hypervolume_history(manifests, objectives)
         self._display.front(entries, history[-1][-1] if history else 0.0)
         return entries
+
+
+def growth() -> dict[str, float]:
+    """What the cluster's autoscaler could add, by resource; nothing where there is none, or none that says so."""
+    from ray._private.state import state
+
+    return {name: float(most) for name, most in (state.get_max_resources_from_cluster_config() or {}).items()}
 
 
 def shut_down_ray() -> None:

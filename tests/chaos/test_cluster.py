@@ -104,7 +104,7 @@ def disturb(cluster: Any, driver: Driver, process: subprocess.Popen[str], what: 
         cluster.add_node(**NODE)
     elif kind == "drain":
         node = node_of(cluster, driver, int(rank))
-        drain(cluster, node, 60)
+        drain(cluster, node, 10)
         wait_for(lambda: open_attempt(driver) is None, process)
         lose(cluster, node)
         cluster.add_node(**NODE)
@@ -137,8 +137,8 @@ def causes(driver: Driver) -> list[str]:
 
 @pytest.mark.timeout(3000)
 def test_capacity_comes_late_and_goes(tmp_path: Path, cluster: Any, long_chaos: bool, tell: Tell) -> None:
-    whole = two_workers(tmp_path, "undisturbed", points=1, epochs=8)
-    driver = two_workers(tmp_path, "disturbed", points=1, epochs=8, cluster={"address": cluster.address})
+    whole = two_workers(tmp_path, "undisturbed", points=1, epochs=60)
+    driver = two_workers(tmp_path, "disturbed", points=1, epochs=60, cluster={"address": cluster.address})
     process = driver.start()
     said = time.time()
     assert process.stdout is not None
