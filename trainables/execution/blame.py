@@ -32,6 +32,7 @@ NAMED: dict[str, Kind] = {
     "TooLong": "point",
     "OutOfMemoryError": "memory",
     "MemoryError": "memory",
+    "StorageAway": "storage",
 }
 """Exceptions of a worker that say by their name what happened."""
 
