@@ -57,6 +57,9 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune would return as if nothing had happened
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # its snapshots are not used
     "TUNE_MAX_PENDING_TRIALS_PG": "16",  # a trial is handed out when its devices are held: those that are, at once
+    # It would warn that a trial waits, and fails where there is none: before the first devices come.
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "inf",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S_AUTOSCALER": "inf",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of tasks that fail alike, one is told
 }

@@ -12,7 +12,7 @@ import pytest
 
 from study.execution import preparation
 from study.execution.preparation import prepare_on_cluster
-from trainables.config import TrialConfig
+from trainables.config import TrialConfig, WorkersConfig
 from trainables.data import DataError
 from trainables.errors import InputError
 
@@ -80,6 +80,31 @@ def test_every_device_makes_substitutes(
     assert Counter(parts) == {"base": 1, "substitutes": copies}
     assert {options["num_gpus"] for options in ray.options} == {booked}
     assert [line.split(" after")[0] for line in said[1:]] == ["a guess", "base ready", "substitutes ready"]
+
+
+@pytest.mark.parametrize(
+    ("gpus_per_worker", "cpus", "gpus", "told"),
+    [
+        (None, 0, 0, "{CPU: 0.8, GPU: 0}"),
+        (1, 8, 0, "{CPU: 0.8, GPU: 1}"),
+        (1, 8, 1, None),
+        (0, 8, 0, None),
+    ],
+)
+def test_where_there_is_nothing_yet_it_is_waited_for(
+    ray: AtOnce,
+    monkeypatch: pytest.MonkeyPatch,
+    gpus_per_worker: float | None,
+    cpus: float,
+    gpus: float,
+    told: str | None,
+) -> None:
+    monkeypatch.setattr(preparation, "make_part", lambda config, part: [])
+    said: list[str] = []
+    workers = WorkersConfig(gpus_per_worker=gpus_per_worker)
+    prepare_on_cluster(TrialConfig(workers=workers), cpus, gpus, said.append)
+    assert [line for line in said if "waiting" in line] == ([f"waiting for devices: {told}"] if told else [])
+    assert {options["num_gpus"] for options in ray.options} == {gpus_per_worker or 0}
 
 
 def test_what_cannot_be_used_is_refused(ray: AtOnce, monkeypatch: pytest.MonkeyPatch) -> None:

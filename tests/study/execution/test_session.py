@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from dashboards import pareto_page
-from study.config import Budget, Price
+from study.config import Budget, ClusterConfig, Price, TrialTemplate
 from study.execution import session as session_module
 from study.execution.session import DONE, FAILED, Session
 from study.ledger.ledger import Ledger
 from study.records import Event
 from tests.study.helpers import complete, opened, run_next, study
-from trainables.config import TrialConfig
+from trainables.config import TrialConfig, WorkersConfig
 from trainables.errors import InputError
 from trainables.execution.checkpoints import seal
 from trainables.execution.signals import RESUMABLE
@@ -197,3 +197,34 @@ def test_a_kind_without_a_price_ends_the_session_when_it_is_first_held(tmp_path:
     with pytest.raises(InputError, match=r"no price for 'h100', .* prices are for l4"):
         session._changed(record, event)
     assert [attempt.device for attempt in opened(config).attempts(record)] == ["L4", "H100"], "nothing is lost"
+
+
+def test_a_cluster_may_have_nothing_yet(tmp_path: Path) -> None:
+    workers = TrialTemplate(workers=WorkersConfig(count=2, cpus_per_worker=4))
+    config = study(tmp_path, cluster=ClusterConfig(address="auto"), trial=workers)
+    session = session_of(config, opened(config), TrialConfig(workers=workers.workers))
+    grows = {"CPU": 64.0, "GPU": 8.0}
+    assert session._sized(0, 0, grows).workers.gpus_per_worker == 1
+    assert session._sized(0, 0, {}).workers.gpus_per_worker == 0
+    with pytest.raises(InputError, match=r"needs 8 CPUs and 2 GPUs, the cluster, as large as its autoscaler makes it"):
+        session._sized(0, 0, {"CPU": 4.0, "GPU": 8.0})
+    assert session._most(session._sized(0, 0, grows), 0, 0) is None, "how many fit is for the cluster to say"
+    here = session_of(study(tmp_path / "here"), opened(study(tmp_path / "here")), TrialConfig(workers=workers.workers))
+    with pytest.raises(InputError, match=r"or give cluster\.address"):
+        here._sized(2, 0, {})
+    assert here._most(here._sized(16, 0, {}), 16, 0) == 2
+
+
+def test_tune_waits_for_the_first_trial_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Tune warns of a trial that waits; where there is none, it would fail."""
+    from ray.tune.execution import insufficient_resources_manager as tune
+
+    for name, value in session_module.TUNE_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    for autoscaler in (True, False):
+        monkeypatch.setattr(tune, "_is_ray_cluster", lambda autoscaler=autoscaler: autoscaler)
+        tune._get_insufficient_resources_warning_threshold.cache_clear()
+        manager = tune._InsufficientResourcesManager()
+        for hour in range(4):
+            monkeypatch.setattr(tune.time, "monotonic", lambda hour=hour: 3600.0 * hour)
+            manager.on_no_available_trials([])
