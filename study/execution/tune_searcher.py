@@ -211,10 +211,8 @@ class LedgerSearcher(Searcher):
     def _given_up(self, record: TrialRecord, ended: Attempt) -> Outcome | None:
         if ended.cause != "infrastructure":
             return None
-        if (count := self._ledger.failures(record)) <= self._patience.retries:
-            return None
-        lost = [attempt.reason for attempt in self._ledger.attempts(record) if attempt.cause == "infrastructure"]
-        return given_up(lost[-count:])
+        failures = self._ledger.failures(record)
+        return given_up([tried.reason for tried in failures]) if len(failures) > self._patience.retries else None
 
     def _write_attempt(self, record: TrialRecord, attempt: Attempt) -> None:
         event = Event(time=self._clock(), event="attempt", step=attempt.to_step, attempt=attempt)
