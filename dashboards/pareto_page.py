@@ -37,13 +37,13 @@ from dashboards.scatter import (
 from search_spaces.notation import ordered
 from study.config import Objective
 from study.front.caveats import study_caveats
-from study.front.estimates import Estimate, FrontEntry, estimates, front, write_front
-from study.front.hypervolume import hypervolume_history
+from study.front.estimates import CONFIDENCE, Estimate, FrontEntry, estimates, front, write_front
+from study.front.hypervolume import Row, hypervolume_history
 from study.records import Manifest, StudyPaths, short_key, write_if_changed
 from trainables.config import Protocol
 from trainables.results import Caveat
 
-History = Sequence[tuple[float, int, float, float]]
+History = Sequence[Row]
 
 HISTORY_LINE = "#0072b2"
 
@@ -64,6 +64,7 @@ def pareto_page(
     history: History,
     title: str,
     caveats: Sequence[Caveat] = (),
+    confidence: float = CONFIDENCE,
 ) -> str:
     """The whole page; the same input gives the same bytes.
 
@@ -74,14 +75,15 @@ def pareto_page(
         history: `study.front.hypervolume.hypervolume_history`.
         title: the heading.
         caveats: of the front, `study.front.caveats.study_caveats`; they come first.
+        confidence: of the intervals.
     """
-    found = estimates(manifests, objectives)
+    found = estimates(manifests, objectives, confidence)
     if found:
         points = Points(found, frozenset(entry.key for entry in entries))
         axes = [objective_axis(objective, points) for objective in objectives]
         body = (
             caveat_section(caveats)
-            + _front_section(points, axes, objectives)
+            + _front_section(points, axes, objectives, confidence)
             + _table_section(points, entries, objectives)
         )
         body += _knobs_section(points, axes) + _history_section(history)
@@ -96,13 +98,24 @@ def write_front_files(
     objectives: Sequence[Objective],
     title: str,
     protocol: Protocol,
+    history: History | None = None,
 ) -> list[FrontEntry]:
-    """Bring the study's `front.json` and `pareto.html` up to date and return the front."""
-    entries = front(manifests, objectives)
+    """Bring the study's `front.json` and `pareto.html` up to date and return the front.
+
+    Args:
+        paths: of the study.
+        manifests: the ended trials.
+        objectives: of the study.
+        title: of the page.
+        protocol: they were measured under.
+        history: of their hypervolume, where it is known.
+    """
+    entries = front(manifests, objectives, protocol.confidence)
     write_front(paths.front, entries)
-    history = hypervolume_history(manifests, objectives)
+    rows = hypervolume_history(manifests, objectives) if history is None else history
     caveats = study_caveats(manifests, entries, objectives, protocol)
-    write_if_changed(paths.pareto_page, pareto_page(manifests, entries, objectives, history, title, caveats))
+    page = pareto_page(manifests, entries, objectives, rows, title, caveats, protocol.confidence)
+    write_if_changed(paths.pareto_page, page)
     return entries
 
 
@@ -118,7 +131,7 @@ def _summary(manifests: Sequence[Manifest], entries: Sequence[FrontEntry], histo
     return "Trials: " + " · ".join(counts)
 
 
-def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Objective]) -> str:
+def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Objective], confidence: float) -> str:
     pairs: list[tuple[Axis, Axis, Sequence[Objective]]]
     if len(axes) == 1:
         pairs = [(number_axis(points), axes[0], ())]
@@ -135,7 +148,7 @@ def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Ob
         name = f"pair-{index}" if index else "front"
         figures.append(f"<figure>{plot(figure, name, label, library=not index)}</figure>\n")
     others = f'<div class="pairs">\n{"".join(figures[1:])}</div>\n' if figures[1:] else ""
-    caption = "Bars are 95 % confidence intervals of the evaluation, over images."
+    caption = f"Bars are {100 * confidence:g} % confidence intervals of the evaluation, over images."
     if others:
         caption += " The pair of objectives that conflicts most is the large one."
     beyond = sum(any(_beyond(axis, one) for axis in axes) for one in points.estimates)

@@ -193,7 +193,7 @@ def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, li
 
     paths, objectives = view.paths, view.config.objectives
     manifests = {manifest.key: manifest for manifest in view.manifests}
-    entries = front(view.manifests, objectives)
+    entries = front(view.manifests, objectives, view.config.protocol.confidence)
     certificates = []
     for place, entry in enumerate(entries, 1):
         path, manifest = paths.certificate(entry.key), manifests[entry.key]

@@ -46,17 +46,17 @@ def compare(views: Sequence[StudyView], metrics: Sequence[str]) -> Comparison:
     """
     marks = {view.config.name: read_frozen(view.paths).fingerprint for view in views}
     _demand_one_protocol(marks)
-    objectives = _objectives(views, metrics)
+    objectives, confidence = _objectives(views, metrics), views[0].config.protocol.confidence
     sides = [
         Side(
             view.config.name,
             view.manifests,
-            front(view.manifests, objectives),
+            front(view.manifests, objectives, confidence),
             hypervolume_history(view.manifests, objectives),
         )
         for view in views
     ]
-    joint = front([manifest for side in sides for manifest in side.manifests], objectives)
+    joint = front([manifest for side in sides for manifest in side.manifests], objectives, confidence)
     surfaces = {}
     for group in _alike(marks):
         if len(objectives) != 2:
@@ -69,7 +69,7 @@ def compare(views: Sequence[StudyView], metrics: Sequence[str]) -> Comparison:
         surfaces[", ".join(group)] = {
             level: attainment(fronts, max(share, 1 / len(fronts))) for level, share in LEVELS.items()
         }
-    return Comparison(objectives, sides, joint, surfaces)
+    return Comparison(objectives, sides, joint, surfaces, confidence)
 
 
 def _demand_one_protocol(marks: Mapping[str, Mapping[str, Any]]) -> None:

@@ -158,7 +158,7 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
     import optuna
 
     from study.execution.simulator import Clock, Course, Surrogate, simulate
-    from study.front.dominance import complete_costs, front_mask
+    from study.front.dominance import cost_of, front_mask
     from study.front.hypervolume import hypervolume_history
     from study.ledger.ledger import Ledger
 
@@ -187,7 +187,8 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
         ledger = Ledger(study, None, "plan", clock, optuna.samplers.RandomSampler(seed=seed))
         ended = list(simulate(ledger, template, course, slots, clock))
         history = hypervolume_history(ended, objectives)
-        fronts = [int(front_mask(complete_costs(ended[:count], objectives)).sum()) for count in quarters]
+        costs = np.array([cost_of(one, objectives) if one.state == "complete" else [np.nan] * 2 for one in ended])
+        fronts = [int(front_mask(costs[:count]).sum()) for count in quarters]
         found = zip((history[count - 1] for count in quarters), fronts, strict=True)
         # A slot of the simulator is one device; a trial holds `workers` of them for a share of that time.
         rows.append([(wall / workers / 3600, held / 3600, size, share) for (wall, _, held, share), size in found])

@@ -102,19 +102,19 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
     """Everything about a study, from what is recorded of it."""
     from study.front.caveats import study_caveats
     from study.front.estimates import front
-    from study.front.hypervolume import hypervolume_history
+    from study.front.hypervolume import History
 
     config, now = view.config, time.time()
     wall = sum(row.seconds(now if view.running else None) for row in view.sessions)
+    history = History(config.objectives, view.manifests)
     kinds = [row.device for row in view.sessions if row.device]
     device = device_kind(config.price, kinds[-1:])
     attempts = read_attempts(view.paths, view.records, view.manifests, None if view.running else view.sessions)
     held = attempts.held(now, device)
-    used = usage(config.budget, config.objectives, view.records, view.manifests, held, wall)
+    used = usage(config.budget, view.records, view.manifests, history.shares, held, wall)
     found = limits(config.budget, config.price, used)
     by = ended_by(found, view.records)
-    entries = front(view.manifests, config.objectives)
-    history = hypervolume_history(view.manifests, config.objectives)
+    entries = front(view.manifests, config.objectives, config.protocol.confidence)
     tries = attempts.all()
     return Status(
         name=config.name,
@@ -123,7 +123,7 @@ def status_of(view: StudyView, shown_events: int = 8) -> Status:
         trials=used.planned_trials,
         states=dict(Counter(record.state for record in view.records)),
         front=[entry.model_dump(mode="json") for entry in entries],
-        hypervolume=history[-1][-1] if history else 0.0,
+        hypervolume=history.rows[-1][-1] if history.rows else 0.0,
         caveats=study_caveats(view.manifests, entries, config.objectives, config.protocol),
         limits=[_limit(limit) for limit in found],
         wall_seconds=wall,
@@ -245,7 +245,8 @@ def page(status: Status, view: StudyView) -> Group:
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time))
         log.add_row(when, Text(event.key), event.event, f"step {event.step}", Text(event.message))
     objectives = view.config.objectives
-    table = front_table(front(view.manifests, objectives), view.manifests, objectives)
+    confidence = view.config.protocol.confidence
+    table = front_table(front(view.manifests, objectives, confidence), view.manifests, objectives, confidence)
     return Group(*(Text(line) for line in lines), Text(), budget, Text(), table, Text(), log)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from study.config import Budget, Objective, Price
+from study.config import Budget, Price
 from study.records import Manifest, TrialRecord
 from trainables.errors import InputError
 
@@ -69,9 +70,9 @@ class Usage:
 
 def usage(
     budget: Budget,
-    objectives: Sequence[Objective],
     records: Sequence[TrialRecord],
     manifests: Sequence[Manifest],
+    growth: Sequence[float],
     held: Mapping[str, float],
     wall_seconds: float,
 ) -> Usage:
@@ -79,21 +80,18 @@ def usage(
 
     Args:
         budget: of the study.
-        objectives: of the study.
         records: all trials of the ledger.
         manifests: all ended trials.
+        growth: see `study.front.hypervolume.History.shares`.
         held: see `study.ledger.attempts.Attempts.held`.
         wall_seconds: see `study.ledger.lease.worked_seconds`.
     """
-    from study.front.hypervolume import hypervolume_history
-
-    complete = [manifest for manifest in manifests if manifest.state == "complete"]
     return Usage(
         trials=len(manifests),
         planned_trials=planned_trials(budget, records),
         wall_seconds=wall_seconds,
         held=held,
-        growth=[share for *_, share in hypervolume_history(complete, objectives)],
+        growth=growth,
     )
 
 
@@ -161,7 +159,8 @@ def known_money(price: Price, held: Mapping[str, float], wall_seconds: float) ->
 
 def stagnation(shares: Sequence[float], growth: float) -> int:
     """Over how many of the last complete trials the hypervolume share grew by no more than `growth`."""
-    return sum(shares[-1] - earlier <= growth for earlier in shares[:-1])
+    before = max(0, len(shares) - 1)  # they never fall
+    return before - bisect_left(shares, True, hi=before, key=lambda earlier: shares[-1] - earlier <= growth)
 
 
 def reached(found: Iterable[Limit]) -> Limit | None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from search_spaces.notation import SYMBOLS, number, ordered, written
 from search_spaces.recipes import title
 from study.config import Objective
-from study.front.estimates import FrontEntry, estimates
+from study.front.estimates import CONFIDENCE, FrontEntry, estimates
 from study.ledger.attempts import ENDS, in_words
 from study.records import Event, Manifest, TrialRecord, short_key
 from trainables.results import Metric
@@ -211,11 +211,13 @@ class FrontTable:
         objectives: a column each.
         knobs: a column each.
         rows: trial and recipe; probability and objectives; cost of training and knobs.
+        confidence: of the intervals.
     """
 
     objectives: Sequence[Objective]
     knobs: Sequence[str]
     rows: Sequence[tuple[list[str], list[str], list[str]]]
+    confidence: float
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """As wide as it may be."""
@@ -227,7 +229,8 @@ class FrontTable:
             yield self._table(values=True, knobs=False)
             yield Text()
             yield self._table(values=False, knobs=True)
-        legend = "* on the front, with probability p if every value errs as its 95 % interval says; training: seconds "
+        legend = "* on the front, with probability p if every value errs as its "
+        legend += f"{100 * self.confidence:g} % interval says; training: seconds "
         yield Text(f"{legend}with its attack, and how many times MAT's; {_legend(self.knobs)}", style="dim")
 
     def _table(self, *, values: bool, knobs: bool) -> Table:
@@ -247,7 +250,10 @@ class FrontTable:
 
 
 def front_table(
-    entries: Sequence[FrontEntry], manifests: Sequence[Manifest], objectives: Sequence[Objective]
+    entries: Sequence[FrontEntry],
+    manifests: Sequence[Manifest],
+    objectives: Sequence[Objective],
+    confidence: float = CONFIDENCE,
 ) -> FrontTable:
     """What there is to say of the front at the end.
 
@@ -255,9 +261,10 @@ def front_table(
         entries: the front.
         manifests: all ended trials.
         objectives: of the study.
+        confidence: of the intervals.
     """
     knobs = ordered(name for manifest in manifests for name in manifest.params)
-    of = {estimate.first.key: estimate for estimate in estimates(manifests, objectives)}
+    of = {estimate.first.key: estimate for estimate in estimates(manifests, objectives, confidence)}
     probabilities = {entry.key: entry.probability for entry in entries}
     others = [key for key, estimate in of.items() if estimate.first.recipe and key not in probabilities]
     costs = _training_costs(manifests)
@@ -269,7 +276,7 @@ def front_table(
         values = [probability, *(_with_interval(metrics[objective.metric]) for objective in objectives)]
         settings = _knob_cells(knobs, {**first.params, **first.point})
         rows.append((head, values, [costs.get(key, ""), *settings]))
-    return FrontTable(objectives, knobs, rows)
+    return FrontTable(objectives, knobs, rows, confidence)
 
 
 def _training_costs(manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -12,27 +12,28 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from study.config import StudyConfig
-from study.costs.budget import Limit, device_kind, ended_by, limits, planned_trials, reached, usage
+from study.costs.budget import Limit, Usage, device_kind, ended_by, limits, reached
 from study.execution.display import Display, front_table
 from study.execution.failures import AlikeFailures
 from study.execution.fork_server import ForkServer
 from study.execution.preparation import prepare_on_cluster
 from study.front.caveats import study_caveats
-from study.front.estimates import FrontEntry, front
-from study.front.hypervolume import hypervolume_history
+from study.front.estimates import FrontEntry, Members, front
+from study.front.hypervolume import History, Row
 from study.ledger.lease import Lease
 from study.ledger.ledger import Ledger
 from study.ledger.trials import point_of
 from study.records import Event, Manifest, TrialRecord
 from study.search.samplers import reason
+from study.tracking.background import Background
 from study.tracking.mlflow_store import TrackingError
-from study.tracking.projection import BackgroundProjection, Projection, ui_command
+from study.tracking.projection import Final, Projection, ui_command
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.execution.checkpoints import RunFolder
@@ -87,20 +88,25 @@ class Session:
             projection = Projection(self._paths, config.tracking.uri, config.name, config.objectives)
         except TrackingError as error:
             raise InputError(f"tracking.uri: {error}") from None
-        self._tracking = BackgroundProjection(projection)
+        self._tracking: Background[tuple[Sequence[TrialRecord], Final | None]] = Background(
+            "MLflow", lambda asked: projection.sync(*asked)
+        )
         records = ledger.records()
         self._display = Display(
             f"study {config.name}",
             config.objectives,
             tuple(config.space),
             lambda record: point_of(config, record).model_dump(mode="json"),
-            lambda: planned_trials(config.budget, ledger.records()),
+            ledger.planned,
         )
         manifests = ledger.manifests()
         for manifest in manifests:
             self._display.seen(records[manifest.number], manifest)
             self._tidy(manifest)
-        self._front: list[FrontEntry] | None = None
+        self._members = Members(config.objectives, config.protocol.confidence, manifests)
+        self._history = History(config.objectives, manifests)
+        self._entries: list[FrontEntry] = []
+        self._pages = Background("files of the front", self._write_front)
         self._stopped_with: int | None = None
         self._closing = self._moved = False
         self._alike = AlikeFailures(config.budget.alike_failures)
@@ -133,7 +139,7 @@ class Session:
 
     def explore(self, trials: int) -> None:
         """Run so many trials, or until a signal. Ray is started and stopped."""
-        self._write_front()  # what is known from earlier sessions
+        self._pages.request(self._so_far())  # what is known from earlier sessions
         os.environ.update({**ENVIRONMENT, **TUNE_ENVIRONMENT, **LOCAL_ENVIRONMENT})  # read where Ray is imported
         warnings.filterwarnings("ignore", module="ray")
         say = self._display.say
@@ -152,7 +158,7 @@ class Session:
                 say(f"these had ended and are done again: {', '.join(again)}")
             if note := reason(self._config):
                 say(note)
-            self._tracking.request(self._ledger.records())
+            self._tracking.request((self._ledger.records(), None))
             with self._display:
                 self._tune(template, most)
         except KeyboardInterrupt:  # not kept: its frames may hold the database open
@@ -165,13 +171,15 @@ class Session:
 
     def close(self) -> int:
         """Bring MLflow up to date, print the front, and say how the study stands. Returns the exit code."""
-        entries = self._write_front()
         records, manifests = self._ledger.records(), self._ledger.manifests()
+        self._pages.finish(self._so_far())
+        objectives, protocol = self._config.objectives, self._config.protocol
+        entries = front(manifests, objectives, protocol.confidence) if self._pages.last_error else self._entries
         by = None if self._alike.bug else ended_by(self._limits(), records)
-        self._tracking.finish(records, "finished" if by else "interrupted")
+        self._tracking.finish((records, "finished" if by else "interrupted"))
         say = self._display.say
         if entries:
-            self._display.print(front_table(entries, manifests, self._config.objectives))
+            self._display.print(front_table(entries, manifests, objectives, protocol.confidence))
         for manifest in manifests:
             if manifest.state in ("infeasible", "failed"):
                 say(f"{manifest.key} {manifest.state}: {manifest.reason}")
@@ -179,10 +187,12 @@ class Session:
             say(f"{failed} failed; to run them again: {self._paths.retry_command}")
         if self._tracking.last_error:
             say(f"MLflow is behind: {self._tracking.last_error}")
+        if self._pages.last_error:
+            say(f"the files of the front are behind: {self._pages.last_error}; the same command writes them")
         paths = self._paths
         say(f"files: {paths.front}  {paths.pareto_page}  {paths.root / 'trials'}")
         say(f"to look at it: {ui_command(self._config.tracking.uri, paths)}")
-        caveats = study_caveats(manifests, entries, self._config.objectives, self._config.protocol)
+        caveats = study_caveats(manifests, entries, objectives, protocol)
         for caveat in caveats:
             say(f"warning: {caveat.text}")
         if by is not None:
@@ -190,8 +200,9 @@ class Session:
             early = f", {stopped} of them stopped early" if stopped else ""
             say(f"study {self._config.name} is done: {len(manifests)} trials{early}, {len(entries)} on the front")
             say(f"ended by {by}")
-            return DONE if entries and not any(caveat.void for caveat in caveats) else FAILED
-        left = planned_trials(self._config.budget, records) - len(manifests)
+            void = not entries or any(caveat.void for caveat in caveats)
+            return FAILED if void or self._pages.last_error else DONE
+        left = self._ledger.planned() - len(manifests)
         if self._alike.bug is not None:
             say(self._alike.report(self._config.name))
             return FAILED
@@ -309,12 +320,14 @@ class Session:
         )
 
     def _limits(self) -> list[Limit]:
-        config, records, manifests = self._config, self._ledger.records(), self._ledger.manifests()
-        wall = self._lease.worked_seconds()
-        held = self._ledger.held(self._device)
-        return limits(
-            config.budget, config.price, usage(config.budget, config.objectives, records, manifests, held, wall)
+        used = Usage(
+            trials=len(self._history.rows),
+            planned_trials=self._ledger.planned(),
+            wall_seconds=self._lease.worked_seconds(),
+            held=self._ledger.held(self._device),
+            growth=self._history.shares,
         )
+        return limits(self._config.budget, self._config.price, used)
 
     def _may_start(self) -> bool:
         """Whether another trial may start."""
@@ -333,25 +346,28 @@ class Session:
         if isinstance(what, Manifest):
             self._alike.add(what)
             self._tidy(what)
-            if what.state == "complete" and front(self._ledger.manifests(), self._config.objectives) != self._front:
-                self._write_front()
-        self._tracking.request(self._ledger.records())
+            self._history.add(what)
+            if self._members.add(what):
+                self._pages.request(self._so_far())
+        self._tracking.request((self._ledger.records(), None))
 
     def _tidy(self, manifest: Manifest) -> None:
         """Nothing goes on with the checkpoint of a trial that was stopped early."""
         if manifest.state == "stopped":
             remove_tree(self._paths.runs / manifest.key)
 
-    def _write_front(self) -> list[FrontEntry]:
+    def _so_far(self) -> tuple[list[Manifest], list[Row]]:
+        """What the front is made of."""
+        return self._ledger.manifests(), list(self._history.rows)
+
+    def _write_front(self, so_far: tuple[list[Manifest], list[Row]]) -> None:
         from dashboards.pareto_page import write_front_files
 
-        manifests, objectives = self._ledger.manifests(), self._config.objectives
-        title, protocol = f"Pareto front of {self._config.name}", self._config.protocol
-        entries = write_front_files(self._paths, manifests, objectives, title, protocol)
-        self._front = entries
-        history = hypervolume_history(manifests, objectives)
-        self._display.front(entries, history[-1][-1] if history else 0.0)
-        return entries
+        manifests, history = so_far
+        objectives, protocol = self._config.objectives, self._config.protocol
+        title = f"Pareto front of {self._config.name}"
+        self._entries = write_front_files(self._paths, manifests, objectives, title, protocol, history)
+        self._display.front(self._entries, history[-1][-1] if history else 0.0)
 
 
 def growth() -> dict[str, float]:

@@ -37,12 +37,14 @@ class Comparison:
         joint: the front of all their trials together.
         surfaces: of studies that differ in the seed only, by their names joined: costs of each level, (n, 2); none
             unless there are two objectives.
+        confidence: of the intervals.
     """
 
     objectives: tuple[Objective, ...]
     sides: list[Side]
     joint: list[FrontEntry]
     surfaces: dict[str, dict[str, Floats]]
+    confidence: float
 
     def on_joint(self, side: Side) -> int:
         """Trials of a study on the joint front."""

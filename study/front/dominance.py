@@ -58,6 +58,10 @@ def _ranges(objectives: Sequence[Objective]) -> tuple[Floats, Floats, npt.NDArra
     return low, high, np.array([objective.direction == "maximize" for objective in objectives])
 
 
+BLOCK = 128
+"""Points that are compared with all others at once."""
+
+
 def front_mask(costs: Floats) -> npt.NDArray[np.bool_]:
     """Which points no other one dominates.
 
@@ -73,23 +77,82 @@ def front_mask(costs: Floats) -> npt.NDArray[np.bool_]:
     mask = np.zeros(len(costs), dtype=bool)
     order = np.lexsort(costs.T[::-1])
     left = order[np.isfinite(costs[order]).all(axis=1)]
-    # In lexicographic order a point can only be dominated by an earlier one, so the first that is left is on the front.
+    # In lexicographic order a point can only be dominated by an earlier one, which is no worse in the first cost.
     while len(left):
-        point, others = costs[left[0]], costs[left]
-        mask[left[(others == point).all(axis=1)]] = True
-        left = left[(others < point).any(axis=1)]
+        points = costs[left]
+        block = points[:BLOCK]
+        first = ~_dominated(block, block)
+        mask[left[:BLOCK][first]] = True
+        left = left[BLOCK:][~_dominated(points[BLOCK:], block[first])]
     return mask
 
 
-def complete_costs(manifests: Sequence[Manifest], objectives: Sequence[Objective]) -> Floats:
-    """Costs of the given trials, (n, m); NaN for replicates and what is not complete, so that no front takes them."""
-    values = [
-        [
-            measured(manifest, objective.metric).value
-            if manifest.state == "complete" and not manifest.replicate
-            else math.nan
-            for objective in objectives
-        ]
-        for manifest in manifests
-    ]
-    return oriented(values, objectives)
+def _dominated(points: Floats, by: Floats) -> npt.NDArray[np.bool_]:
+    """Which of the points, (n, m), some of the others, (k, m), dominate: bool (n,)."""
+    no_worse = np.ones((len(points), len(by)), dtype=bool)
+    better = np.zeros_like(no_worse)
+    for one, other in zip(points.T, by.T, strict=True):
+        no_worse &= other <= one[:, None]
+        better |= other < one[:, None]
+    found: npt.NDArray[np.bool_] = np.any(no_worse & better, axis=1)
+    return found
+
+
+def beaten(points: Floats, by: Floats) -> npt.NDArray[np.bool_]:
+    """Which of the points, (n, m), some of the others, (k, m), are better than on every axis: bool (n,)."""
+    blocks = [points[start : start + BLOCK] for start in range(0, len(points), BLOCK)]
+    found = [np.logical_and.reduce(by.T[:, None] < block.T[:, :, None]).any(axis=1) for block in blocks]
+    return np.concatenate(found) if found else np.zeros(0, dtype=bool)
+
+
+class Archive:
+    """Which of several points no other one dominates, see `front_mask`, while points come and change.
+
+    Args:
+        axes: of a point.
+    """
+
+    def __init__(self, axes: int) -> None:
+        self._costs = np.full((64, axes), np.nan)
+        self._best = np.zeros(64, dtype=bool)
+
+    @property
+    def costs(self) -> Floats:
+        """Of the points that no other one dominates, (k, m)."""
+        return self._costs[self._best]
+
+    @property
+    def places(self) -> list[int]:
+        """Of the same."""
+        return np.flatnonzero(self._best).tolist()
+
+    def put(self, place: int, cost: Floats) -> None:
+        """Have a point there; what was there goes.
+
+        Args:
+            place: 0 or more.
+            cost: (m,).
+        """
+        if place >= len(self._best):
+            more = max(len(self._best), place + 1 - len(self._best))
+            self._costs = np.pad(self._costs, ((0, more), (0, 0)), constant_values=np.nan)
+            self._best = np.pad(self._best, (0, more))
+        freed: list[int] = []
+        if self._best[place]:
+            self._best[place] = False
+            freed = np.flatnonzero(_dominated(self._costs, self._costs[[place]])).tolist()
+        self._costs[place] = cost
+        for each in (place, *freed):
+            self._enter(each)
+
+    def _enter(self, place: int) -> None:
+        point = self._costs[[place]]
+        if np.isfinite(point).all() and not _dominated(point, self.costs).any():
+            self._best[self.places] = ~_dominated(self.costs, point)
+            self._best[place] = True
+
+
+def cost_of(manifest: Manifest, objectives: Sequence[Objective]) -> Floats:
+    """What a trial measured, as costs, (m,)."""
+    cost: Floats = oriented([measured(manifest, objective.metric).value for objective in objectives], objectives)[0]
+    return cost

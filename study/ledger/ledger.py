@@ -159,6 +159,7 @@ class Ledger:
         for record in self._all[len(existing) :]:
             self._storage.save(record.number)
         self._waiting = sum(record.state == "waiting" for record in self._all)
+        self._running = sum(record.state == "running" for record in self._all)
         self._searched = sum(record.searched for record in self._all)
         self._rungs = RungTable(config.objectives, config.constraints, config.early_stopping)
         self._manifests = {manifest.key: manifest for manifest in manifests}
@@ -203,6 +204,10 @@ class Ledger:
         """All ended trials, in the order they ended."""
         return list(self._manifests.values())
 
+    def planned(self) -> int:
+        """Trials that there shall be, see `study.costs.budget.planned_trials`."""
+        return len(self._all) - self._searched + max(self._searched, self._config.budget.trials)
+
     def remaining(self) -> Remaining:
         """What is left to do."""
         return remaining(self._all, self._manifests.keys(), self._config.budget.trials)
@@ -217,16 +222,16 @@ class Ledger:
 
     def more_to_come(self) -> bool:
         """Whether trials that run now may lead to further ones, though there is none to take."""
-        return bool(self._config.replicates) and any(record.state == "running" for record in self._all)
+        return bool(self._config.replicates) and self._running > 0
 
     def _plan_replicates(self) -> None:
         """Once all is done, enqueue further runs of the trials that may be on the front."""
         if not self._config.replicates or self._waiting or self._searched < self._config.budget.trials:
             return
-        if any(record.state == "running" for record in self._all):
+        if self._running:
             return
         known = {record.key for record in self._all}
-        members = near_front(self.manifests(), self._config.objectives)
+        members = near_front(self.manifests(), self._config.objectives, self._config.protocol.confidence)
         for first in (record for record in self._all if record.key in members):
             for replicate in range(1, self._config.replicates + 1):
                 if replicate_key(first.key, replicate) in known:
@@ -446,8 +451,10 @@ class Ledger:
         record = _record(self._storage.get_trial(number), self._config.name)
         if number == len(self._all):
             self._searched += 1
-        elif self._all[number].state == "waiting":
-            self._waiting -= 1
+        else:
+            self._waiting -= self._all[number].state == "waiting"
+            self._running -= self._all[number].state == "running"
+        self._running += record.state == "running"
         self._all[number : number + 1] = [record]
         return record
 

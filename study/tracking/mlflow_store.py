@@ -245,7 +245,9 @@ class ExperimentStore:
         if not stored and sealed:
             self._client.set_tag(run.run_id, POINTS_TAG, sealed[POINTS_TAG])
             run.tags |= sealed
-        run.state = state
+        run.state = None if state.sealed else state
+        if state.sealed:  # there may be many
+            run.points = None
 
     def _create(self, key: str, state: RunState) -> _Run:
         started = milliseconds(state.started)

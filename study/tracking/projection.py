@@ -8,15 +8,13 @@ live update, going on after a crash and a rebuild from nothing are the same call
 from __future__ import annotations
 
 import json
-import logging
 import shlex
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from study.config import Objective
-from study.front.estimates import front
-from study.front.hypervolume import hypervolume_history
+from study.front.estimates import Members
+from study.front.hypervolume import History, Row
 from study.ledger.attempts import attempts_of, causes, lost_seconds
 from study.records import (
     Event,
@@ -50,8 +48,6 @@ Final = Literal["finished", "interrupted"]
 
 STATUS = {"complete": "FINISHED", "stopped": "KILLED", "infeasible": "KILLED", "failed": "FAILED"}
 """MLflow's run status of an ended trial; the tag `state` tells early stopping from what cannot be used."""
-
-_log = logging.getLogger(__name__)
 
 
 def event_points(events: Iterable[Event]) -> list[MetricPoint]:
@@ -154,7 +150,7 @@ def trial_run(
 def study_run(
     name: str,
     objectives: Sequence[Objective],
-    history: Sequence[tuple[float, int, float, float]],
+    history: Sequence[Row],
     files: Mapping[Location, Stamp],
     started: float,
     final: Final | None = None,
@@ -165,7 +161,7 @@ def study_run(
     Args:
         name: of the study.
         objectives: what it optimises.
-        history: `study.front.hypervolume.hypervolume_history`.
+        history: `study.front.hypervolume.History`'s rows.
         files: its artifacts.
         started: when the first trial did.
         final: see `trial_run`.
@@ -234,11 +230,13 @@ class Projection:
         self._own_store = uri is None
         self._replace = replace
         self._store: ExperimentStore | None = None
-        self._manifests: dict[str, Manifest] = {}
-        self._states: dict[str, tuple[Any, RunState | None]] = {}
-        self._members: frozenset[str] = frozenset()
+        self._started: float | None = None
+        self._brought: dict[str, Any] = {}
+        self._ended: set[str] = set()
+        self._members = Members(objectives)
+        self._on_front: frozenset[str] = frozenset()
         self._certified: dict[str, bool] = {}
-        self._history: list[tuple[float, int, float, float]] = []
+        self._history = History(objectives)
         if uri is not None:
             self._guarded(self._connect)
 
@@ -282,109 +280,62 @@ class Projection:
                 replace=self._replace,
             )
             self._replace = False
+            self._brought.clear()
         return self._store
 
     def _sync(self, records: Sequence[TrialRecord], final: Final | None) -> None:
         store = self._connect()
         self._read_manifests(records)
         self._read_certified()
-        states = {record.key: self._trial(record, final) for record in records}
-        started = [state.started for state in states.values() if state is not None]
-        if started:
-            pages = _stamped([self.paths.pareto_page, self.paths.front, self.paths.certified_front, self.paths.config])
-            reruns = sum(record.reruns for record in records)
-            wanted = study_run(self.study_name, self.objectives, self._history, pages, min(started), final, reruns)
-            store.bring(STUDY, wanted)
-        for key, state in states.items():
+        reruns = sum(record.reruns for record in records)
+        if self._started is not None:
+            self._bring_study(store, self._started, reruns, final)
+        for record in records:
+            stamp = self._stamp(record, final)
+            if self._brought.get(record.key) == stamp:
+                continue
+            state = self._trial(record, final)
             if state is not None:
-                store.bring(key, state)
+                if self._started is None:
+                    self._started = state.started
+                    self._bring_study(store, self._started, reruns, final)
+                store.bring(record.key, state)
+            self._brought[record.key] = stamp
+
+    def _bring_study(self, store: ExperimentStore, started: float, reruns: int, final: Final | None) -> None:
+        pages = _stamped([self.paths.pareto_page, self.paths.front, self.paths.certified_front, self.paths.config])
+        rows = self._history.rows
+        store.bring(STUDY, study_run(self.study_name, self.objectives, rows, pages, started, final, reruns))
 
     def _read_manifests(self, records: Sequence[TrialRecord]) -> None:
         """Read the new ones; they never change."""
-        missing = [record.key for record in records if record.key not in self._manifests]
-        read = {key: read_manifest(self.paths.manifest(key)) for key in missing}
-        new = {key: manifest for key, manifest in read.items() if manifest is not None}
+        missing = [record.key for record in records if record.key not in self._ended]
+        read = (read_manifest(self.paths.manifest(key)) for key in missing)
+        new = [manifest for manifest in read if manifest is not None]
+        for manifest in sorted(new, key=lambda manifest: (manifest.ended, manifest.key)):
+            self._ended.add(manifest.key)
+            self._members.add(manifest)
+            self._history.add(manifest)
         if new:
-            self._manifests |= new
-            manifests = list(self._manifests.values())
-            self._members = frozenset(entry.key for entry in front(manifests, self.objectives))
-            self._history = hypervolume_history(manifests, self.objectives)
+            self._on_front = self._members.keys
 
     def _read_certified(self) -> None:
         path = self.paths.certified_front
         decided = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"front": [], "left": []}
         self._certified = {item["key"]: name == "front" for name in ("front", "left") for item in decided[name]}
 
+    def _stamp(self, record: TrialRecord, final: Final | None) -> Any:
+        """Everything that the trial's run depends on."""
+        if record.key in self._ended:
+            return record.key in self._on_front, self._certified.get(record.key)
+        return record.state, final, _stamped([self.paths.events(record.key)])
+
     def _trial(self, record: TrialRecord, final: Final | None) -> RunState | None:
-        """The wanted run, computed again only if something it depends on has changed."""
-        manifest = self._manifests.get(record.key)
-        on_front, certified = record.key in self._members, self._certified.get(record.key)
-        log = self.paths.events(record.key)
-        stamp = (record.state, manifest is None, on_front, certified, final, _stamped([log]))
-        known = self._states.get(record.key)
-        if known is None or known[0] != stamp:
-            files = _stamped([self.paths.manifest(record.key)] if manifest else [])
-            known = (stamp, trial_run(record, manifest, list(read_events(log)), on_front, certified, files, final))
-            self._states[record.key] = known
-        return known[1]
-
-
-class BackgroundProjection:
-    """Syncs in a thread, so that no trial waits for MLflow and no failure of MLflow reaches the study."""
-
-    def __init__(self, projection: Projection, interval_seconds: float = 2.0, retry_seconds: float = 30.0) -> None:
-        """Start the thread.
-
-        Args:
-            projection: used by the thread alone until `finish`.
-            interval_seconds: least time between two syncs.
-            retry_seconds: the same after a failure.
-        """
-        self.last_error: str | None = None
-        """Why the last sync failed; None if it did not."""
-        self._projection = projection
-        self._interval_seconds = interval_seconds
-        self._retry_seconds = retry_seconds
-        self._records: Sequence[TrialRecord] = ()
-        self._wanted = threading.Event()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mlflow-projection", daemon=True)
-        self._thread.start()
-
-    def request(self, records: Sequence[TrialRecord]) -> None:
-        """Have these synced soon; several requests may become one sync of the newest."""
-        self._records = tuple(records)
-        self._wanted.set()
-
-    def finish(self, records: Sequence[TrialRecord], final: Final) -> None:
-        """Stop the thread and sync for the last time; a failure is left in `last_error`."""
-        self._stopped.set()
-        self._wanted.set()
-        self._thread.join()
-        self._sync(records, final)
-
-    def _work(self) -> None:
-        while True:
-            self._wanted.wait()
-            if self._stopped.is_set():
-                return
-            self._wanted.clear()
-            if self._sync(self._records, None):
-                self._stopped.wait(self._interval_seconds)
-            else:
-                self._wanted.set()
-                self._stopped.wait(self._retry_seconds)
-
-    def _sync(self, records: Sequence[TrialRecord], final: Final | None) -> bool:
-        try:
-            self._projection.sync(records, final)
-        except TrackingError as error:
-            if self.last_error is None:
-                _log.warning("%s", error)
-            self.last_error = str(error)
-            return False
-        self.last_error = None
-        return True
+        key = record.key
+        manifest = read_manifest(self.paths.manifest(key)) if key in self._ended else None
+        files = _stamped([self.paths.manifest(key)] if manifest else [])
+        events = list(read_events(self.paths.events(key)))
+        return trial_run(record, manifest, events, key in self._on_front, self._certified.get(key), files, final)
 
 
 def _stamped(paths: Iterable[Location]) -> dict[Location, Stamp]:

@@ -34,8 +34,9 @@ from study.ledger.store import open_storage
 from study.ledger.trials import point_of
 from study.records import Event, Manifest, StudyPaths, TrialRecord, write_atomically
 from study.run import prepare_folder
+from study.tracking.background import Background
 from study.tracking.mlflow_store import TrackingError, import_mlflow
-from study.tracking.projection import BackgroundProjection, Projection, default_uri
+from study.tracking.projection import Projection, default_uri
 from tests.study.helpers import complete, ended, study
 from trainables.config import TrialConfig
 from trainables.execution.worker import Patience
@@ -67,13 +68,13 @@ def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
         tracking = None
         if with_mlflow:
             projection = Projection(config.paths, None, config.name, config.objectives)
-            tracking = BackgroundProjection(projection, interval_seconds=0.05)
+            tracking = Background("MLflow", lambda asked: projection.sync(*asked), interval_seconds=0.05)
 
         def changed(record: TrialRecord, what: Event | Manifest) -> None:
             if isinstance(what, Manifest):
                 write_front_files(config.paths, ledger.manifests(), config.objectives, config.name, config.protocol)
             if tracking is not None:
-                tracking.request(ledger.records())
+                tracking.request((ledger.records(), None))
 
         def make(record: TrialRecord) -> TrialConfig:
             return TrialConfig(key=record.key, point=point_of(config, record))
@@ -83,7 +84,7 @@ def drive(config: StudyConfig, rung_seconds: float, with_mlflow: bool) -> None:
             run(config.paths, searcher, TrialConfig.model_validate(suggestion["trial"]), rung_seconds)
         write_front_files(config.paths, ledger.manifests(), config.objectives, config.name, config.protocol)
         if tracking is not None:
-            tracking.finish(ledger.records(), "finished")
+            tracking.finish((ledger.records(), "finished"))
             if tracking.last_error is not None:
                 raise TrackingError(tracking.last_error)
 

@@ -19,6 +19,7 @@ from study.costs.budget import (
     stagnation,
     usage,
 )
+from study.front.hypervolume import History
 from study.records import Event, TrialRecord
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.errors import InputError
@@ -95,8 +96,8 @@ def test_usage_counts_every_attempt(tmp_path: Path) -> None:
     run_next(ledger, config, Outcome(state="failed", reason="lost"), held=30)
     going = ledger.take()
     ledger.log(going, Event(time=1, event="rung", metrics={"cost/device_seconds": 7}))
-    held = ledger.held("l4")
-    used = usage(config.budget, config.objectives, ledger.records(), ledger.manifests(), held, wall_seconds=50)
+    growth, held = History(config.objectives, ledger.manifests()).shares, ledger.held("l4")
+    used = usage(config.budget, ledger.records(), ledger.manifests(), growth, held, wall_seconds=50)
     assert used.device_seconds == 137
     assert (used.trials, used.planned_trials) == (2, 6)
     assert len(used.growth) == 1

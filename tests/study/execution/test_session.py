@@ -17,6 +17,7 @@ from study.execution import session as session_module
 from study.execution.session import DONE, FAILED, Session
 from study.ledger.ledger import Ledger
 from study.records import Event
+from study.tracking.background import Background
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig, WorkersConfig
 from trainables.errors import InputError
@@ -31,17 +32,20 @@ class NoTracking:
 
     def __init__(self, *_: Any) -> None: ...
 
-    last_error = None
+    def sync(self, *_: Any) -> None: ...
 
-    def request(self, *_: Any) -> None: ...
 
-    def finish(self, *_: Any) -> None: ...
+class AtOnce(Background[Any]):
+    """What is asked for is done before the caller goes on."""
+
+    def request(self, asked: Any) -> None:
+        self._do(asked)
 
 
 @pytest.fixture(autouse=True)
 def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "Projection", NoTracking)
-    monkeypatch.setattr(session_module, "BackgroundProjection", NoTracking)
+    monkeypatch.setattr(session_module, "Background", AtOnce)
 
 
 def session_of(config: Any, ledger: Ledger, template: TrialConfig | None = None) -> Session:

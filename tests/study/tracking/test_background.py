@@ -1,33 +1,31 @@
-"""The projection in the background: requests become one, failures are kept and tried again."""
+"""Work in the background: requests become one, failures are kept and tried again."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from study.tracking.mlflow_store import TrackingError
-from study.tracking.projection import BackgroundProjection, Projection
+from study.tracking.background import Background
 
 
-class FakeProjection(Projection):
-    """Counts syncs, and fails or waits when told to."""
+class Work:
+    """Keeps what it has done, and fails or waits when told to."""
 
     def __init__(self) -> None:
-        self.synced: list[tuple[int, str | None]] = []
+        self.done: list[int] = []
         self.failures = 0
         self.gate = threading.Event()
         self.gate.set()
 
-    def sync(self, records: Sequence[Any], final: Any = None) -> None:
+    def __call__(self, asked: int) -> None:
         self.gate.wait(10)
         if self.failures:
             self.failures -= 1
-            raise TrackingError("down")
-        self.synced.append((len(records), final))
+            raise OSError("down")
+        self.done.append(asked)
 
 
 def wait_for(condition: Any) -> None:
@@ -37,32 +35,49 @@ def wait_for(condition: Any) -> None:
         time.sleep(0.005)
 
 
-def background(fake: FakeProjection) -> BackgroundProjection:
-    return BackgroundProjection(fake, interval_seconds=0.01, retry_seconds=0.01)
+def background(work: Work) -> Background[int]:
+    return Background("it", work, interval_seconds=0.01, retry_seconds=0.01)
 
 
-def test_requests_made_during_a_sync_become_one() -> None:
-    fake = FakeProjection()
-    fake.gate.clear()
-    worker = background(fake)
-    worker.request([1])
+def test_requests_made_during_a_call_become_one_the_newest() -> None:
+    work = Work()
+    work.gate.clear()
+    worker = background(work)
+    worker.request(1)
     wait_for(lambda: not worker._wanted.is_set())
     for count in range(2, 50):
-        worker.request([1] * count)
-    fake.gate.set()
-    wait_for(lambda: len(fake.synced) == 2)
-    worker.finish([1, 2, 3], "finished")
-    assert fake.synced == [(1, None), (49, None), (3, "finished")]
+        worker.request(count)
+    work.gate.set()
+    wait_for(lambda: len(work.done) == 2)
+    worker.finish(3)
+    assert work.done == [1, 49, 3]
 
 
 def test_a_failure_is_kept_warned_of_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    fake = FakeProjection()
-    fake.failures = 3
-    worker = background(fake)
-    worker.request([1])
-    wait_for(lambda: fake.synced)
+    work = Work()
+    work.failures = 3
+    worker = background(work)
+    worker.request(1)
+    wait_for(lambda: work.done)
     assert worker.last_error is None
-    assert [record.message for record in caplog.records] == ["down"]
-    fake.failures = 1
-    worker.finish([1], "interrupted")
+    assert [record.message for record in caplog.records] == ["it: down"]
+    work.failures = 1
+    worker.finish(1)
     assert worker.last_error == "down"
+
+
+def test_a_long_call_is_followed_by_a_longer_rest() -> None:
+    began: list[float] = []
+
+    def busy(asked: int) -> None:
+        began.append(time.thread_time())
+        while time.thread_time() - began[-1] < 0.1:
+            pass
+
+    worker = Background("it", busy, interval_seconds=0.01)
+    worker.request(1)
+    wait_for(lambda: began)
+    worker.request(2)
+    time.sleep(0.3)
+    assert len(began) == 1, "of 0.5 s in all it works a fifth"
+    worker.finish(3)
