@@ -281,13 +281,18 @@ def front_table(
 
 def _training_costs(manifests: Sequence[Manifest]) -> dict[str, str]:
     """Seconds of training with its attack, and how many times that of MAT, as the papers compare."""
-    seconds = {
-        manifest.key: spent.get("attack", 0.0) + spent.get("train", 0.0)
-        for manifest in manifests
-        if (spent := manifest.cost.get("seconds"))
-    }
+    seconds = {manifest.key: spent for manifest in manifests if (spent := _training_seconds(manifest)) is not None}
     mat = next((seconds.get(manifest.key) for manifest in manifests if manifest.recipe == "mat"), None)
     return {key: f"{value:.0f} s" + (f" x{value / mat:.1f}" if mat else "") for key, value in seconds.items()}
+
+
+def _training_seconds(manifest: Manifest) -> float | None:
+    """Of all steps, at the pace of the last attempt; None where that had none left to do."""
+    spent, steps = manifest.cost.get("seconds"), manifest.cost.get("steps", 1)
+    begun = (manifest.cost.get("resumed_from_steps") or [0])[-1]
+    if not spent or begun >= steps:
+        return None
+    return float((spent.get("attack", 0.0) + spent.get("train", 0.0)) * steps / (steps - begun))
 
 
 def _short(text: str) -> str:

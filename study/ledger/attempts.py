@@ -51,7 +51,8 @@ def unseen_ends(events: Sequence[Event], sessions: Sequence[SessionRow]) -> list
     for attempt in attempts_of(events):
         if attempt.ended is not None:
             continue
-        own = [event for event in events if event.time >= attempt.began]
+        place = next(n for n, event in enumerate(events) if event.attempt and event.attempt.began == attempt.began)
+        own = events[place:]
         beats = [row.heartbeat for row in sessions if row.started <= attempt.began]
         ended = max([attempt.began, *beats[-1:], *(event.time for event in own)])
         to_step = max([attempt.to_step, *(event.step for event in own if event.event in ("rung", "final"))])
@@ -157,7 +158,7 @@ class Attempts:
     def device_seconds(self, key: str, now: float) -> float | None:
         """What a trial has held until now; None where it has no attempts."""
         known = self._of.get(key)
-        return None if known is None else sum(_until(attempt, now).device_seconds for attempt in known.values())
+        return None if known is None else sum(_seconds(attempt, now) for attempt in known.values())
 
     def held(self, now: float, device: str) -> dict[str, float]:
         """What all trials have held until now, by kind of device.
@@ -168,7 +169,7 @@ class Attempts:
         """
         held = self._ended.copy()
         for attempt in self._open.values():
-            held[_kind(attempt)] += _until(attempt, now).device_seconds
+            held[_kind(attempt)] += _seconds(attempt, now)
         reported = held.pop("", 0.0)
         if self._reported:
             held[device] += reported
@@ -179,9 +180,9 @@ def _kind(attempt: Attempt) -> str:
     return attempt.device.lower() or "cpu"
 
 
-def _until(attempt: Attempt, now: float) -> Attempt:
-    """As if it ended now, if it has not."""
-    return attempt if attempt.ended is not None else attempt.model_copy(update={"ended": max(now, attempt.began)})
+def _seconds(attempt: Attempt, now: float) -> float:
+    """Device-seconds until now, where it has not ended."""
+    return attempt.devices * max(0.0, now - attempt.began) if attempt.ended is None else attempt.device_seconds
 
 
 def count_ended(attempts: Attempts, paths: StudyPaths, manifests: Sequence[Manifest]) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from search_spaces.joint import FUSION, JOINT
 from study.config import Objective
-from study.execution.display import Display, front_table, terminal
+from study.execution.display import Display, _training_costs, front_table, terminal
 from study.front.estimates import front
 from study.records import Event, Manifest, TrialRecord
 from trainables.config import Point
@@ -99,6 +99,16 @@ def test_recipes_stand_below_the_front_once_whatever_their_replicates() -> None:
     recipes = [line for line in lines if "MAT " in line or "TeCoA-ITR" in line]
     assert [line.split()[:2] for line in recipes] == [["*t00000", "TeCoA-ITR"], ["t00001", "MAT"]]
     assert re.search(r"12 s x1\.0 +1 +\.05 +no +0 +- +0", recipes[1]), "a recipe outside the space shows its knobs, too"
+
+
+def test_a_trial_that_went_on_trained_all_its_steps() -> None:
+    whole = {"steps": 40, "seconds": {"train": 2.0, "attack": 4.0}}
+    runs = [
+        manifest(0, [0.9], cost=whole),
+        manifest(1, [0.9], cost={**whole, "resumed_from_steps": [10, 30]}),
+        manifest(2, [0.9], cost={**whole, "resumed_from_steps": [40]}),
+    ]
+    assert _training_costs(runs) == {runs[0].key: "6 s", runs[1].key: "24 s"}
 
 
 def test_a_cost_has_no_interval() -> None:
