@@ -225,6 +225,11 @@ def is_draw(space: Space | None, params: Mapping[str, Any]) -> bool:
     return space is None or params.keys() == {name for name, knob in space.items() if _exists(knob, params)}
 
 
+def is_inside(space: Space, params: Mapping[str, Any]) -> bool:
+    """Whether a trial with the parameters could have been drawn from the space."""
+    return is_draw(space, params) and all(space[name].contains(value) for name, value in params.items())
+
+
 def _existing(space: Space, values: Mapping[str, Value]) -> dict[str, Value]:
     params: dict[str, Value] = {}
     for name, knob in space.items():

@@ -13,6 +13,7 @@ import shlex
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -130,6 +131,15 @@ class StudyPaths:
         """The write-once account of an ended trial."""
         return self.root / "trials" / key / "manifest.json"
 
+    def asked(self, key: str) -> Location:
+        """What was asked of a trial."""
+        return self.root / "trials" / key / "asked.json"
+
+    @property
+    def sampler(self) -> Location:
+        """What the sampler keeps between suggestions."""
+        return self.root / "sampler.json"
+
     def events(self, key: str) -> Location:
         """The trial's log, one JSON object a line."""
         return self.root / "trials" / key / "events.jsonl"
@@ -225,6 +235,22 @@ class Event(Model):
     history: list[dict[str, float]] = []
     attempt: Attempt | None = None
     message: str = ""
+
+
+class Asked(Model):
+    """What the database knows of a trial before it ends, so that the database can be made again: see `study.rebuild`.
+
+    `attributes` and `system` are what Optuna keeps of the trial, without what came of it.
+    """
+
+    study: str | None
+    key: str
+    number: int
+    state: Literal["waiting", "running"]
+    params: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
+    system: dict[str, Any] = {}
+    begun: datetime | None = None
 
 
 class Manifest(Model):

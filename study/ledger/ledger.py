@@ -21,10 +21,11 @@ from search_spaces.space import params_of, suggest
 from study.config import COST, COSTS, StudyConfig
 from study.front.dominance import measured
 from study.front.estimates import near_front
+from study.ledger.asked import asked_of, keep_asked, keep_sampler, refuse_others_asked
 from study.ledger.attempts import Attempts, count_ended, failures, unseen_ends
 from study.ledger.prior_studies import prior_trials
 from study.ledger.sessions import sessions
-from study.ledger.store import EARLIER, MirroredStorage, open_storage, reopen
+from study.ledger.store import EARLIER, OUTSIDE, MirroredStorage, open_storage, reopen
 from study.ledger.strays import marks, refuse_strays
 from study.ledger.trials import replicate_key, trial_key, trial_of
 from study.records import (
@@ -41,6 +42,7 @@ from study.records import (
     read_events,
     read_manifests,
     study_id,
+    write_atomically,
     write_manifest,
 )
 from study.search.rungs import RungTable, is_rung, violation
@@ -135,6 +137,7 @@ class Ledger:
         manifests = read_manifests(paths, existing) if paths else []
         if paths:
             refuse_strays(config, left_on_disk(paths), existing, manifests, {fingerprint, *marks(paths)})
+            refuse_others_asked(config, self._id, existing, {manifest.key for manifest in manifests})
         self.reopened = [
             before.key for before, now in zip(existing, accounted(existing, manifests), strict=True) if before != now
         ]
@@ -156,8 +159,11 @@ class Ledger:
             if point not in given:
                 self._study.enqueue_trial(point, user_attrs={"given": point})
         self._all = [_record(trial, config.name) for trial in self._storage.whole()]
+        if paths:
+            keep_asked(paths, self._id, list(zip(existing, self._storage.whole(), strict=False)))
+            keep_sampler(paths, self._storage)
         for record in self._all[len(existing) :]:
-            self._storage.save(record.number)
+            self._save(record.number)
         self._waiting = sum(record.state == "waiting" for record in self._all)
         self._running = sum(record.state == "running" for record in self._all)
         self._searched = sum(record.searched for record in self._all)
@@ -238,7 +244,7 @@ class Ledger:
                     continue
                 attributes = {"recipe": first.recipe, "replicate": replicate, "replicate_of": first.number}
                 self._study.enqueue_trial(first.params, user_attrs=attributes)
-                self._storage.save(len(self._all))
+                self._save(len(self._all))
                 self._all.append(_record(self._storage.get_trial(len(self._all)), self._config.name))
                 self._waiting += 1
 
@@ -254,7 +260,7 @@ class Ledger:
             suggest(
                 self._config.space, trial
             )  # a recipe outside the space has no parameters the sampler could learn from
-        self._storage.save(trial.number)
+        self._save(trial.number)
         return self._update(trial.number)
 
     def trial(self, template: TrialConfig, record: TrialRecord) -> TrialConfig:
@@ -444,8 +450,19 @@ class Ledger:
             if manifest.state == "infeasible":
                 trial.set_constraint(INFEASIBLE, 1.0)
             self._study.tell(number, state=TrialState.PRUNED)
-        self._storage.save(number)
+        self._save(number)
         self._update(number)
+
+    def _save(self, number: int) -> None:
+        """To the database, and what was asked of the trial to its folder."""
+        self._storage.save(number)
+        trial = self._storage.get_trial(number)
+        if self._paths is None or trial.state.is_finished():
+            return
+        record = _record(trial, self._config.name)
+        write_atomically(self._paths.asked(record.key), asked_of(self._id, record, trial).model_dump_json(indent=1))
+        if self._storage.attributes_changed:
+            keep_sampler(self._paths, self._storage)
 
     def _update(self, number: int) -> TrialRecord:
         record = _record(self._storage.get_trial(number), self._config.name)
@@ -468,7 +485,7 @@ def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:
         number=frozen.number,
         key=replicate_key(trial_key(name, frozen.user_attrs.get("replicate_of", frozen.number)), replicate),
         state=_state(frozen.state, frozen.user_attrs),
-        params=dict(frozen.params),
+        params=dict(frozen.user_attrs.get(OUTSIDE, frozen.params)),
         recipe=frozen.user_attrs.get("recipe"),
         replicate=replicate,
         reruns=len(frozen.user_attrs.get(EARLIER, [])),

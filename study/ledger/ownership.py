@@ -21,6 +21,9 @@ from trainables.errors import InputError, redacted
 ID, FINGERPRINT = "paretovl_study", "paretovl_fingerprint"
 """User attributes of the Optuna study: its id, and the hash of the fingerprint that it was last opened with."""
 
+MOVED, UNFINISHED = "paretovl_moved_to", "paretovl_unfinished"
+"""User attributes: the database that the study was moved to; and whether it is still being made from its files."""
+
 EARLIER_ID = "paretovl_folder"
 """The name under which earlier versions kept the id."""
 
@@ -69,6 +72,15 @@ def _refuse_another(config: StudyConfig, paths: StudyPaths, study: optuna.Study,
             f"storage: {where} has another study {config.name!r} (id {theirs}{last}), which does not belong to "
             f"{paths.root}; use another --name or another --storage. If its folder is gone for good, remove it: "
             f'optuna delete-study --study-name {config.name} --storage "$STORAGE_URL"'
+        )
+    if moved := study.user_attrs.get(MOVED):
+        raise InputError(
+            f"storage: the study {config.name!r} was moved from {where} to {moved}; leave --storage out, or give that"
+        )
+    if study.user_attrs.get(UNFINISHED):
+        raise InputError(
+            f"storage: the study {config.name!r} in {where} was being made from its files and is not whole; "
+            f"go on with it: {paths.rebuild_command(config.storage)}"
         )
     opened = study.user_attrs.get(FINGERPRINT)
     if begun and opened is not None and opened not in marks(paths):

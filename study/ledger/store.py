@@ -72,6 +72,9 @@ def _make_database(path: Path) -> None:
 KEPT = ("recipe", "given", "replicate", "replicate_of")
 """User attributes that say what a trial is; the others say what came of it."""
 
+OUTSIDE = "outside"
+"""User attribute with the parameters of a trial that is no draw of the present space: samplers must not see them."""
+
 EARLIER = "earlier"
 """User attribute of a trial that was begun again after it had ended: what came of it each time."""
 
@@ -124,6 +127,8 @@ class MirroredStorage(InMemoryStorage):
         self._name = name
         self.prior: list[FrozenTrial] = []
         """Trials of other studies, with negative numbers: samplers see them, nobody else does."""
+        self.attributes_changed = False
+        """Whether a sampler has kept something new for the whole study."""
         self._open: list[int] = []
         self._ended: deque[int] = deque(maxlen=HISTORY)
         self._saved: list[FrozenTrial] = []
@@ -170,6 +175,7 @@ class MirroredStorage(InMemoryStorage):
     def set_study_system_attr(self, study_id: int, key: str, value: optuna._typing.JSONSerializable) -> None:
         """Both at once: samplers keep here what must not begin again after a restart."""
         super().set_study_system_attr(study_id, key, value)
+        self.attributes_changed = True
         if self._database is not None:
             self._database.set_study_system_attr(self._study, key, value)
 
@@ -184,7 +190,7 @@ class MirroredStorage(InMemoryStorage):
             return
         before = self._saved[number]
         now._trial_id = before._trial_id
-        for name in now.params.keys() - before.params.keys():
+        for name in [name for name in now.params if name not in before.params]:  # in the order they were drawn
             distribution = now.distributions[name]
             value = distribution.to_internal_repr(now.params[name])
             self._database.set_trial_param(now._trial_id, name, value, distribution)

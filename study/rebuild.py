@@ -1,0 +1,256 @@
+"""`python -m study.rebuild`: make a study's database again from its files; in another database, move the study there.
+
+What counts of a study is in its folder: what was asked of every trial, its log and its account. So a lost database,
+an older copy of one, or a new place for it are the same: trials get the numbers, parameters, states and values that
+they had, and the study goes on. The database that a study is moved from is marked, and used no more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import optuna
+import sqlalchemy as sa
+from optuna.study import StudyDirection
+
+from study.config import StudyConfig
+from study.ledger.asked import as_trial, asked_before, read_asked
+from study.ledger.frozen import load_frozen
+from study.ledger.lease import Lease, driver_lock
+from study.ledger.ledger import Ledger
+from study.ledger.ownership import FINGERPRINT, ID, MOVED, UNFINISHED, held_study, id_of
+from study.ledger.sessions import SESSIONS, make_sessions_table, sessions
+from study.ledger.store import open_storage, storage_as_input_errors
+from study.records import (
+    Asked,
+    StudyPaths,
+    TrialRecord,
+    left_on_disk,
+    read_frozen,
+    read_manifest,
+    sqlite_url,
+    study_id,
+    write_atomically,
+)
+from study.run import leave_at_once
+from study.view import study_parser
+from trainables.cli.command import exit_on_input_error
+from trainables.cli.yaml_core import dump
+from trainables.errors import InputError, redacted
+
+Storage = optuna.storages.RDBStorage
+Say = Callable[[str], None]
+
+
+def asked_on_disk(paths: StudyPaths) -> dict[int, Asked]:
+    """What was asked of every trial of which something is on disk, by number.
+
+    Raises:
+        InputError: with all files that are of another study or another trial.
+    """
+    found: dict[int, Asked] = {}
+    mine, mistakes = study_id(paths), []
+    for key in left_on_disk(paths):
+        try:
+            asked, manifest = read_asked(paths, key), read_manifest(paths.manifest(key))
+        except InputError as error:
+            mistakes.append(str(error))
+            continue
+        if manifest is not None and (asked is None or asked.state == "waiting"):
+            asked = asked_before(manifest)
+        if asked is None:
+            continue
+        if manifest is not None and (manifest.key, manifest.params) != (key, asked.params):
+            mistakes.append(f"{paths.manifest(key)}: is the account of another trial than {paths.asked(key)}")
+        if asked.key != key or asked.study not in (None, mine) or asked.number in found:
+            mistakes.append(f"{paths.asked(key)}: is of another trial or study")
+        found[asked.number] = asked
+    if mistakes:
+        raise InputError("\n".join([*mistakes, "put back what was there, or move them out of the study's folder"]))
+    return found
+
+
+def make_study(config: StudyConfig, storage: Storage, asked: dict[int, Asked]) -> list[int]:
+    """Make the study in a database in which it is not, its trials waiting or running.
+
+    Returns:
+        Numbers of trials of which nothing is on disk. They are asked anew.
+
+    Args:
+        config: of the study.
+        storage: where to.
+        asked: what was asked of its trials.
+    """
+    directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
+    made = optuna.create_study(study_name=config.name, storage=storage, directions=directions)._study_id
+    storage.set_study_user_attr(made, UNFINISHED, True)
+    storage.set_study_user_attr(made, ID, study_id(config.paths))
+    if config.paths.sampler.exists():
+        for key, value in json.loads(config.paths.sampler.read_text(encoding="utf-8")).items():
+            storage.set_study_system_attr(made, key, value)
+    unknown = [number for number in range(max(asked, default=-1) + 1) if number not in asked]
+    for number in range(max(asked, default=-1) + 1):
+        nothing = Asked(study=None, key="", number=number, state="waiting", attributes={"given": {}})
+        storage.create_new_trial(made, as_trial(asked.get(number, nothing), config.space))
+    return unknown
+
+
+def make_room(config: StudyConfig, storage: Storage, asked: dict[int, Asked]) -> None:
+    """Remove from a database what it has of the study.
+
+    Raises:
+        InputError: it is another study, or has trials of which nothing is on disk.
+    """
+    try:
+        study = optuna.load_study(study_name=config.name, storage=storage)
+    except KeyError:
+        return
+    where, trials = redacted(config.storage or str(config.paths.database)), study.get_trials(deepcopy=False)
+    if id_of(study) != study_id(config.paths) and (trials or id_of(study) is not None):
+        raise InputError(
+            f"storage: {where} has another study {config.name!r}; give another --storage, or remove that one: optuna "
+            f'delete-study --study-name {config.name} --storage "$STORAGE_URL"'
+        )
+    only = [trial.number for trial in trials if trial.number not in asked]
+    if only and not study.user_attrs.get(UNFINISHED) and not study.user_attrs.get(MOVED):
+        raise InputError(
+            f"storage: the study in {where} has trials of which nothing is in {config.paths.root / 'trials'}: "
+            f"{', '.join(map(str, only))} (by number); put these files back"
+        )
+    storage.delete_study(study._study_id)
+
+
+def copy_sessions(before: sa.Engine | None, after: sa.Engine, name: str) -> None:
+    """How long drivers have worked on the study goes with it."""
+    make_sessions_table(after)
+    rows = [row for row in sessions(before, name) if not row.open] if before is not None else []
+    if not rows:
+        return
+    with after.begin() as connection:
+        connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.study == name, SESSIONS.c.ended.is_not(None)))
+        values = [
+            {column: getattr(row, column) for column in (c.name for c in SESSIONS.columns) if column != "id"}
+            for row in rows
+        ]
+        connection.execute(sa.insert(SESSIONS), values)
+
+
+def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, say: Say) -> None:
+    """Make the study in a database, and mark the one it was in.
+
+    Args:
+        paths: of the study.
+        url: of the database; None: SQLite in the study's folder.
+        earlier_url: of the one it was in.
+        say: told what was done.
+
+    Raises:
+        InputError: the study is running, or its files or the databases are of something else.
+    """
+    config = load_frozen(paths).model_copy(update={"storage": url})
+    before = config.model_copy(update={"storage": earlier_url})
+    moves = _place(paths, url) != _place(paths, earlier_url)
+    where = redacted(url or str(paths.database))
+    with ExitStack() as stack:
+        stack.enter_context(driver_lock(config))
+        earlier, records = None, None
+        if moves:
+            earlier, records = _opened_before(before, stack, say)
+        storage = open_storage(paths, url)
+        stack.enter_context(storage_as_input_errors(config))
+        stack.enter_context(Lease(storage.engine, config.name, leave_at_once))
+        mark = read_frozen(paths).hash
+        if not moves and _is_whole(config, storage, mark):
+            say(f"study {config.name} in {where} is all there: nothing to do")
+            return
+        asked = asked_on_disk(paths)
+        make_room(config, storage, asked)
+        for number in make_study(config, storage, asked):
+            say(f"trial {number} left nothing on disk: it is asked anew")
+        copy_sessions(earlier.engine if earlier else None, storage.engine, config.name)
+        ledger = Ledger(config, paths, mark, database=storage)
+        if records is not None and ledger.records() != records:
+            raise InputError(f"{paths.root}: its files do not say what {before.storage} has; nothing was changed there")
+        made = optuna.load_study(study_name=config.name, storage=storage)
+        made.set_user_attr(FINGERPRINT, mark)
+        made.set_user_attr(UNFINISHED, False)
+        if earlier is not None:
+            optuna.load_study(study_name=config.name, storage=earlier).set_user_attr(MOVED, where)
+        frozen = read_frozen(paths)
+        fields = {**frozen.config, "storage": None if url is None else redacted(url)}
+        write_atomically(paths.config, dump(frozen.model_copy(update={"config": fields}).model_dump(mode="json")))
+        states = [record.state for record in ledger.records()]
+        told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no trials"
+        say(f"study {config.name} is in {where}: {told}; to go on: {paths.resume_command}")
+
+
+def _place(paths: StudyPaths, url: str | None) -> str:
+    return sa.make_url(url or sqlite_url(paths.database)).set(password=None).render_as_string()
+
+
+def _opened_before(config: StudyConfig, stack: ExitStack, say: Say) -> tuple[Storage | None, list[TrialRecord] | None]:
+    """The database that the study was in, if it has it still, and its trials; what it alone knows gets into files."""
+    where = redacted(config.storage or str(config.paths.database))
+    try:
+        if config.storage is None and not config.paths.database.exists():
+            raise InputError("it is not there")
+        storage = open_storage(config.paths, config.storage, make=False)
+        with storage_as_input_errors(config):
+            if held_study(config, config.paths, storage) is None:
+                return None, None
+            stack.enter_context(Lease(storage.engine, config.name, leave_at_once))
+            ledger = Ledger(config, config.paths, read_frozen(config.paths).hash, database=storage)
+            return storage, ledger.records()
+    except InputError as error:
+        say(f"{where} was not looked at, nor marked as left: {str(error).splitlines()[0]}")
+        return None, None
+
+
+def _is_whole(config: StudyConfig, storage: Storage, mark: str) -> bool:
+    """Whether the study in a database is what its files say."""
+    try:
+        if held_study(config, config.paths, storage) is None:
+            return False
+        Ledger(config, config.paths, mark, database=storage)
+    except InputError:
+        return False
+    return True
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command's flags."""
+    examples = (
+        "python -m study.rebuild --name mine",
+        "python -m study.rebuild --storage postgresql+psycopg://me@db/paretovl",
+    )
+    parser = study_parser("python -m study.rebuild", __doc__, *examples)
+    parser.add_argument("--storage", metavar="URL", help="database to make it in (default: the study's own)")
+    parser.add_argument("--sqlite", action="store_true", help="make it in the study's folder, in study.db")
+    parser.add_argument(
+        "--from",
+        dest="earlier",
+        metavar="URL",
+        help="the database it was in, if its password is not known otherwise",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parser().parse_args(arguments)
+    with exit_on_input_error():
+        paths = StudyPaths(options.studies_dir / options.name)
+        if not paths.config.exists():
+            raise InputError(f"there is no study at {paths.root}")
+        own = load_frozen(paths).storage
+        url = None if options.sqlite else options.storage or own
+        rebuild(paths, url, options.earlier or own, print)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
