@@ -20,7 +20,7 @@ from optuna.study import StudyDirection
 from study.config import StudyConfig
 from study.ledger.asked import as_trial, asked_before, read_asked
 from study.ledger.frozen import load_frozen
-from study.ledger.lease import Lease, driver_lock
+from study.ledger.lease import Lease, driver_lock, leave_at_once
 from study.ledger.ledger import Ledger
 from study.ledger.ownership import FINGERPRINT, ID, MOVED, UNFINISHED, held_study, id_of
 from study.ledger.sessions import SESSIONS, make_sessions_table, sessions
@@ -36,7 +36,6 @@ from study.records import (
     study_id,
     write_atomically,
 )
-from study.run import leave_at_once
 from study.view import study_parser
 from trainables.cli.command import exit_on_input_error
 from trainables.cli.yaml_core import dump

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from trainables.cli.command import exit_on_input_error
 from trainables.config import Protocol
 from trainables.errors import InputError
 from trainables.execution.places import family_in, open_named
-from trainables.execution.signals import RESUMABLE, stopped_by_signals, stopped_code
+from trainables.execution.signals import stopped_by_signals, stopped_code
 from trainables.files import UrlPath, refuse_unusable
 from trainables.identity import differences
 
@@ -91,7 +90,7 @@ def leave_no_trace(paths: StudyPaths, made: Sequence[Path]) -> None:
 def run(config: Arguments) -> int:
     """Look at what exists, do what is left, say what came out. Returns the exit code."""
     from study.execution.session import Session
-    from study.ledger.lease import Lease
+    from study.ledger.lease import Lease, leave_at_once
     from study.ledger.ledger import Ledger, read_records
     from study.ledger.ownership import claim
     from study.ledger.set_aside import retry_failed, set_aside
@@ -146,12 +145,6 @@ def opening_line(name: str, begun: Frozen | None, now: Frozen) -> str:
         return f"study {name} is new, with the preset {now.preset}"
     changed = [line for line in differences(begun.config, now.config) if not line.startswith("studies_dir:")]
     return "\n  ".join([f"study {name} goes on with what it was begun with" + ", but for" * bool(changed), *changed])
-
-
-def leave_at_once(reason: str) -> None:
-    """End this process without another write: the study may be somebody else's now."""
-    print(f"stopped: {reason}", file=sys.stderr, flush=True)
-    os._exit(RESUMABLE)
 
 
 def code_digest(protocol: Protocol) -> str:

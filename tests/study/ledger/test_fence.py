@@ -18,12 +18,11 @@ import sqlalchemy as sa
 from study import records
 from study.config import StudyConfig
 from study.ledger import ledger as ledger_module
-from study.ledger.lease import Lease, Pace
+from study.ledger.lease import Lease, Pace, leave_at_once
 from study.ledger.ledger import Ledger
 from study.ledger.sessions import sessions
 from study.ledger.store import open_storage
 from study.records import Event
-from study.run import leave_at_once
 from tests.study.helpers import complete, opened, study
 from trainables.config import TrialConfig
 from trainables.execution.signals import RESUMABLE
