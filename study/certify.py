@@ -27,6 +27,7 @@ from trainables.cli.command import all_mistakes, exit_on_input_error
 from trainables.config import CLEAN, Model, Point, TrialConfig
 from trainables.config.fields import SEEDS, PlaceOrName, Seed
 from trainables.errors import InputError
+from trainables.files import filled
 from trainables.identity import differences, protocol_hash
 from trainables.results import Audit, Metric, TrialResult
 
@@ -274,7 +275,7 @@ def _arguments(view: StudyView, manifest: Manifest, terms: Terms) -> Arguments:
     folder = view.paths.runs / manifest.key
     flags = ["--model", str(folder), "--protocol", terms.protocol, "--seed", str(terms.seed)]
     flags += [] if terms.gallery_images is None else ["--gallery-images", str(terms.gallery_images)]
-    return parse([*flags, "--out", str(view.paths.certificate(manifest.key).with_suffix(""))])
+    return parse(flags)
 
 
 def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
@@ -282,8 +283,9 @@ def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
     from trainables.evaluate import run
 
     arguments = _arguments(view, manifest, terms)
-    with contextlib.redirect_stdout(sys.stderr):
-        evaluated = run(arguments)
+    details = view.paths.certificate(manifest.key).with_suffix("")
+    with contextlib.redirect_stdout(sys.stderr), filled(details) as folder:
+        evaluated = run(arguments.model_copy(update={"out": folder}))
     if evaluated.data_digest != manifest.hashes["data"]:
         raise InputError(
             f"{arguments.data.root or 'the data'} is not what the study was made on (digest {manifest.hashes['data']}, "

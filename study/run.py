@@ -18,8 +18,8 @@ from trainables.cli.command import exit_on_input_error
 from trainables.config import Protocol
 from trainables.errors import InputError
 from trainables.execution.places import family_in, open_named
-from trainables.execution.signals import stopped_by_signals, stopped_code
-from trainables.files import UrlPath, refuse_unusable
+from trainables.execution.signals import RESUMABLE, stopped_by_signals, stopped_code
+from trainables.files import UrlPath, refuse_unusable, storage_away
 from trainables.identity import differences
 
 FREE_BYTES = 500_000_000
@@ -42,6 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except InputError:
             leave_no_trace(config.paths, made)
             raise
+        except Exception as error:
+            if (away := storage_away(error)) is None:
+                raise
+            print(
+                f"stopped: {away.filename} does not answer ({away.strerror}); to go on when it does: "
+                f"{config.paths.resume_command}",
+                file=sys.stderr,
+            )
+            return RESUMABLE
 
 
 def prepare_folder(paths: StudyPaths) -> list[Path]:

@@ -19,11 +19,13 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from trainables.caveats import evaluation_caveats
-from trainables.cli.command import exit_on_input_error, place
+from trainables.cli.command import exit_on_input_error, place_or_url
 from trainables.cli.flags import Flags, from_command_line
 from trainables.config import CLEAN, CaptionForm, DataConfig, ModelConfig, Protocol, TrialConfig
 from trainables.config.fields import Epsilon, Place, PlaceOrName, Seed
+from trainables.errors import InputError
 from trainables.evaluation.report import print_report, strongest, table
+from trainables.files import below, held_copy, location
 from trainables.identity import protocol_hash
 from trainables.results import EvaluationManifest, Preprocessing, TrialResult
 
@@ -53,7 +55,9 @@ class Arguments(Flags):
         "python -m trainables.evaluate --model DIR --data.root DIR --protocol strong",
     )
 
-    model: PlaceOrName = Field(description="folder of a trial (studies/NAME/runs/KEY), folder of a model, or hub id")
+    model: PlaceOrName = Field(
+        description="folder or URL of a trial (STUDIES/NAME/runs/KEY), a model's folder, or hub id"
+    )
     protocol: PlaceOrName = Field("search", description="search, strong, natural, grid, or a YAML file of a protocol")
     data: DataConfig = DataConfig()
     masked_lm: PlaceOrName | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
@@ -104,9 +108,10 @@ class Subject:
 
 
 def trial_folder(name: str) -> Path | None:
-    """The last complete checkpoint below a trial's folder, or None where there is none."""
-    found = sorted(Path(name).glob("**/trial.json")) if Path(name).is_dir() else []
-    return found[-1].parent if found else None
+    """The last complete checkpoint below a trial's folder, or None where there is none. Of a URL, a copy."""
+    folder = location(name)
+    found = below(folder, "**/trial.json") if folder.is_dir() else []
+    return held_copy(found[-1].parent) if found else None
 
 
 def load_subject(name: str, image_pixels: int | None = None) -> Subject:
@@ -122,6 +127,8 @@ def load_subject(name: str, image_pixels: int | None = None) -> Subject:
     from trainables.models.loading import load
 
     folder = trial_folder(name)
+    if folder is None and "://" in name:
+        raise InputError(f"{name} has no model of a trial; a URL is that of its folder, STUDIES/NAME/runs/KEY")
     if folder is None:
         model = load(name, image_pixels)
         for guess in model.guesses:
@@ -141,7 +148,7 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--model", type=place, default=os.environ.get("PARETOVL_MODEL"))
+    early.add_argument("--model", type=place_or_url, default=os.environ.get("PARETOVL_MODEL"))
     model = early.parse_known_args(given)[0].model
     folder = None if model is None else trial_folder(str(model))
     values: dict[str, Any] = {}

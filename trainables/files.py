@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache, total_ordering
+from functools import cache, lru_cache, total_ordering
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -42,6 +42,14 @@ PASSING = re.compile(r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILAB
 
 class StorageAway(OSError):
     """The storage does not answer. It may again, so whoever needs it can be run again."""
+
+
+def storage_away(error: BaseException) -> StorageAway | None:
+    """That the storage does not answer, if this is what an error came of."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, StorageAway):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 class Stat(NamedTuple):
@@ -368,6 +376,18 @@ def local_copy(place: Location) -> Iterator[Path]:
         copy = Path(folder) / place.name
         fetch(place, copy)
         yield copy
+
+
+def held_copy(place: Location) -> Path:
+    """The same for as long as this process needs it: the last two places have a copy."""
+    return place if isinstance(place, Path) else Path(_held(place).name) / place.name
+
+
+@lru_cache(maxsize=2)
+def _held(place: UrlPath) -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # removed when nobody holds it
+    fetch(place, Path(folder.name) / place.name)
+    return folder
 
 
 def fetch(place: UrlPath, to: Path) -> None:

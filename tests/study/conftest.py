@@ -79,6 +79,16 @@ def postgresql(postgresql_server: sa.URL, request: pytest.FixtureRequest) -> Ite
     engine.dispose()
 
 
+@pytest.fixture
+def postgresql_of_file(postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of such a database without its password, which is where PostgreSQL looks for it."""
+    passwords = tmp_path / "pgpass"
+    passwords.write_text(f"*:*:*:me:{PASSWORD}\n")
+    passwords.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(passwords))
+    return postgresql.replace(f":{PASSWORD}@", "@")
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every database a ledger can be in, in turn; in use wherever a study names no other."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from study.records import Event, append_event, read_events, write_atomically, write_if_changed
+from tests.s3_server import S3Server
 from trainables.files import (
     Location,
     StorageAway,
@@ -185,3 +188,15 @@ def test_a_bucket_that_cannot_be_used_says_why(bucket: UrlPath, monkeypatch: pyt
     with pytest.raises(StorageAway, match=r"NETWORK_CONNECTION: .*Could not connect"):
         refuse_unusable(bucket / "s")
     assert os.environ["AWS_ENDPOINT_URL"].endswith(":9")
+
+
+def test_a_server_that_is_away_for_seconds_is_waited_for(bucket: UrlPath, s3_server: S3Server) -> None:
+    path = put(bucket / "events.jsonl", "one")
+    s3_server.process.send_signal(signal.SIGSTOP)
+    timer = threading.Timer(4, s3_server.process.send_signal, [signal.SIGCONT])
+    timer.start()
+    began = time.time()
+    put(path, "two")
+    assert path.read_bytes() == b"two"
+    assert time.time() - began > 3
+    timer.join()

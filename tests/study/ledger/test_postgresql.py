@@ -100,14 +100,9 @@ def test_a_wrong_password_is_told_without_it(
 
 
 def test_status_finds_the_password_where_postgresql_keeps_it(
-    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    postgresql_of_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without = postgresql.replace(f":{PASSWORD}@", "@")
-    passwords = tmp_path / "pgpass"
-    passwords.write_text(f"*:*:*:me:{PASSWORD}\n")
-    passwords.chmod(0o600)
-    monkeypatch.setenv("PGPASSFILE", str(passwords))
-    config = study(tmp_path, storage=without)
+    config = study(tmp_path, storage=postgresql_of_file)
     config.paths.root.mkdir(parents=True)
     freeze(config, {}, accept_changes=False)
     Ledger(config, config.paths, "print")

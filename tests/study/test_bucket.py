@@ -1,0 +1,124 @@
+"""A study whose folder is a bucket and whose ledger is a server: killed and gone on with, it is the one on a disk."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from study.records import StudyPaths, read_events
+from trainables.files import Location, UrlPath, below
+
+CONFIG: dict[str, Any] = {
+    "name": "s",
+    "recipes": ["mat"],
+    "objectives": [{"metric": "clean/mr_r5"}, {"metric": "both/mr_r5"}],
+    "cluster": {"concurrency": 1},
+    "data": {"image_pixels": 32, "shapes": {"train_images": 64, "test_images": 16}},
+    "trial": {
+        "model": {
+            "tiny": {"width": 32, "layers": 1, "heads": 2, "patch_pixels": 8, "embedding": 32},
+            "pretrain": {"epochs": 1, "batch_size": 16, "mlm_epochs": 1},
+        },
+        "training": {"epochs": 3, "batch_size": 8},
+    },
+    "early_stopping": {"enabled": False},
+    "protocol": {"gallery_images": 12, "rung_gallery_images": 6, "image_steps": 1, "bootstrap_samples": 100},
+}
+WAIT_SECONDS = 120
+
+pytestmark = pytest.mark.chaos
+
+
+class Study:
+    """`python -m study.run` and its kin on one study."""
+
+    def __init__(self, folder: Path, studies: Location, trials: int, *flags: str) -> None:
+        self._config, self.paths = folder / "config.yaml", StudyPaths(studies / "s")
+        self._where = ["--name", "s", "--studies-dir", str(studies)]
+        self._trials = trials
+        self._flags = ["--config", str(self._config), "--cache-dir", str(folder / "cache"), *flags]
+        self._flags += ["--budget.trials", str(trials)]
+        self._config.write_text(yaml.safe_dump(CONFIG))
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "study.run", *self._where, *self._flags]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/")
+
+    def finish(self) -> str:
+        process = self.start()
+        output, _ = process.communicate(timeout=WAIT_SECONDS)
+        assert f"study s is done: {self._trials + 1} trials" in output, output
+        return output
+
+    def kill_in_a_trial(self) -> None:
+        process, end = self.start(), time.time() + WAIT_SECONDS
+        while not any(event.event == "rung" for path in self.logs() for event in read_events(path)):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.time() < end, "waited too long"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+
+    def logs(self) -> list[Location]:
+        return below(self.paths.root, "trials/*/events.jsonl")
+
+    def command(self, name: str, *flags: str) -> str:
+        command = [sys.executable, "-m", f"study.{name}", *self._where, *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd="/")
+        assert done.returncode in (0, 1), done.stderr
+        return done.stdout
+
+
+def measured(study: Study, to: Path) -> dict[str, pd.DataFrame]:
+    """Both tables of an export, without what the clock says."""
+    study.command("export", "--out", str(to))
+    tables = {name: pd.read_csv(to / f"{name}.csv") for name in ("trials", "events")}
+    trials, events = tables["trials"], tables["events"]
+    clock = ("ended", "cost/", "attempts", "lost")
+    repeated = events["event"].isin(["start", "resume", "attempt", "end"]) | events["name"].str.startswith(
+        ("train/time", "cost/", "rung/cost/"), na=False
+    )
+    events = events[~repeated].drop(columns=["time", "message"])
+    return {
+        "trials": trials[[name for name in trials if not name.startswith(clock)]],
+        "events": events.drop_duplicates(["key", "event", "step", "name"]).reset_index(drop=True),
+    }
+
+
+@pytest.mark.timeout(600)
+def test_killed_and_gone_on_with_in_a_bucket(
+    bucket: UrlPath, postgresql_of_file: str, tmp_path: Path, long_chaos: bool
+) -> None:
+    trials = 2 if long_chaos else 0
+    disk = Study(tmp_path, tmp_path / "studies", trials)
+    disk.finish()
+    elsewhere = ("--storage", postgresql_of_file, "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db")
+    remote = Study(tmp_path, bucket / "studies", trials, *elsewhere)
+    remote.kill_in_a_trial()
+    output = remote.finish()
+    assert "study s goes on with what it was begun with" in output
+
+    one, other = measured(disk, tmp_path / "one"), measured(remote, tmp_path / "other")
+    for name in ("trials", "events"):
+        pd.testing.assert_frame_equal(one[name], other[name])
+    events = [event for path in remote.logs() for event in read_events(path)]
+    assert any(event.event == "resume" and event.step for event in events), "it went on from a checkpoint"
+    fronts = [json.loads(study.paths.front.read_text(encoding="utf-8")) for study in (disk, remote)]
+    assert fronts[0] == fronts[1]
+    assert [path.name for path in (tmp_path / "studies").iterdir()] == ["s"], "nothing of the other lies on this disk"
+    assert weights(disk) == weights(remote)
+
+
+def weights(study: Study) -> bytes:
+    """Of the model that is left of the first trial."""
+    (found,) = below(study.paths.runs / "s-t00000-s0", "**/model.safetensors")
+    return found.read_bytes()
