@@ -221,6 +221,7 @@ class Session:
             folder = stack.enter_context(tempfile.TemporaryDirectory(dir=ray_folder()))
             server = stack.enter_context(ForkServer(folder))
             stack.enter_context(server.as_python())
+            os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # a process a trial; this machine is not taken away
             options: dict[str, Any] = {"address": "local", "include_dashboard": False}
         else:
             if address != "auto" and not speaks_grpc(address, self._config.cluster.connect_timeout_seconds):
