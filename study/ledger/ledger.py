@@ -226,10 +226,6 @@ class Ledger:
         """How many trials there are to take."""
         return self._waiting + max(0, self._config.budget.trials - self._searched)
 
-    def more_to_come(self) -> bool:
-        """Whether trials that run now may lead to further ones, though there is none to take."""
-        return bool(self._config.replicates) and self._running > 0
-
     def _plan_replicates(self) -> None:
         """Once all is done, enqueue further runs of the trials that may be on the front."""
         if not self._config.replicates or self._waiting or self._searched < self._config.budget.trials:
