@@ -15,12 +15,12 @@ from study.ledger.frozen import fingerprint
 from study.records import Frozen, StudyPaths, read_frozen, study_id
 from trainables.caveats import foreseen
 from trainables.cli.command import exit_on_input_error
-from trainables.config import Protocol
 from trainables.errors import InputError
-from trainables.execution.places import family_in, open_named
+from trainables.execution.places import MODELS, family_in, open_named
 from trainables.execution.signals import RESUMABLE, stopped_by_signals, stopped_code
 from trainables.files import UrlPath, refuse_unusable, storage_away
-from trainables.identity import differences
+from trainables.hub import pinned
+from trainables.identity import differences, remembered, source_digest
 
 FREE_BYTES = 500_000_000
 """Needed in the study's folder to begin."""
@@ -106,6 +106,7 @@ def run(config: Arguments) -> int:
     from study.ledger.store import open_storage, storage_as_input_errors
     from study.ledger.trials import trial_template
 
+    config = with_revisions(config)
     template = trial_template(config)
     dataset = open_named(template)
     if not config.paths.config.exists():  # later, the fingerprint guards it
@@ -115,7 +116,7 @@ def run(config: Arguments) -> int:
     storage = open_storage(config.paths, config.storage)
     with Lease(storage.engine, config.name, lost=leave_at_once) as lease:
         begun = read_frozen(config.paths) if config.paths.config.exists() else None
-        mark = fingerprint(config, dataset.digest, code_digest(config.protocol))
+        mark = fingerprint(config, dataset.digest, code_digest(config.cache))
         with storage_as_input_errors(config):
             found = claim(config, storage, mark, config.accept_changes)
         print(opening_line(config.name, begun, read_frozen(config.paths)), flush=True)
@@ -156,8 +157,12 @@ def opening_line(name: str, begun: Frozen | None, now: Frozen) -> str:
     return "\n  ".join([f"study {name} goes on with what it was begun with" + ", but for" * bool(changed), *changed])
 
 
-def code_digest(protocol: Protocol) -> str:
-    """Hash of the code that decides results: `trainables`, `search_spaces`, and files with attacks of the protocol."""
+def code_digest(memory: Path) -> str:
+    """Hash of the code that decides results, `trainables` and `search_spaces`; what only reads flags is left out.
+
+    Args:
+        memory: see `remembered`.
+    """
     import search_spaces
     import trainables
 
@@ -165,10 +170,25 @@ def code_digest(protocol: Protocol) -> str:
     for package in (search_spaces, trainables):
         root = Path(package.__file__ or "").parent
         for path in sorted(root.rglob("*.py")):
-            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    for file in filter(None, (attack.file for attack in protocol.attacks)):
-        digest.update(file.read_bytes() if file.is_file() else b"")
+            name = path.relative_to(root)
+            if name.parts[0] != "cli":
+                digest.update(f"{name}\0{remembered(path, memory, source_digest)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def with_revisions(config: Arguments) -> Arguments:
+    """The study with a revision for every model of the hub: the one that it was begun with, or that is found now."""
+    model = config.trial.model
+    begun = read_frozen(config.paths).config if config.paths.config.exists() else {}
+    known = begun.get("trial", {}).get("model", {})
+    found = {
+        name: known[name] if str(known.get(name)).startswith(f"{named}@") else pinned(named)
+        for name in MODELS
+        if (named := getattr(model, name)) is not None
+    }
+    return config.model_copy(
+        update={"trial": config.trial.model_copy(update={"model": model.model_copy(update=found)})}
+    )
 
 
 if __name__ == "__main__":

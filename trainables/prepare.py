@@ -236,9 +236,9 @@ class Workshop:
     def _base_identity(self) -> dict[str, Any]:
         model = self.config.model
         if model.base is not None:
-            return {"base": model_files_digest(model.base)}
+            return {"base": model_files_digest(model.base, self.cache)}
         towers = {
-            name: model_files_digest(named)
+            name: model_files_digest(named, self.cache)
             for name in ("image_tower", "text_tower")
             if (named := getattr(model, name)) is not None
         }
@@ -253,7 +253,7 @@ class Workshop:
     @cached_property
     def _masked_lm_identity(self) -> str | dict[str, Any]:
         named = self.config.model.masked_lm
-        return self._own_masked_lm if named is None else model_files_digest(named)
+        return self._own_masked_lm if named is None else model_files_digest(named, self.cache)
 
     @property
     def _own_masked_lm(self) -> dict[str, Any]:

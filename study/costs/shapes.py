@@ -12,6 +12,7 @@ from study.config import StudyConfig
 from study.costs.cost_model import Counted, Fusion, Shape, Tower
 from trainables.config import DataConfig, ModelConfig, TinyConfig
 from trainables.errors import InputError
+from trainables.hub import PINNED
 
 COCO_CAPTION_WORDS = 10.5
 """Mean length of a COCO caption; used where no data is there yet."""
@@ -148,6 +149,8 @@ def _base_configuration(model: ModelConfig) -> dict[str, Any]:
 
 
 def _configuration(name: str) -> dict[str, Any]:
+    if (found := PINNED.fullmatch(name)) is not None:
+        name = found[1]
     if name in KNOWN:
         return KNOWN[name]
     path = Path(name) / "config.json"
@@ -156,8 +159,8 @@ def _configuration(name: str) -> dict[str, Any]:
             f"trial.model: the shape of {name!r} is not known here; give a folder with config.json, or one of "
             f"{', '.join(KNOWN)}"
         )
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read
 
 
 def _image_tower(name: str, configuration: dict[str, Any], pixels: int) -> Tower | Counted:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from study.arguments import Arguments
-from study.config import StudyConfig
+from study.config import COSTS, StudyConfig
 from study.records import Frozen, StudyPaths, left_on_disk, read_frozen, study_id, write_atomically
 from trainables.cli.command import all_mistakes
 from trainables.cli.yaml_core import dump
 from trainables.config import content_hash
 from trainables.errors import InputError, redacted
-from trainables.identity import differences
+from trainables.execution.places import MODELS
+from trainables.identity import NO_MATTER, attack_content, differences, model_files_digest
 
 
 def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict[str, Any]:
-    """What makes results comparable: the fields of the config that decide them, and hashes of data and code."""
+    """What makes results comparable: the fields of the config that decide them, and hashes of data, models and code.
+
+    How fast a trial is decides nothing but its cost, and counts only where that is an objective or a constraint.
+    """
     deciding = (
         "space",
         "recipes",
@@ -33,7 +38,18 @@ def fingerprint(config: StudyConfig, data_digest: str, code_digest: str) -> dict
     fields = config.model_dump(mode="json", include=set(deciding))
     for place in ("root", "generated_captions", "linked_folders"):  # the digest says what is there, wherever that is
         fields["data"].pop(place)
+    for name in MODELS:  # so does theirs
+        named = getattr(config.trial.model, name)
+        fields["trial"]["model"][name] = None if named is None else model_files_digest(named, config.cache)
+    fields["protocol"]["attacks"] = [attack_content(attack) for attack in config.protocol.attacks]
     fields["trial"]["workers"].pop("cpus_per_worker")
+    metrics = [objective.metric for objective in config.objectives]
+    if COSTS.keys().isdisjoint([*metrics, *(constraint.metric for constraint in config.constraints)]):
+        fields["trial"].pop("workers")
+        for name in NO_MATTER["training"]:
+            fields["trial"]["training"].pop(name)
+    if not any(attack.attack.startswith("torchattacks:") for attack in config.protocol.attacks):
+        fields["protocol"].pop("batch_images")
     return {**fields, "data_digest": data_digest, "code_digest": code_digest}
 
 
@@ -73,6 +89,9 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool, know
     for place, given in (("root", config.data.root), ("generated_captions", config.data.generated_captions)):
         fields["data"][place] = None if given is None else str(given.resolve())  # found from any folder
     fields["data"]["linked_folders"] = [str(folder.resolve()) for folder in config.data.linked_folders]
+    for name in MODELS:
+        named = getattr(config.trial.model, name)
+        fields["trial"]["model"][name] = str(Path(named).resolve()) if named and Path(named).exists() else named
     frozen = Frozen(
         config=fields,
         id=study_id(paths) or known_id or uuid.uuid4().hex,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedTokenizerBase
 
 from trainables.errors import InputError
+from trainables.hub import located
 from trainables.models import RetrievalModel
 from trainables.models.official import check_weights, from_directory, without_pooler
 from trainables.models.tokenizers import load_tokenizer
@@ -170,6 +171,7 @@ class Dual(RetrievalModel):
             InputError: weights are missing, a tokenizer does not fit, or the pixels are prepared in another way.
             OSError: nothing there.
         """
+        image_tower, text_tower = located(image_tower), text_tower and located(text_tower)
         image = from_directory(AutoModel, image_tower)
         text: nn.Module = BagOfWords(len(tokenizer))
         if text_tower is not None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
 from trainables.data.errors import holding
 from trainables.errors import InputError, reason
+from trainables.hub import located
 from trainables.models import RetrievalModel
 from trainables.models.albef import Albef
 from trainables.models.blip import Blip
@@ -55,6 +56,7 @@ def load(name: str, image_pixels: int | None = None) -> RetrievalModel:
             a tokenizer that nothing can be computed with.
     """
     with _as_input_errors(name, "config.json, model.safetensors and a tokenizer, or a published file"):
+        name = located(name)
         file = _file(name)
         model = _family(name).load(name) if file is None else _from_file(file, image_pixels)
         if not isinstance(model, Dual):  # whose means are among its weights
@@ -69,6 +71,7 @@ def load_masked_lm(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         InputError: nothing there, no masked language model, weights that are missing, or a tokenizer that is not its.
     """
     with _as_input_errors(name, "config.json, model.safetensors and a tokenizer"):
+        name = located(name)
         masked_lm = from_directory(AutoModelForMaskedLM, name).eval()
         tokenizer = load_tokenizer(name, masked_lm.get_input_embeddings().num_embeddings, first=False)
     return masked_lm, tokenizer
@@ -81,6 +84,7 @@ def family_of(name: str) -> str:
         InputError: see `load`.
     """
     with _as_input_errors(name, "config.json, model.safetensors and a tokenizer, or a published file"):
+        name = located(name)
         file = _file(name)
         family = _family(name) if file is None else _family_in(read_state(file), file)
     return family.family
