@@ -5,6 +5,7 @@ Plain `MlflowClient` calls with everything named, never the fluent API, whose ac
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -123,6 +124,8 @@ def open_experiment(
         _create_database(Path(unquote(uri.removeprefix("sqlite:///"))))
     client = import_mlflow().MlflowClient(tracking_uri=uri)
     location = None if uri.startswith(("http://", "https://")) else artifacts.resolve().as_uri()
+    if location is not None:
+        _check_artifacts(location)
     found = client.get_experiment_by_name(name)
     if found is not None:
         moved = movable and found.artifact_location != location
@@ -139,6 +142,19 @@ def open_experiment(
     note = "The front: filter for `tags.pareto = 'true'`. Its page is an artifact of the run of the study."
     tags = {STUDY_TAG: study_id, "mlflow.note.content": note}
     return ExperimentStore(client, client.create_experiment(name, artifact_location=location, tags=tags))
+
+
+def _check_artifacts(location: str) -> None:
+    """Tell at once where MLflow would find out with the first artifact."""
+    library = {"s3": "boto3", "gs": "google.cloud.storage"}.get(location.partition("://")[0])
+    if library is None:
+        return
+    try:
+        importlib.import_module(library)
+    except ImportError:
+        raise TrackingError(
+            f"MLflow needs {library} to put artifacts to {location}: install it, or give http(s):// of an MLflow server"
+        ) from None
 
 
 def _create_database(path: Path) -> None:

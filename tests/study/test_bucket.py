@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "early_stopping": {"enabled": False},
     "protocol": {"gallery_images": 12, "rung_gallery_images": 6, "image_steps": 1, "bootstrap_samples": 100},
 }
-WAIT_SECONDS = 120
+WAIT_SECONDS = 400
 
 pytestmark = pytest.mark.chaos
 
@@ -73,7 +73,7 @@ class Study:
 
     def command(self, name: str, *flags: str) -> str:
         command = [sys.executable, "-m", f"study.{name}", *self._where, *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd="/")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False, cwd="/")
         assert done.returncode in (0, 1), done.stderr
         return done.stdout
 
@@ -94,7 +94,7 @@ def measured(study: Study, to: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(4 * WAIT_SECONDS)
 def test_killed_and_gone_on_with_in_a_bucket(
     bucket: UrlPath, postgresql_of_file: str, tmp_path: Path, long_chaos: bool
 ) -> None:

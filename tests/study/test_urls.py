@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from study.arguments import parse
 from study.config import StudyConfig
 from study.ledger.set_aside import set_aside
 from study.records import StudyPaths, read_manifest
+from study.tracking.mlflow_store import TrackingError, open_experiment
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig
 from trainables.errors import InputError
@@ -129,3 +131,11 @@ def test_it_is_the_study_that_lies_on_a_disk(
     frozen = yaml.safe_load((bucket / "studies" / "s" / "study.yaml").read_text(encoding="utf-8"))
     assert frozen["config"]["studies_dir"] == str(bucket / "studies")
     assert StudyPaths(bucket / "studies" / "s").resume_command.endswith(f"--studies-dir {bucket}/studies")
+
+
+def test_mlflow_without_a_client_for_the_bucket_is_told_at_once(
+    bucket: UrlPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with pytest.raises(TrackingError, match=r"MLflow needs boto3 to put artifacts to s3://.*: install it"):
+        open_experiment(f"sqlite:///{tmp_path}/mlflow.db", "paretovl/s", "id", bucket / "mlartifacts")

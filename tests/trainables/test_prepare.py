@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizer_kinds import characters, wrapped
 from transformers import BertConfig, BertForMaskedLM
 
@@ -136,3 +137,15 @@ def test_a_masked_language_model_of_characters_is_refused_where_words_are_change
     tokenizer.save_pretrained(tmp_path / "lm")
     with pytest.raises(InputError, match="proposes no word for any of"):
         workshop(tmp_path, tmp_path / "lm").substitutes()
+
+
+def test_nodes_with_caches_of_their_own_make_the_same(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    one, other = (
+        prepare.prepare(tiny_trial.model_copy(update={"cache_dir": tmp_path / name})) for name in ("one", "other")
+    )
+    assert one.hashes == other.hashes
+    weights = (prepared.base.state_dict() for prepared in (one, other))
+    assert all(torch.equal(a, b) for a, b in zip(*(states.values() for states in weights), strict=True))
+    assert np.array_equal(one.caption_groups, other.caption_groups)
+    made = [{path.name for path in (tmp_path / name).glob("[!c]*")} for name in ("one", "other")]  # not notes on files
+    assert made[0] == made[1]
