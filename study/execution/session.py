@@ -341,8 +341,8 @@ class Session:
 
     def _changed(self, record: TrialRecord, what: Event | Manifest) -> None:
         self._display.changed(record, what)
-        if isinstance(what, Event) and what.attempt is not None and self._config.budget.money is not None:
-            self._limits()  # tells now if that kind of device has no price
+        if isinstance(what, Event) and what.attempt is not None and what.attempt.ended is None:
+            self._limits()  # tells now if money is limited and that kind of device has no price
         self._moved |= isinstance(what, Manifest) or what.event == "rung"
         if isinstance(what, Manifest):
             self._alike.add(what)

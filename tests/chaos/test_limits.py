@@ -32,7 +32,7 @@ class Mine(Attack):
         return Attacked(batch.pixels, batch.captions())
 """
 
-FAILS = HANGS_ONCE.replace("time.sleep(3600)", "pass").replace("marker = Path(self.marker)", "{}[self.marker]")
+FAILS = HANGS_ONCE.replace("marker.touch()", "{}[self.marker]").replace("time.sleep(3600)", "")
 
 
 def with_attack(folder: Path, code: str) -> dict[str, object]:
@@ -88,3 +88,17 @@ def test_a_bug_stops_the_study(tmp_path: Path) -> None:
     assert [manifest["state"] for manifest in manifests.values()] == ["failed"] * 2
     assert all("KeyError" in str(manifest["trace"]) for manifest in manifests.values())
     assert json.loads((driver.study / "front.json").read_text()) == []
+
+    assert "2 failed; to run them again: python -m study.run --name chaos" in driver.output
+    (tmp_path / "hung").touch()  # mended
+    assert driver.finish("--budget.trials", "2", "--retry-failed") == 0, driver.output
+    for key, manifest in driver.manifests().items():
+        causes = [attempt["cause"] for attempt in manifest["attempts"]]
+        assert (manifest["state"], manifest["number"], causes) == (
+            "complete",
+            manifests[key]["number"],
+            ["bug", "complete"],
+        )
+        held = sum(one["devices"] * (one["ended"] - one["began"]) for one in manifest["attempts"])
+        assert manifest["cost"]["device_seconds"] == pytest.approx(held)
+    assert driver.optuna_states() == ["COMPLETE"] * 2
