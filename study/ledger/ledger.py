@@ -8,8 +8,7 @@ between the two is mended by telling it again from the manifest.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optuna
@@ -24,16 +23,16 @@ from study.front.estimates import near_front
 from study.ledger.asked import asked_of, keep_asked, keep_sampler, refuse_others_asked
 from study.ledger.attempts import Attempts, count_ended, failures, unseen_ends
 from study.ledger.prior_studies import prior_trials
+from study.ledger.remaining import Remaining, record_of, remaining
 from study.ledger.sessions import sessions
-from study.ledger.store import EARLIER, OUTSIDE, MirroredStorage, open_storage, reopen
+from study.ledger.store import MirroredStorage, open_storage, reopen
 from study.ledger.strays import marks, refuse_strays
-from study.ledger.trials import replicate_key, trial_key, trial_of
+from study.ledger.trials import replicate_key, trial_of
 from study.records import (
     INFEASIBLE,
     Ended,
     Event,
     Manifest,
-    State,
     StudyPaths,
     TrialRecord,
     accounted,
@@ -62,45 +61,13 @@ CAUSES: dict[Ended, Cause] = {
 """Of a trial's last attempt, where it is known only how the trial ended."""
 
 
-@dataclass(frozen=True)
-class Remaining:
-    """What to do with the trials that exist.
-
-    Attributes:
-        tell: numbers of running trials whose manifest is there: they only have to be told.
-        resume: numbers of running trials without one: they were interrupted.
-        fresh: how many searched trials are still to be asked for.
-    """
-
-    tell: list[int]
-    resume: list[int]
-    fresh: int
-
-
-def remaining(records: Sequence[TrialRecord], with_manifest: Collection[str], budget: int) -> Remaining:
-    """Decide from what exists.
-
-    Args:
-        records: all trials of the database.
-        with_manifest: keys of trials that have a manifest.
-        budget: how many searched trials there shall be.
-    """
-    running = [record for record in records if record.state == "running"]
-    searched = sum(record.searched for record in records)
-    return Remaining(
-        tell=[record.number for record in running if record.key in with_manifest],
-        resume=[record.number for record in running if record.key not in with_manifest],
-        fresh=max(0, budget - searched),
-    )
-
-
 def read_records(name: str, storage: optuna.storages.RDBStorage) -> list[TrialRecord]:
     """All trials of a study, in order; changes nothing. None where the study was not begun yet."""
     try:
         study = optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         return []
-    return [_record(trial, name) for trial in study.get_trials(deepcopy=False)]
+    return [record_of(trial, name) for trial in study.get_trials(deepcopy=False)]
 
 
 class Ledger:
@@ -133,7 +100,7 @@ class Ledger:
             database = open_storage(paths, config.storage)
         directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
         self._storage = MirroredStorage(database, config.name, directions)
-        existing = [_record(trial, config.name) for trial in self._storage.whole()]
+        existing = [record_of(trial, config.name) for trial in self._storage.whole()]
         manifests = read_manifests(paths, existing) if paths else []
         if paths:
             refuse_strays(config, left_on_disk(paths), existing, manifests, {fingerprint, *marks(paths)})
@@ -145,7 +112,7 @@ class Ledger:
         if database is not None and self.reopened:
             reopen(database, config.name, [record.number for record in existing if record.key in self.reopened])
             self._storage = MirroredStorage(database, config.name, directions)
-            existing = [_record(trial, config.name) for trial in self._storage.whole()]
+            existing = [record_of(trial, config.name) for trial in self._storage.whole()]
         self._study = optuna.load_study(study_name=config.name, storage=self._storage)
         self._study.sampler = sampler or make_sampler(config, len(existing))
         self._storage.prior = prior_trials(config) if paths else []
@@ -158,7 +125,7 @@ class Ledger:
         for point in config.points:
             if point not in given:
                 self._study.enqueue_trial(point, user_attrs={"given": point})
-        self._all = [_record(trial, config.name) for trial in self._storage.whole()]
+        self._all = [record_of(trial, config.name) for trial in self._storage.whole()]
         if paths:
             keep_asked(paths, self._id, list(zip(existing, self._storage.whole(), strict=False)))
             keep_sampler(paths, self._storage)
@@ -241,7 +208,7 @@ class Ledger:
                 attributes = {"recipe": first.recipe, "replicate": replicate, "replicate_of": first.number}
                 self._study.enqueue_trial(first.params, user_attrs=attributes)
                 self._save(len(self._all))
-                self._all.append(_record(self._storage.get_trial(len(self._all)), self._config.name))
+                self._all.append(record_of(self._storage.get_trial(len(self._all)), self._config.name))
                 self._waiting += 1
 
     def take(self, number: int | None = None) -> TrialRecord:
@@ -455,13 +422,13 @@ class Ledger:
         trial = self._storage.get_trial(number)
         if self._paths is None or trial.state.is_finished():
             return
-        record = _record(trial, self._config.name)
+        record = record_of(trial, self._config.name)
         write_atomically(self._paths.asked(record.key), asked_of(self._id, record, trial).model_dump_json(indent=1))
         if self._storage.attributes_changed:
             keep_sampler(self._paths, self._storage)
 
     def _update(self, number: int) -> TrialRecord:
-        record = _record(self._storage.get_trial(number), self._config.name)
+        record = record_of(self._storage.get_trial(number), self._config.name)
         if number == len(self._all):
             self._searched += 1
         else:
@@ -473,29 +440,3 @@ class Ledger:
 
     def _recipe_point(self, recipe: Any) -> Point:
         return recipe_point(recipe, self._config.protocol.epsilon, self._config.recipe_temperature)
-
-
-def _record(frozen: optuna.trial.FrozenTrial, name: str) -> TrialRecord:
-    replicate = frozen.user_attrs.get("replicate", 0)
-    return TrialRecord(
-        number=frozen.number,
-        key=replicate_key(trial_key(name, frozen.user_attrs.get("replicate_of", frozen.number)), replicate),
-        state=_state(frozen.state, frozen.user_attrs),
-        params=dict(frozen.user_attrs.get(OUTSIDE, frozen.params)),
-        recipe=frozen.user_attrs.get("recipe"),
-        replicate=replicate,
-        reruns=len(frozen.user_attrs.get(EARLIER, [])),
-    )
-
-
-def _state(state: TrialState, attributes: Mapping[str, Any]) -> State:
-    if INFEASIBLE in attributes and state.is_finished():  # the attribute is written first
-        return "infeasible"
-    states: dict[TrialState, State] = {
-        TrialState.PRUNED: "stopped",
-        TrialState.WAITING: "waiting",
-        TrialState.RUNNING: "running",
-        TrialState.COMPLETE: "complete",
-        TrialState.FAIL: "failed",
-    }
-    return states[state]

@@ -13,7 +13,8 @@ from study.execution.tune_searcher import LedgerSearcher
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
 from study.ledger import ledger as ledger_module
-from study.ledger.ledger import Ledger, Remaining, remaining
+from study.ledger.ledger import Ledger
+from study.ledger.remaining import Remaining, remaining
 from study.ledger.trials import point_of, seed_of
 from study.records import Event, State, TrialRecord, read_events, read_manifest
 from tests.study.helpers import ended as last_report
