@@ -37,13 +37,15 @@ from study.execution.session import Session
 from study.execution.tune_searcher import LedgerSearcher
 from study.ledger.lease import Lease
 from study.ledger.ledger import Ledger, read_records
+from study.ledger.ownership import claim
 from study.ledger.store import open_storage
 from study.ledger.trials import trial_key, trial_template
-from study.records import Event, Manifest, StudyPaths, append_event, read_manifests
+from study.records import Event, Manifest, StudyPaths, append_event, read_frozen, read_manifests, study_id
 from study.tracking.mlflow_store import POINTS_TAG, import_mlflow
 from study.tracking.projection import Projection, default_uri, trial_run
 from trainables.config import Point
-from trainables.results import Metric, Outcome, TrialResult
+from trainables.results import Attempt, Metric, Outcome, TrialResult
+from trainables.trial import closing
 
 TARGETS = ("clean", "both", "image", "text")
 RECIPES = ("finetune", "tecoa_itr", "fare", "mat")
@@ -82,7 +84,9 @@ def fill(config: StudyConfig, count: int) -> None:
     config.paths.root.mkdir(parents=True, exist_ok=True)
     directions = [objective.direction for objective in config.objectives]
     source = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), directions=directions)
-    optuna.create_study(study_name=config.name, storage=open_storage(config.paths, None), directions=directions)
+    storage = open_storage(config.paths, None)
+    mark, owner = claim(config, storage, {}, accept_changes=False), study_id(config.paths)
+    storage.engine.dispose()
     rng = np.random.default_rng(0)
     with sqlite3.connect(config.paths.database) as database:
         insert = database.execute
@@ -121,6 +125,7 @@ def fill(config: StudyConfig, count: int) -> None:
                 )
             key = trial_key(config.name, number)
             manifest = Manifest(
+                study=owner,
                 key=key,
                 number=number,
                 recipe=recipe,
@@ -133,7 +138,7 @@ def fill(config: StudyConfig, count: int) -> None:
                 correct={} if stopped else answers(values, rng),
                 queries={} if stopped else {"tr": IMAGES, "ir": CAPTIONS},
                 captions_per_image=[] if stopped else [CAPTIONS // IMAGES] * IMAGES,
-                fingerprint="benchmark",
+                fingerprint=mark,
                 ended=float(number),
             )
             path = config.paths.manifest(key)
@@ -179,24 +184,31 @@ def fill_mlflow(config: StudyConfig) -> None:
             connection.execute(insert(table), rows)
 
 
-def timed(call: Callable[[], object], times: list[float]) -> object:
-    """Call it, and keep how long it took on the clock."""
-    began = time.perf_counter()
-    result = call()
-    times.append(time.perf_counter() - began)
-    return result
+Times = list[tuple[float, float]]
+"""Seconds on the clock, and of the processor in the driver's own thread, whatever else the machine does."""
+
+
+def timed(call: Callable[[], object], times: Times) -> None:
+    """Call it, and keep how long it took."""
+    began = time.perf_counter(), time.thread_time()
+    call()
+    times.append((time.perf_counter() - began[0], time.thread_time() - began[1]))
+
+
+Measured = tuple[dict[str, Times], float, int]
+"""Times by kind of event, MB, points on the front."""
 
 
 def start_running(config: StudyConfig, paths: StudyPaths, running: int) -> None:
     """Start so many trials, as a session that was killed would leave them."""
-    ledger = Ledger(config.model_copy(update={"sampler": "random"}), paths, "benchmark")
+    ledger = Ledger(config.model_copy(update={"sampler": "random"}), paths, read_frozen(paths).hash)
     for _ in range(running):
         record = ledger.take()
         append_event(paths.events(record.key), Event(time=record.number, event="start"))
         append_event(paths.events(record.key), Event(time=record.number, event="rung", step=14, metrics={COST: 5.0}))
 
 
-def measure(config: StudyConfig, running: int, rounds: int, pause: float) -> dict[str, list[float]]:
+def measure(config: StudyConfig, running: int, rounds: int, pause: float) -> Measured:
     """One size of study.
 
     Args:
@@ -206,27 +218,26 @@ def measure(config: StudyConfig, running: int, rounds: int, pause: float) -> dic
         pause: seconds between events. The threads beside the driver's own work then, too.
 
     Returns:
-        Seconds of each kind of event, of opening and of closing; peak of resident memory in MB; points on the front.
+        Times of each kind of event, of opening and of closing; peak of resident memory in MB; points on the front.
     """
     logging.disable(logging.WARNING)
     paths, template = config.paths, trial_template(config)
-    seconds: dict[str, list[float]] = {name: [] for name in ("open", "resume", "start", "rung", "end", "close")}
+    seconds: dict[str, Times] = {name: [] for name in ("open", "resume", "start", "rung", "end", "close")}
     start_running(config, paths, running)
     storage = open_storage(paths, None)
     rng = np.random.default_rng(1)
     with Lease(storage.engine, config.name, lost=lambda _: None) as lease:
-        began = time.perf_counter()
-        ledger = Ledger(config, paths, "benchmark")
+        began = time.perf_counter(), time.thread_time()
+        ledger = Ledger(config, paths, read_frozen(paths).hash, database=storage, confirm=lease.confirm)
         session = Session(config, ledger, template, lease)
         session._pages.request(session._so_far())
         session._tracking.request((ledger.records(), None))
         make = partial(ledger.trial, template)
         searcher = LedgerSearcher(ledger, make, session._patience(), session._may_start, session._changed)
-        seconds["open"].append(time.perf_counter() - began)
+        seconds["open"].append((time.perf_counter() - began[0], time.thread_time() - began[1]))
         names = [f"tune-{index}" for index in range(running)]
         for name in names:
             timed(partial(searcher.suggest, name), seconds["resume"])
-        began = time.perf_counter()
         for index in range(rounds):
             ended, fresh = names.pop(0), f"tune-{running + index}"
             values = measurements(rng)
@@ -244,7 +255,8 @@ def measure(config: StudyConfig, running: int, rounds: int, pause: float) -> dic
                 hashes={},
                 versions={},
             )
-            outcome = {"outcome": Outcome(state="complete", result=result).model_dump_json()}
+            attempt = Attempt(began=0, ended=1, devices=1, cause="complete")
+            outcome = closing(attempt, Outcome(state="complete", result=result))
             timed(partial(searcher.rung, names[-1], report), seconds["rung"])
             time.sleep(pause)
             timed(partial(searcher.on_trial_complete, ended, outcome), seconds["end"])
@@ -254,16 +266,16 @@ def measure(config: StudyConfig, running: int, rounds: int, pause: float) -> dic
             names.append(fresh)
         timed(session.close, seconds["close"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
-    return {**seconds, "resident": [peak], "front": [len(json.loads(paths.front.read_text(encoding="utf-8")))]}
+    return seconds, peak, len(json.loads(paths.front.read_text(encoding="utf-8")))
 
 
-def quietly(config: StudyConfig, running: int, rounds: int, pause: float) -> dict[str, list[float]]:
+def quietly(config: StudyConfig, running: int, rounds: int, pause: float) -> Measured:
     """As `measure`, without what the study prints."""
     with contextlib.redirect_stdout(io.StringIO()):
         return measure(config, running, rounds, pause)
 
 
-def one_size(objectives: int, finished: int, options: argparse.Namespace) -> dict[str, list[float]]:
+def one_size(objectives: int, finished: int, options: argparse.Namespace) -> Measured:
     """Fill a study, and measure it in a process of its own, whose memory is the driver's alone."""
     with tempfile.TemporaryDirectory() as folder:
         config = StudyConfig(
@@ -279,9 +291,10 @@ def one_size(objectives: int, finished: int, options: argparse.Namespace) -> dic
             return process.submit(quietly, config, options.running, options.rounds, options.pause).result()
 
 
-def written(times: Sequence[float]) -> str:
+def written(times: Times) -> str:
     """Milliseconds."""
-    return f"{1000 * np.median(times):.1f} (p99 {1000 * np.percentile(times, 99):.1f})"
+    (median, busy), (most, _) = 1000 * np.median(times, axis=0), 1000 * np.percentile(times, 99, axis=0)
+    return f"{median:.1f} (p99 {most:.1f}) ms, processor {busy:.1f}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -302,18 +315,14 @@ def main(arguments: Sequence[str]) -> int:
     for objectives in options.objectives:
         whole = []
         for finished in options.finished:
-            found = one_size(objectives, finished, options)
-            events = [*found["start"], *found["rung"], *found["end"]]
-            rows = {name: f"{written(found[name])} ms" for name in ("resume", "start", "rung", "end") if found[name]}
-            rows |= {"any event": f"{written(events)} ms, mean {1000 * np.mean(events):.1f} ms"}
-            rows |= {name: f"{found[name][0]:.1f} s" for name in ("open", "close")}
-            rows |= {"on the front": f"{found['front'][0]:.0f}", "peak resident": f"{found['resident'][0]:.0f} MB"}
-            print(f"{objectives} objectives, {finished} ended, {options.running} running", flush=True)
-            for name, value in rows.items():
-                print(f"  {name:16}{value}", flush=True)
-            worst = max(1000 * float(np.median(found[name])) for name in ("start", "rung", "end"))
-            whole.append(1000 * float(np.mean([np.median(found[name]) for name in ("start", "rung", "end")])))
-            good &= worst <= MEDIAN_MS and found["resident"][0] <= RESIDENT_MB
+            found, resident, front = one_size(objectives, finished, options)
+            print(f"{objectives} objectives, {finished} ended, {options.running} running, {front} on the front")
+            for name, times in found.items():
+                print(f"  {name:8}{written(times)}", flush=True)
+            print(f"  peak resident {resident:.0f} MB", flush=True)
+            medians = {name: 1000 * np.median(found[name], axis=0) for name in ("start", "rung", "end")}
+            whole.append(float(np.mean([busy for _, busy in medians.values()])))
+            good &= max(clock for clock, _ in medians.values()) <= MEDIAN_MS and resident <= RESIDENT_MB
         growth = whole[-1] / whole[0]
         print(
             f"{objectives} objectives: {whole[-1]:.1f} ms an event, x{growth:.2f} of the smallest study\n", flush=True
