@@ -10,8 +10,6 @@ from typing import Protocol as Interface
 from trainables.config import CLEAN, Protocol, TrialConfig
 from trainables.results import Caveat, Metric
 
-Z95 = NormalDist().inv_cdf(0.975)
-
 
 class Measured(Interface):
     """What a manifest says of one model's evaluation."""
@@ -44,13 +42,14 @@ def chance(k: int, images: int, captions: int) -> float:
     return round((1 - missed + min(1.0, k / images)) / 2, 12)
 
 
-def at_chance(measured: Measured, looks: int = 1) -> str | None:
+def at_chance(measured: Measured, confidence: float, looks: int = 1) -> str | None:
     """What was measured, in words, if not one clean recall is above chance; None if one is, or if none can be judged.
 
     Args:
         measured: with an interval for each recall.
+        confidence: of the intervals.
         looks: how many models the same is asked of. The more there are, the further the luckiest of those at chance is
-            above it, so the quantile that a recall has to exceed is that of 2.5 % divided by the looks (Bonferroni).
+            above it, so the share of the draws beyond an end of the interval is divided by the looks (Bonferroni).
     """
     images, captions = measured.queries.get("tr", 0), measured.queries.get("ir", 0)
     recalls = {
@@ -60,7 +59,8 @@ def at_chance(measured: Measured, looks: int = 1) -> str | None:
     }
     if not recalls:
         return None
-    needed = NormalDist().inv_cdf(1 - 0.025 / (looks * len(recalls))) / (2 * Z95)
+    beyond = (1 - confidence) / 2
+    needed = NormalDist().inv_cdf(1 - beyond / (looks * len(recalls))) / (2 * NormalDist().inv_cdf(1 - beyond))
     if any(m.value - needed * (m.high - m.low) > chance(k, images, captions) for k, m in recalls.items()):
         return None
     k = max(recalls)
@@ -98,7 +98,7 @@ def idle_attacks(measured: Sequence[Measured], protocol: Protocol) -> list[Cavea
 
 def evaluation_caveats(measured: Measured, protocol: Protocol) -> list[Caveat]:
     """Of one model, measured under the protocol."""
-    words = at_chance(measured)
+    words = at_chance(measured, protocol.confidence)
     found = [Caveat(text=f"no better than chance before any attack: {words}", void=True)] if words else []
     return [*found, *idle_attacks([measured], protocol), *small_gallery(measured.queries.get("tr", 0), protocol)]
 

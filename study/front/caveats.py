@@ -41,13 +41,13 @@ def study_caveats(
     complete = [manifest for manifest in manifests if manifest.state == "complete"]
     if not complete:
         return []
-    found = _chance(complete, entries) + _untouched(complete)
+    found = _chance(complete, entries, protocol.confidence) + _untouched(complete)
     alike = _alike(complete, objectives)
     void = any(caveat.void for caveat in (*found, *alike))
     found += alike + idle_attacks(complete, protocol) + small_gallery(complete[0].queries.get("tr", 0), protocol)
     if len(objectives) > 1 and len(complete) > 2 and len(entries) == 1 and not void:
         found.append(Caveat(text=f"{entries[0].key} is best in every objective: no trade-off between them was found"))
-    return found if void else found + _like_a_recipe(manifests, entries, objectives)
+    return found if void else found + _like_a_recipe(manifests, entries, objectives, protocol.confidence)
 
 
 def _named(keys: Sequence[str]) -> str:
@@ -55,8 +55,8 @@ def _named(keys: Sequence[str]) -> str:
     return ", ".join(keys[:NAMED]) + more
 
 
-def _chance(complete: Sequence[Manifest], entries: Sequence[FrontEntry]) -> list[Caveat]:
-    told = {one.key: words for one in complete if (words := at_chance(one, looks=len(complete)))}
+def _chance(complete: Sequence[Manifest], entries: Sequence[FrontEntry], confidence: float) -> list[Caveat]:
+    told = {one.key: words for one in complete if (words := at_chance(one, confidence, looks=len(complete)))}
     if len(told) == len(complete):
         best = max(complete, key=lambda one: max(m.value for n, m in one.metrics.items() if n.startswith(f"{CLEAN}/")))
         text = f"not one of {len(complete)} complete trials retrieves better than chance before any attack, so nothing "
@@ -96,10 +96,10 @@ def _alike(complete: Sequence[Manifest], objectives: Sequence[Objective]) -> lis
 
 
 def _like_a_recipe(
-    manifests: Sequence[Manifest], entries: Sequence[FrontEntry], objectives: Sequence[Objective]
+    manifests: Sequence[Manifest], entries: Sequence[FrontEntry], objectives: Sequence[Objective], confidence: float
 ) -> list[Caveat]:
     """Searched trials on the front that differ from some recipe in no recall."""
-    of = {estimate.first.key: estimate for estimate in estimates(manifests, objectives)}
+    of = {estimate.first.key: estimate for estimate in estimates(manifests, objectives, confidence)}
     recipes = [estimate for estimate in of.values() if estimate.first.recipe is not None]
     recalls = [objective.metric for objective in objectives if objective.metric not in COSTS]
     searched = [of[entry.key] for entry in entries if entry.recipe is None]
@@ -109,7 +109,7 @@ def _like_a_recipe(
     for member in searched:
         alike = []
         for recipe in recipes:
-            differences = {name: paired_difference(member, recipe, name) for name in recalls}
+            differences = {name: paired_difference(member, recipe, name, confidence) for name in recalls}
             if not any(d.low > 0 or d.high < 0 for d in differences.values()):
                 name, most = max(differences.items(), key=lambda item: abs(item[1].value))
                 words = f"{member.first.key} from {recipe.first.recipe} ({name} by {in_words(most)} at most)"
@@ -123,8 +123,8 @@ def _like_a_recipe(
     return [Caveat(text=f"{text}: {_named(told)}; more evaluation images or replicates may tell them apart")]
 
 
-def paired_difference(one: Estimate, other: Estimate, metric: str) -> Metric:
-    """One minus the other in a recall, with its 95 % interval.
+def paired_difference(one: Estimate, other: Estimate, metric: str, confidence: float) -> Metric:
+    """One minus the other in a recall, with its interval.
 
     Both are resampled on the same images, a percentile bootstrap that is much narrower than two intervals beside each
     other: images that are hard for one model are hard for the other. Where the bits of the queries are not known for
@@ -137,7 +137,7 @@ def paired_difference(one: Estimate, other: Estimate, metric: str) -> Metric:
         return Metric(value=value, low=value - half, high=value + half)
     weights = _resampled(first[1].shape[1])
     draws = ((weights @ (first[0] - second[0]).T) / (weights @ first[1].T)).mean(axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Metric(value=value, low=float(low), high=float(high))
 
 

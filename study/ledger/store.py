@@ -29,7 +29,8 @@ from study.records import StudyPaths, sqlite_url
 from trainables.errors import InputError, redacted
 
 HISTORY = 500
-"""Ended trials that a sampler learns from: the last ones. TPE's time for a suggestion grows with them."""
+"""Ended trials that a sampler learns from: the last ones, half as many with four objectives. TPE's time for a
+suggestion grows with them and with their front."""
 
 
 def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optuna.storages.RDBStorage:
@@ -130,7 +131,7 @@ class MirroredStorage(InMemoryStorage):
         self.attributes_changed = False
         """Whether a sampler has kept something new for the whole study."""
         self._open: list[int] = []
-        self._ended: deque[int] = deque(maxlen=HISTORY)
+        self._ended: deque[int] = deque(maxlen=HISTORY // max(1, len(directions) - 2))
         self._saved: list[FrozenTrial] = []
         study = self.create_new_study(directions, name)
         if database is None:
@@ -147,7 +148,7 @@ class MirroredStorage(InMemoryStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """What samplers see: prior trials, those that wait or run, and the last `HISTORY` that ended."""
+        """What samplers see: prior trials, those that wait or run, and the last that ended, see `HISTORY`."""
         everything = self.whole()
         trials = [everything[number] for number in sorted([*self._open, *self._ended])]
         trials = [trial for trial in trials if states is None or trial.state in states]

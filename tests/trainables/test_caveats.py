@@ -47,27 +47,27 @@ def measured(metrics: dict[str, tuple[float, float, float]], **fields: Any) -> A
 
 def test_one_recall_above_chance_is_enough() -> None:
     at = {"clean/mr_r1": (0.012, 0.0, 0.03), "clean/mr_r5": (0.055, 0.03, 0.08), "clean/mr_r10": (0.10, 0.07, 0.14)}
-    told = at_chance(measured(at))
+    told = at_chance(measured(at), 0.95)
     assert told is not None
     assert "clean/mr_r10 is 0.100 [0.070, 0.140], chance 0.09" in told
     assert "(100 images, 500 captions)" in told
-    assert at_chance(measured(at | {"clean/mr_r10": (0.2, 0.15, 0.25)})) is None
-    assert at_chance(measured(at | {"both/mr_r10": (0.9, 0.8, 1.0)})) == told, "what is attacked does not count"
-    assert at_chance(measured({"clean/mr_r1": (0.0, 0.0, 0.0)})) is not None, "pessimistic ranks are below chance"
-    assert at_chance(measured({"clean/mr_r1": (1.0, 1.0, 1.0)})) is None
+    assert at_chance(measured(at | {"clean/mr_r10": (0.2, 0.15, 0.25)}), 0.95) is None
+    assert at_chance(measured(at | {"both/mr_r10": (0.9, 0.8, 1.0)}), 0.95) == told, "what is attacked does not count"
+    assert at_chance(measured({"clean/mr_r1": (0.0, 0.0, 0.0)}), 0.95) is not None, "pessimistic ranks are below chance"
+    assert at_chance(measured({"clean/mr_r1": (1.0, 1.0, 1.0)}), 0.95) is None
 
 
 def test_the_luckiest_of_many_is_no_better_than_chance() -> None:
     lucky = measured({"clean/mr_r5": (0.09, 0.06, 0.12)})
-    assert at_chance(lucky) is None
-    assert at_chance(lucky, looks=100) is not None
+    assert at_chance(lucky, 0.95) is None
+    assert at_chance(lucky, 0.95, looks=100) is not None
 
 
 def test_what_cannot_be_judged_is_not_told() -> None:
-    assert at_chance(measured({"clean/mr_r5": (0.0, 0.0, 0.0)}, queries={})) is None
-    assert at_chance(measured({"image/mr_r5": (0.0, 0.0, 0.0)})) is None
+    assert at_chance(measured({"clean/mr_r5": (0.0, 0.0, 0.0)}, queries={}), 0.95) is None
+    assert at_chance(measured({"image/mr_r5": (0.0, 0.0, 0.0)}), 0.95) is None
     few = {"queries": {"tr": 5, "ir": 25}}
-    assert at_chance(measured({"clean/mr_r5": (1.0, 1.0, 1.0)}, **few)) is None, "five of five are always found"
+    assert at_chance(measured({"clean/mr_r5": (1.0, 1.0, 1.0)}, **few), 0.95) is None, "five of five are always found"
 
 
 def test_an_attack_that_changes_nothing() -> None:

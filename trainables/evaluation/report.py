@@ -35,7 +35,8 @@ def print_report(manifest: EvaluationManifest, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=f"{manifest.model}: recall in %, with 95 % intervals", title_justify="left", box=None)
+    title = f"{manifest.model}: recall in %, with {100 * manifest.protocol.confidence:g} % intervals"
+    shown = Table(title=title, title_justify="left", box=None)
     names = [f"{direction}_r{k}" for direction in ("tr", "ir") for k in manifest.protocol.recall_at]
     for column in ("attack", *names):
         shown.add_column(column)

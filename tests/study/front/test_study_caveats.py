@@ -162,11 +162,11 @@ def test_members_like_a_recipe_are_named_with_the_largest_difference() -> None:
 def test_a_paired_interval_is_that_of_the_mean_difference() -> None:
     one, other = trial(0, answered(0.9), answered(0.4)), trial(1, answered(0.9), answered(0.3))
     first, second = estimates([one, other], OBJECTIVES)
-    found = paired_difference(first, second, "both/mr_r1")
+    found = paired_difference(first, second, "both/mr_r1", 0.95)
     half = 1.96 * (answered(0.4) ^ answered(0.3)).std() / np.sqrt(IMAGES)
     assert found.value == pytest.approx(0.1)
     assert (found.low, found.high) == (pytest.approx(0.1 - half, abs=0.012), pytest.approx(0.1 + half, abs=0.012))
-    assert paired_difference(first, first, "both/mr_r1") == Metric(value=0, low=0, high=0)
+    assert paired_difference(first, first, "both/mr_r1", 0.95) == Metric(value=0, low=0, high=0)
 
 
 def test_captions_belong_to_their_images() -> None:
@@ -188,7 +188,7 @@ def test_captions_belong_to_their_images() -> None:
     objectives = (Objective(metric="both/ir_r1"),)
     first_only = np.arange(IMAGES) == 0
     one, other = estimates([uneven(0, first_only), uneven(1, np.zeros(IMAGES, dtype=bool))], objectives)
-    found = paired_difference(one, other, "both/ir_r1")
+    found = paired_difference(one, other, "both/ir_r1", 0.95)
     assert found.value == pytest.approx(9 / 108)
     assert found.low == 0, "more than one gallery in three lacks that image"
 
@@ -199,6 +199,6 @@ def test_replicates_are_taken_together() -> None:
         trial(1, answered(0.5), answered(0.4), key="s-t00000-s1", replicate=1),
     ]
     pair, other = estimates([*runs, trial(2, answered(0.5), answered(0.1))], OBJECTIVES)
-    found = paired_difference(pair, other, "both/mr_r1")
+    found = paired_difference(pair, other, "both/mr_r1", 0.95)
     assert found.value == pytest.approx(0.2)
     assert found.low < 0.2 < found.high
