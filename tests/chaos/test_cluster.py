@@ -175,10 +175,16 @@ def test_devices_come_late_and_go(tmp_path: Path, cluster: Any, long_chaos: bool
     assert found == expected
 
 
-@pytest.mark.timeout(5000)
-def test_ranks_nodes_and_processes_of_two_workers(tmp_path: Path, cluster: Any, long_chaos: bool, tell: Tell) -> None:
+@pytest.fixture
+def in_full(long_chaos: bool) -> None:
+    """Before any other fixture, which would start a cluster."""
     if not long_chaos:
         pytest.skip("a quarter of an hour: run with --long-chaos")
+
+
+@pytest.mark.usefixtures("in_full")
+@pytest.mark.timeout(5000)
+def test_ranks_nodes_and_processes_of_two_workers(tmp_path: Path, cluster: Any, tell: Tell) -> None:
     done = [f"{kind} {rank}" for kind in ("worker", "node", "drain") for rank in (0, 1)]
     done += ["controller", "trial", "driver"]
     draw = random.Random(2)
