@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     with exit_on_input_error(), stopped_by_signals("stopped before the study was begun"):
         from study.ledger.lease import driver_lock
+        from study.ledger.retries import DatabaseAway
 
         config = parse(arguments)
         made = prepare_folder(config.paths)
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # before or after the trials, which have their own handling
             print(f"stopped; to go on: {config.paths.resume_command}", file=sys.stderr)
             return stopped_code()
+        except DatabaseAway as away:
+            print(f"stopped: {away}; nothing is lost; to go on: {config.paths.resume_command}", file=sys.stderr)
+            return RESUMABLE
         except InputError:
             leave_no_trace(config.paths, made)
             raise
@@ -130,8 +134,10 @@ def run(config: Arguments) -> int:
         session = Session(config, ledger, template, lease)
         session.refuse_others(dataset.digest)
         todo = session.left_to_do()
-        if todo:
-            session.explore(todo)
+        with storage_as_input_errors(config):
+            if todo:
+                session.explore(todo)
+            ledger.settle()
         return session.close()
 
 

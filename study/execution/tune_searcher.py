@@ -82,8 +82,8 @@ class LedgerSearcher(Searcher):
         self._places.leave_out(bad_nodes(self._tried_again))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial's configuration, None if there are no devices yet, or FINISHED."""
-        if not self._places.due():
+        """The next trial's configuration, None if there are no devices yet, or no database, or FINISHED."""
+        if not self._places.due() or not self._ledger.in_touch():
             return None
         left = len(self._queue) or (self._ledger.left() if self._may_start() else 0)
         place = self._places.take(len(self._taken), left)

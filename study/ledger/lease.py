@@ -18,18 +18,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from study.config import StudyConfig
+from study.ledger.retries import database_reason, persistently
 from study.ledger.sessions import (
     EXPIRY_SECONDS,
     SESSIONS,
+    SessionRow,
     clock_of,
     make_sessions_table,
     now_of,
@@ -82,36 +85,37 @@ class Lease:
         self._engine, self._study, self._lost, self._pace = engine, study, lost, pace or Pace()
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat_on, self._watch)]
-        self._id, self._renewed, self._earlier = 0, 0.0, 0.0
+        self._id, self._renewed, self._earlier, self._asked = 0, 0.0, 0.0, False
 
     def __enter__(self) -> Lease:
-        make_sessions_table(self._engine)
-        now, host = now_of(self._engine), socket.gethostname()
-        for row in sessions(self._engine, self._study):
-            if row.open and row.gone(now, host, self._pace.expiry):
-                self._end_silent(row.id, row.heartbeat)
-        began = _clock()
-        try:
-            with self._engine.begin() as connection:
-                values = {
-                    "study": self._study,
-                    "host": host,
-                    "process": os.getpid(),
-                    "process_started": started_at(os.getpid()),
-                    "device": "",
-                    "started": clock_of(self._engine),
-                    "heartbeat": clock_of(self._engine),
-                }
-                key = connection.execute(sa.insert(SESSIONS).values(values)).inserted_primary_key
-        except IntegrityError:
-            raise InputError(self._holder()) from None
-        assert key is not None
-        self._id, self._began, self._renewed = int(key[0]), began, began
+        persistently(self._open)
         self._earlier = sum(row.seconds() for row in sessions(self._engine, self._study) if row.id != self._id)
         sa.event.listen(self._engine, "begin", self._fence)
         for thread in self._threads:
             thread.start()
         return self
+
+    def _open(self) -> None:
+        make_sessions_table(self._engine)
+        now, host, self._began = now_of(self._engine), socket.gethostname(), _clock()
+        for row in sessions(self._engine, self._study):
+            if row.open and row.gone(now, host, self._pace.expiry):
+                self._end_silent(row.id, row.heartbeat)
+        who = {"host": host, "process": os.getpid(), "process_started": started_at(os.getpid())}
+        times = {name: clock_of(self._engine) for name in ("started", "heartbeat")}
+        again, self._asked = self._asked, True
+        try:
+            with self._engine.begin() as connection:
+                values = {"study": self._study, "device": "", **who, **times}
+                key = connection.execute(sa.insert(SESSIONS).values(values)).inserted_primary_key
+                assert key is not None
+                self._id = int(key[0])
+        except IntegrityError:
+            held = [row for row in sessions(self._engine, self._study) if row.open]
+            if not (again and held and (held[0].host, held[0].process) == (host, os.getpid())):
+                raise InputError(self._holder(held)) from None
+            self._id = held[0].id  # the answer was lost
+        self._renewed = self._began
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -119,11 +123,11 @@ class Lease:
         traceback.clear_frames(trace)  # what was cut short in the middle of a query keeps the database locked
         self._ended.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(self._pace.margin)
         try:
             self._update(heartbeat=clock_of(self._engine), ended=clock_of(self._engine))
         except (SQLAlchemyError, LeaseLost) as failure:  # the study is safe; the next driver waits for the expiry
-            _log.warning("the session could not be ended in the database: %s", failure)
+            _log.warning("the session could not be ended in the database: %s", database_reason(failure))
         finally:
             sa.event.remove(self._engine, "begin", self._fence)
 
@@ -134,7 +138,7 @@ class Lease:
 
     def use(self, device: str) -> None:
         """Note which kind of device the session holds."""
-        self._update(device=device)
+        persistently(partial(self._update, device=device))
 
     @property
     def last_device(self) -> str:
@@ -175,8 +179,7 @@ class Lease:
             connection.execute(sa.select(SESSIONS.c.id).where(*silent).with_for_update())
             connection.execute(sa.update(SESSIONS).where(*silent).values(ended=heartbeat))
 
-    def _holder(self) -> str:
-        rows = [row for row in sessions(self._engine, self._study) if row.open]
+    def _holder(self, rows: Sequence[SessionRow]) -> str:
         if not rows:
             return f"study {self._study!r} was just left by another driver; try again"
         row, now = rows[-1], now_of(self._engine)
@@ -194,7 +197,7 @@ class Lease:
                 self._renew()
                 pause = self._pace.heartbeat
             except SQLAlchemyError as failure:
-                _log.warning("no heartbeat: %s", failure)
+                _log.warning("no heartbeat: %s", database_reason(failure))
                 pause = self._pace.heartbeat / 10
             except LeaseLost:
                 return

@@ -24,8 +24,9 @@ from study.ledger.asked import asked_of, keep_asked, keep_sampler, refuse_others
 from study.ledger.attempts import Attempts, count_ended, failures, unseen_ends
 from study.ledger.prior_studies import prior_trials
 from study.ledger.remaining import Remaining, record_of, remaining
+from study.ledger.rows import reopen
 from study.ledger.sessions import sessions
-from study.ledger.store import MirroredStorage, open_storage, reopen
+from study.ledger.store import MirroredStorage, open_storage
 from study.ledger.strays import marks, refuse_strays
 from study.ledger.trials import replicate_key, trial_of
 from study.records import (
@@ -302,6 +303,14 @@ class Ledger:
         if rungs and self._all[number].state == "running":
             optuna.trial.Trial(self._study, number).set_user_attr("rungs", rungs)
 
+    def in_touch(self) -> bool:
+        """Whether the database is there; without it no trial starts, and those that end have manifests until it is."""
+        return self._storage.in_touch()
+
+    def settle(self) -> None:
+        """See that the database has everything."""
+        self._storage.settle()
+
     def verdict(self, record: TrialRecord) -> str | None:
         """Why an interrupted trial must not go on: an earlier session stopped it, and ended before it wrote so."""
         return self._verdicts.get(record.key)
@@ -413,7 +422,7 @@ class Ledger:
             if manifest.state == "infeasible":
                 trial.set_constraint(INFEASIBLE, 1.0)
             self._study.tell(number, state=TrialState.PRUNED)
-        self._save(number)
+        self._storage.save_soon(number)
         self._update(number)
 
     def _save(self, number: int) -> None:
@@ -423,6 +432,7 @@ class Ledger:
         if self._paths is None or trial.state.is_finished():
             return
         record = record_of(trial, self._config.name)
+        self._confirm()
         write_atomically(self._paths.asked(record.key), asked_of(self._id, record, trial).model_dump_json(indent=1))
         if self._storage.attributes_changed:
             keep_sampler(self._paths, self._storage)

@@ -12,8 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from search_spaces.space import Space, is_draw
 from study.config import StudyConfig
 from study.ledger.frozen import freeze, load_frozen
+from study.ledger.rows import KEPT
 from study.ledger.sessions import sessions
-from study.ledger.store import KEPT
 from study.ledger.strays import marks
 from study.records import StudyPaths, left_on_disk, manifest_ids, read_frozen, study_id
 from trainables.errors import InputError, redacted

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from study.ledger.store import EARLIER, OUTSIDE
+from study.ledger.rows import EARLIER, OUTSIDE
 from study.ledger.trials import replicate_key, trial_key
 from study.records import INFEASIBLE, State, TrialRecord
 

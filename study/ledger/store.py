@@ -2,28 +2,29 @@
 
 Optuna reads all trials several times for one suggestion, and a database has to be asked each time for those that run.
 The study has one writer (`study.ledger.lease`), so memory is never behind. A trial is written in one transaction when
-it starts, and in a few when it ends, its state last.
+it starts, and in one when it ends.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import shlex
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, InMemoryStorage
-from optuna.storages._rdb import models
+from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from study.config import StudyConfig
+from study.ledger.retries import OPENING_SECONDS, DatabaseAway, database_reason, passes, persistently
+from study.ledger.rows import write_trial
 from study.ledger.sessions import make_sessions_table
 from study.records import StudyPaths, sqlite_url
 from trainables.errors import InputError, redacted
@@ -33,7 +34,7 @@ HISTORY = 500
 suggestion grows with them and with their front."""
 
 
-def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optuna.storages.RDBStorage:
+def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> RDBStorage:
     """The study's database: SQLite in its folder unless a URL is given.
 
     Args:
@@ -44,18 +45,29 @@ def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> optun
     Raises:
         InputError: it cannot be reached or used, or was made by an Optuna with another schema.
     """
+
+    def connect() -> RDBStorage:
+        if url is None and make and not paths.database.exists():
+            _make_database(paths.database.resolve())
+        options = {"timeout": 60} if url is None else _impatient(url)
+        return RDBStorage(
+            url or sqlite_url(paths.database),
+            engine_kwargs={"pool_pre_ping": url is not None, "connect_args": options},
+            skip_table_creation=not make,
+        )
+
     try:
-        if url is None:
-            if make and not paths.database.exists():
-                _make_database(paths.database.resolve())
-            return optuna.storages.RDBStorage(
-                sqlite_url(paths.database),
-                engine_kwargs={"connect_args": {"timeout": 60}},
-                skip_table_creation=not make,
-            )
-        return optuna.storages.RDBStorage(url, skip_table_creation=not make)
+        return persistently(connect, OPENING_SECONDS)
     except Exception as error:  # drivers, URLs and migrations raise what they like
-        raise _unusable(paths, url, error) from None
+        raise InputError(_unusable(paths, url, error)) from None
+
+
+def _impatient(url: str) -> dict[str, int]:
+    """Options with which libpq does not wait for minutes for a server that is gone; those of the URL count more."""
+    if sa.make_url(url).get_driver_name() not in ("psycopg", "psycopg2"):
+        return {}
+    ours = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 20_000}
+    return {name: value for name, value in ours.items() if name not in sa.make_url(url).query}
 
 
 def _make_database(path: Path) -> None:
@@ -64,53 +76,10 @@ def _make_database(path: Path) -> None:
     """
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)
-    engine = optuna.storages.RDBStorage(sqlite_url(part)).engine
+    engine = RDBStorage(sqlite_url(part)).engine
     make_sessions_table(engine)
     engine.dispose()
     part.replace(path)
-
-
-KEPT = ("recipe", "given", "replicate", "replicate_of")
-"""User attributes that say what a trial is; the others say what came of it."""
-
-OUTSIDE = "outside"
-"""User attribute with the parameters of a trial that is no draw of the present space: samplers must not see them."""
-
-EARLIER = "earlier"
-"""User attribute of a trial that was begun again after it had ended: what came of it each time."""
-
-
-def reopen(database: optuna.storages.RDBStorage, name: str, numbers: Sequence[int]) -> None:
-    """Have ended trials run again under their numbers. Optuna itself never changes what has ended.
-
-    Args:
-        database: with the study.
-        name: of the study.
-        numbers: of its trials.
-    """
-    trials = database.get_all_trials(database.get_study_id_from_name(name))
-    with database.engine.begin() as connection:
-        for trial in (trials[number] for number in numbers):
-            came = {"state": trial.state.name, "values": trial.values, "reason": trial.user_attrs.get("reason")}
-            earlier = json.dumps([*trial.user_attrs.get(EARLIER, []), came])
-            key, values, user, system = (
-                table.trial_id == trial._trial_id
-                for table in (
-                    models.TrialModel,
-                    models.TrialValueModel,
-                    models.TrialUserAttributeModel,
-                    models.TrialSystemAttributeModel,
-                )
-            )
-            again = sa.update(models.TrialModel).where(key).values(state=TrialState.RUNNING, datetime_complete=None)
-            connection.execute(again)
-            connection.execute(sa.delete(models.TrialValueModel).where(values))
-            outcome = models.TrialUserAttributeModel.key.not_in(KEPT)
-            connection.execute(sa.delete(models.TrialUserAttributeModel).where(user, outcome))
-            constraint = models.TrialSystemAttributeModel.key.like("constraints%")
-            connection.execute(sa.delete(models.TrialSystemAttributeModel).where(system, constraint))
-            row = {"trial_id": trial._trial_id, "key": EARLIER, "value_json": earlier}
-            connection.execute(sa.insert(models.TrialUserAttributeModel).values(row))
 
 
 class MirroredStorage(InMemoryStorage):
@@ -122,7 +91,7 @@ class MirroredStorage(InMemoryStorage):
         directions: of its objectives.
     """
 
-    def __init__(self, database: BaseStorage | None, name: str, directions: list[StudyDirection]) -> None:
+    def __init__(self, database: RDBStorage | None, name: str, directions: list[StudyDirection]) -> None:
         super().__init__()
         self._database = database
         self._name = name
@@ -133,6 +102,7 @@ class MirroredStorage(InMemoryStorage):
         self._open: list[int] = []
         self._ended: deque[int] = deque(maxlen=HISTORY // max(1, len(directions) - 2))
         self._saved: list[FrozenTrial] = []
+        self._due: set[int] = set()
         study = self.create_new_study(directions, name)
         if database is None:
             return
@@ -178,47 +148,64 @@ class MirroredStorage(InMemoryStorage):
         super().set_study_system_attr(study_id, key, value)
         self.attributes_changed = True
         if self._database is not None:
-            self._database.set_study_system_attr(self._study, key, value)
+            write = partial(self._database.set_study_system_attr, self._study, key, value)
+            persistently(write)
 
     def save(self, number: int) -> None:
-        """Write what is new of a trial to the database."""
-        if self._database is None:
-            return
-        now = copy.deepcopy(self.get_trial(number))
-        if number == len(self._saved):
-            now._trial_id = self._database.create_new_trial(self._study, now)
-            self._saved.append(now)
-            return
-        before = self._saved[number]
-        now._trial_id = before._trial_id
-        for name in [name for name in now.params if name not in before.params]:  # in the order they were drawn
-            distribution = now.distributions[name]
-            value = distribution.to_internal_repr(now.params[name])
-            self._database.set_trial_param(now._trial_id, name, value, distribution)
-        for key, value in now.user_attrs.items():
-            if before.user_attrs.get(key) != value:
-                self._database.set_trial_user_attr(now._trial_id, key, value)
-        for key, value in now.system_attrs.items():
-            if before.system_attrs.get(key) != value:
-                self._database.set_trial_system_attr(now._trial_id, key, value)
-        if now.state != before.state:
-            self._database.set_trial_state_values(now._trial_id, now.state, now.values)
-        self._saved[number] = now
+        """Write what is new of a trial to the database, even if that takes a while to come back."""
+        self._due.add(number)
+        self.settle()
+
+    def settle(self) -> None:
+        """Write what is due."""
+        persistently(self._write_due)
+
+    def save_soon(self, number: int) -> None:
+        """The same for a trial whose account is safe elsewhere: with the next one, if the database is away."""
+        self._due.add(number)
+        self.in_touch()
+
+    def in_touch(self) -> bool:
+        """Whether the database is there. What it does not have yet is written."""
+        try:
+            self._write_due()
+            if self._database is not None:
+                with self._database.engine.connect() as connection:
+                    connection.execute(sa.select(1))
+        except (StorageInternalError, sa.exc.SQLAlchemyError) as error:
+            if not passes(error):
+                raise
+            return False
+        return True
+
+    def _write_due(self) -> None:
+        for number in sorted(self._due):
+            if self._database is not None:
+                now = copy.deepcopy(self.get_trial(number))
+                before = self._saved[number] if number < len(self._saved) else None
+                now._trial_id = write_trial(self._database.engine, self._study, before, now)
+                self._saved[number : number + 1] = [now]
+            self._due.remove(number)
 
 
 @contextmanager
 def storage_as_input_errors(config: StudyConfig) -> Iterator[None]:
-    """Turn a database that fails into one message, and leave alone what is wrong with anything else."""
+    """Turn a database that fails into one message, and leave alone what is wrong with anything else.
+
+    Raises:
+        DatabaseAway: it may come back.
+        InputError: it will not by itself.
+    """
     try:
         yield
     except (StorageInternalError, sa.exc.SQLAlchemyError) as error:
-        raise _unusable(config.paths, config.storage, error) from None
+        kind = DatabaseAway if passes(error) else InputError
+        raise kind(_unusable(config.paths, config.storage, error)) from None
 
 
-def _unusable(paths: StudyPaths, url: str | None, error: Exception) -> InputError:
-    where = redacted(url or str(paths.database))
-    reason = (redacted(str(error.__cause__ or error)).splitlines() or [type(error).__name__])[0]
-    if url and ":***@" in url:
+def _unusable(paths: StudyPaths, url: str | None, error: Exception) -> str:
+    where, reason = redacted(url or str(paths.database)), database_reason(error)
+    if url and where != url:
         reason += "; its password is not kept: give --storage again, or leave it to ~/.pgpass"
     reason = reason.replace("$STORAGE_URL", shlex.quote(redacted(url or sqlite_url(paths.database))))
-    return InputError(f"storage: the study's database {where} cannot be used: {reason}")
+    return f"storage: the study's database {where} cannot be used: {reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -25,55 +26,67 @@ def _program(name: str) -> str | None:
     return shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *map(str, places)]))
 
 
-@pytest.fixture(scope="session")
-def postgresql_server() -> Iterator[sa.URL]:
-    """URL of a server on loopback that takes passwords only. It belongs to nobody and goes with the tests."""
-    initdb, postgres = _program("initdb"), _program("postgres")
-    if initdb is None or postgres is None:  # a server cannot be a Python dependency; SQLite runs the same tests
-        pytest.skip("PostgreSQL is not installed (Debian's package is postgresql)")
-    folder = Path(tempfile.mkdtemp())  # not pytest's, whose parents another run closes for other users
-    user = None
-    if os.geteuid() == 0:  # it refuses to run as root
-        user = "nobody"
-        shutil.chown(folder, user)
-    (folder / "password").write_text(PASSWORD)
-    if user:
-        shutil.chown(folder / "password", user)
-    flags = ["--username", "me", "--auth", "scram-sha-256", "--pwfile", str(folder / "password"), "--no-sync"]
-    subprocess.run([initdb, "-D", str(folder / "data"), *flags], user=user, check=True, capture_output=True, cwd="/")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    settings = ["-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [postgres, "-D", str(folder / "data"), *settings], user=user, cwd="/", stderr=log, start_new_session=True
-        )
-    url = sa.URL.create("postgresql+psycopg", "me", PASSWORD, "127.0.0.1", port, "postgres")
-    engine = sa.create_engine(url)
-    try:
-        for _ in range(200):
+class Server:
+    """A PostgreSQL server on loopback that takes passwords only. It belongs to nobody and goes with the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        initdb, postgres = _program("initdb"), _program("postgres")
+        if initdb is None or postgres is None:  # a server cannot be a Python dependency; SQLite runs the same tests
+            pytest.skip("PostgreSQL is not installed (Debian's package is postgresql)")
+        self._user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+        (folder / "password").write_text(PASSWORD)
+        for path in (folder, folder / "password") if self._user else ():
+            shutil.chown(path, self._user)
+        flags = ["--username", "me", "--auth", "scram-sha-256", "--pwfile", str(folder / "password"), "--no-sync"]
+        making = [initdb, "-D", str(folder / "data"), *flags]
+        subprocess.run(making, user=self._user, check=True, capture_output=True, cwd="/")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self._command = [postgres, "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", "", "-F"]
+        self._log = folder / "log"
+        self.url = sa.URL.create("postgresql+psycopg", "me", PASSWORD, "127.0.0.1", port, "postgres")
+
+    def start(self, wait: bool = True) -> None:
+        """Begin to serve."""
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                self._command, user=self._user, cwd="/", stderr=log, start_new_session=True
+            )
+        engine = sa.create_engine(self.url)
+        for _ in range(200 if wait else 0):
             try:
                 engine.connect().close()
                 break
             except sa.exc.OperationalError:
-                assert server.poll() is None, "the server has ended"
+                assert self._process.poll() is None, "the server has ended"
                 time.sleep(0.05)
-        yield url
-    finally:
         engine.dispose()
-        server.terminate()
-        server.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def stop(self) -> None:
+        """At once, as in a crash: transactions are lost, connections cut."""
+        self._process.send_signal(signal.SIGQUIT)
+        self._process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Server]:
+    """One for all tests of this process."""
+    folder = Path(tempfile.mkdtemp())  # not pytest's, whose parents another run closes for other users
+    server = Server(folder)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
-def postgresql(postgresql_server: sa.URL, request: pytest.FixtureRequest) -> Iterator[str]:
+def postgresql(postgresql_server: Server, request: pytest.FixtureRequest) -> Iterator[str]:
     """URL, with its password, of an empty database of the test's own."""
     name = f"test_{abs(hash(request.node.nodeid))}"
-    engine = sa.create_engine(postgresql_server, isolation_level="AUTOCOMMIT")
+    engine = sa.create_engine(postgresql_server.url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
     with engine.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    yield postgresql_server.set(database=name).render_as_string(hide_password=False)
+    yield postgresql_server.url.set(database=name).render_as_string(hide_password=False)
     with engine.connect() as connection:
         connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
     engine.dispose()

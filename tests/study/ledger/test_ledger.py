@@ -6,6 +6,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
 from search_spaces.joint import JOINT
 from study.config import Budget, Constraint, EarlyStopping, Objective, StudyConfig
@@ -123,21 +124,24 @@ def test_stop_between_manifest_and_database(tmp_path: Path, monkeypatch: pytest.
     assert stored.trials[0].values == [0.7, 0.2]
 
 
-@pytest.mark.parametrize("write", ["set_trial_user_attr", "set_trial_system_attr", "set_trial_state_values"])
-def test_stop_between_the_writes_of_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+@pytest.mark.parametrize("write", ["INTO trial_user_attr", "INTO trial_system_attr", "UPDATE trials"])
+def test_stop_between_the_writes_of_an_end(tmp_path: Path, write: str) -> None:
     class Stopped(BaseException):
         pass
 
-    def stop(*_: object) -> None:
-        raise Stopped
+    def stop(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if write in statement:
+            raise Stopped
 
     config = study(tmp_path)
     ledger = opened(config)
     taken = ledger.take()
-    with monkeypatch.context() as patch:
-        patch.setattr(optuna.storages.RDBStorage, write, stop)
+    sa.event.listen(sa.Engine, "before_cursor_execute", stop)
+    try:
         with pytest.raises(Stopped):
             ledger.finish(taken, Outcome(state="infeasible", reason="Diverged: nan"), TrialConfig())
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", stop)
     assert opened(config).records()[0].state == "infeasible"
     stored = optuna.load_study(study_name="s", storage=ledger_module.open_storage(config.paths, None)).trials[0]
     assert stored.state.name == "PRUNED"
