@@ -29,6 +29,7 @@ from study.costs.cost_model import DEVICES, trial_memory, trial_work
 from study.costs.page import PHASES, SIMULATIONS, Growth, Plan, page
 from study.costs.shapes import shape_of
 from trainables.cli.command import exit_on_input_error
+from trainables.cli.passwords import hide_passwords
 from trainables.config import Point, TrialConfig
 from trainables.errors import InputError
 
@@ -296,4 +297,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    hide_passwords()
     sys.exit(main())

@@ -15,6 +15,7 @@ from study.ledger.frozen import fingerprint
 from study.records import Frozen, StudyPaths, read_frozen, study_id
 from trainables.caveats import foreseen
 from trainables.cli.command import exit_on_input_error
+from trainables.cli.passwords import hide_passwords
 from trainables.errors import InputError
 from trainables.execution.places import MODELS, family_in, open_named
 from trainables.execution.signals import RESUMABLE, stopped_by_signals, stopped_code
@@ -40,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # before or after the trials, which have their own handling
             print(f"stopped; to go on: {config.paths.resume_command}", file=sys.stderr)
             return stopped_code()
-        except DatabaseAway as away:
-            print(f"stopped: {away}; nothing is lost; to go on: {config.paths.resume_command}", file=sys.stderr)
+        except DatabaseAway as gone:
+            print(f"stopped: {gone}; nothing is lost; to go on: {config.paths.resume_command}", file=sys.stderr)
             return RESUMABLE
         except InputError:
             leave_no_trace(config.paths, made)
@@ -198,4 +199,5 @@ def with_revisions(config: Arguments) -> Arguments:
 
 
 if __name__ == "__main__":
+    hide_passwords()
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import Final, Projection, ui_command
 from study.view import read_study, study_parser
 from trainables.cli.command import exit_on_input_error
+from trainables.cli.passwords import hide_passwords
 from trainables.errors import InputError, redacted
 
 
@@ -19,7 +21,10 @@ def parser() -> argparse.ArgumentParser:
     examples = "python -m study.track --name quickstart", "python -m study.track --name quickstart --rebuild"
     parser = study_parser("python -m study.track", __doc__, *examples)
     parser.add_argument(
-        "--tracking-uri", metavar="URI", help="of MLflow's server or database (default: that of the study)"
+        "--tracking-uri",
+        metavar="URI",
+        default=os.environ.get("PARETOVL_TRACKING__URI"),
+        help="of MLflow's server or database (default: that of the study)",
     )
     parser.add_argument("--rebuild", action="store_true", help="delete what MLflow has of the study first")
     return parser
@@ -58,4 +63,5 @@ def _track(paths: StudyPaths, uri: str | None, rebuild: bool) -> None:
 
 
 if __name__ == "__main__":
+    hide_passwords()
     sys.exit(main())

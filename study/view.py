@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import os
 import socket
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from study.ledger.frozen import load_frozen
 from study.records import Manifest, StudyPaths, TrialRecord, accounted, left_on_disk, read_manifests
 from trainables.cli.command import argument, command_parser, place_or_url
 from trainables.config.fields import check_name
-from trainables.errors import InputError
+from trainables.errors import InputError, without_password
 from trainables.files import UrlPath
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def read_study(paths: StudyPaths) -> StudyView:
         others = paths.root.parent.iterdir() if paths.root.parent.is_dir() else ()
         known = ", ".join(sorted(folder.name for folder in others if (folder / paths.config.name).exists())) or "none"
         raise InputError(f"there is no study at {paths.root}; studies in {paths.root.parent}: {known}")
-    config = load_frozen(paths)
+    config = with_passwords(load_frozen(paths))
     left = left_on_disk(paths)
     records: list[TrialRecord] = []
     rows: list[SessionRow] = []
@@ -91,6 +92,16 @@ def read_study(paths: StudyPaths) -> StudyView:
     manifests = read_manifests(paths, records)
     refuse_strays(config, left, records, manifests, marks(paths))
     return StudyView(config, paths, accounted(records, manifests), manifests, rows, _driver_runs(paths, rows, now))
+
+
+def with_passwords(config: StudyConfig) -> StudyConfig:
+    """The study with the URLs of the variables, where those are its own with a password."""
+    storage, tracking = os.environ.get("PARETOVL_STORAGE"), os.environ.get("PARETOVL_TRACKING__URI")
+    if storage and without_password(storage) == config.storage:
+        config = config.model_copy(update={"storage": storage})
+    if tracking and without_password(tracking) == config.tracking.uri:
+        config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": tracking})})
+    return config
 
 
 def _driver_runs(paths: StudyPaths, rows: Sequence[SessionRow], now: float) -> bool:

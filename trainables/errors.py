@@ -26,12 +26,32 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if isinstance(error, KeyError) or not line else line
 
 
+_USER = re.compile(r"(://[^:/?#@\s]*):(?:[^\s'\"]*)@")
+_NAMED = re.compile(
+    r"((?:^|[^\w])[\w.-]*(?:password|passwd|pwd|passphrase|token|secret|signature|sig|credential|api_?key|access_?key)=)"
+    r"('[^']*'|[^&;\s'\"]+)",
+    re.IGNORECASE,
+)
+
+
 def redacted(text: str) -> str:
-    """The text without the passwords of the URLs in it.
+    """The text without the passwords of the URLs in it, in front of the host or among the parameters.
+
+    Rather too much than too little: with several URLs in one word, all up to the last host is left out.
 
     Example:
-        >>> redacted("postgresql://me:secret@db:5432/mlflow")
-        'postgresql://me:***@db:5432/mlflow'
+        >>> redacted("postgresql://me:secret@db:5432/mlflow?sslpassword=hush&a=b")
+        'postgresql://me:***@db:5432/mlflow?sslpassword=***&a=b'
     """
-    text = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(password=)[^&\s]+", r"\1***", text)
+    return _NAMED.sub(r"\1***", _USER.sub(r"\1:***@", text))
+
+
+def without_password(url: str) -> str:
+    """A URL as it may be kept: what is asked for a password is left to those who know it.
+
+    Example:
+        >>> without_password("postgresql://me:secret@db:5432/mlflow?sslpassword=hush&a=b")
+        'postgresql://me@db:5432/mlflow?a=b'
+    """
+    bare = re.sub(r"[^?&]*=\*\*\*(&|$)", "", redacted(url).replace(":***@", "@"))
+    return bare.rstrip("?&")

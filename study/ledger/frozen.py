@@ -14,7 +14,7 @@ from study.records import Frozen, StudyPaths, left_on_disk, read_frozen, study_i
 from trainables.cli.command import all_mistakes
 from trainables.cli.yaml_core import dump
 from trainables.config import content_hash
-from trainables.errors import InputError, redacted
+from trainables.errors import InputError, without_password
 from trainables.execution.places import MODELS
 from trainables.identity import NO_MATTER, attack_content, differences, model_files_digest
 
@@ -85,7 +85,7 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool, know
     elif left_on_disk(paths):
         accepted.append({"trials_before": None, "changes": [f"{paths.config.name} was not there"]})
     fields = config.model_dump(mode="json", include=set(StudyConfig.model_fields))
-    fields["storage"] = None if config.storage is None else redacted(config.storage)
+    fields = _kept(fields)
     for place, given in (("root", config.data.root), ("generated_captions", config.data.generated_captions)):
         fields["data"][place] = None if given is None else str(given.resolve())  # found from any folder
     fields["data"]["linked_folders"] = [str(folder.resolve()) for folder in config.data.linked_folders]
@@ -102,6 +102,13 @@ def freeze(config: StudyConfig, mark: dict[str, Any], accept_changes: bool, know
     )
     write_atomically(paths.config, dump(frozen.model_dump(mode="json")))
     return frozen.hash
+
+
+def _kept(value: Any) -> Any:
+    """A configuration without the passwords of its URLs."""
+    if isinstance(value, dict):
+        return {name: _kept(part) for name, part in value.items()}
+    return without_password(value) if isinstance(value, str) and "://" in value else value
 
 
 def load_frozen(paths: StudyPaths) -> StudyConfig:

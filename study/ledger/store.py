@@ -8,6 +8,7 @@ it starts, and in one when it ends.
 from __future__ import annotations
 
 import copy
+import re
 import shlex
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
@@ -205,7 +206,7 @@ def storage_as_input_errors(config: StudyConfig) -> Iterator[None]:
 
 def _unusable(paths: StudyPaths, url: str | None, error: Exception) -> str:
     where, reason = redacted(url or str(paths.database)), database_reason(error)
-    if url and where != url:
-        reason += "; its password is not kept: give --storage again, or leave it to ~/.pgpass"
+    if url and re.search("password|authentication", reason, re.IGNORECASE):
+        reason += "; passwords are not kept: give PARETOVL_STORAGE or --storage again, or leave it to ~/.pgpass"
     reason = reason.replace("$STORAGE_URL", shlex.quote(redacted(url or sqlite_url(paths.database))))
     return f"storage: the study's database {where} cannot be used: {reason}"

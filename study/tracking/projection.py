@@ -265,8 +265,8 @@ class Projection:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise TrackingError(
                 f"MLflow at {redacted(self.uri)} failed: {redacted(reason[0])[:300]}. Check that it runs and "
-                "that tracking.uri is right. Nothing is lost: the study keeps its own files, and "
-                f"`python -m study.track --name {self.study_name}` brings MLflow up to date later."
+                "that tracking.uri is right, with its password, which is not kept. Nothing is lost: the study keeps "
+                f"its own files, and `python -m study.track --name {self.study_name}` brings MLflow up to date later."
             ) from error
 
     def _connect(self) -> ExperimentStore:

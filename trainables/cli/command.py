@@ -8,9 +8,11 @@ import inspect
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import yaml
@@ -20,7 +22,7 @@ from pydantic.fields import FieldInfo
 from trainables.cli import yaml_core
 from trainables.config import TrialConfig
 from trainables.config.fields import expanded_place
-from trainables.errors import InputError
+from trainables.errors import InputError, redacted
 from trainables.files import Location, location
 
 Checked = TypeVar("Checked")
@@ -34,10 +36,11 @@ def exit_on_input_error() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows an escape and the study goes on
+    sys.excepthook = _told
     try:
         yield
     except (InputError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,6 +50,11 @@ def exit_on_input_error() -> Iterator[None]:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback without passwords: libraries quote URLs."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
 def read_yaml(path: Location) -> dict[str, Any]:

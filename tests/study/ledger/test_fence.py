@@ -27,7 +27,7 @@ from tests.study.helpers import complete, opened, study
 from trainables.config import TrialConfig
 from trainables.execution.signals import RESUMABLE
 
-PACE = Pace(heartbeat=0.1, expiry=1.0, margin=0.3)
+PACE = Pace(heartbeat=0.2, expiry=3.0, margin=1.0)
 TRIALS = 2
 
 

@@ -21,15 +21,14 @@ from search_spaces.joint import JOINT
 from search_spaces.space import suggest
 from study.config import StudyConfig
 from study.execution.tune_searcher import LedgerSearcher
-from study.ledger.lease import Lease, Pace
+from study.ledger.lease import Lease, Pace, leave_at_once
 from study.ledger.ledger import Ledger
 from study.ledger.retries import passes, persistently
 from study.ledger.rows import write_trial
 from study.ledger.store import open_storage
 from study.records import StudyPaths
-from study.run import leave_at_once
 from tests.study.conftest import Server
-from tests.study.helpers import complete, opened, study
+from tests.study.helpers import complete, ended, opened, study
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.execution.signals import RESUMABLE
@@ -59,7 +58,7 @@ def drive(config: StudyConfig, storage: optuna.storages.RDBStorage, pace: Pace, 
             over = over or suggestion is not None
             time.sleep(seconds)
             if running:
-                searcher.on_trial_complete(running.pop(0), {"outcome": complete(0.5, 0.1).model_dump_json()})
+                searcher.on_trial_complete(running.pop(0), ended(complete(0.5, 0.1)))
         ledger.settle()
 
 
