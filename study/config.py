@@ -138,7 +138,10 @@ class Budget(Model):
     plateau_growth: float = Field(0.001, ge=0, lt=1, description="share of the box that is not yet growth")
     trial_hours: float | None = Field(None, gt=0, description="wall time of one trial; above it is infeasible")
     silent_minutes: float = Field(
-        30, gt=0, description="a worker that reports nothing for so long, or 5 of its slowest epochs, is stuck"
+        30,
+        gt=0,
+        description="a worker is stuck if neither a step nor a part of an evaluation ends for so long; 5 times as long "
+        "before its first step",
     )
     max_failures: int = Field(2, ge=0, description="retries of a trial whose worker or node was lost or stuck")
     alike_failures: int = Field(3, ge=1, description="trials that fail alike before the study stops")

@@ -16,7 +16,7 @@ from trainables.config import BATCH_IMAGES, AttackConfig, Protocol, TrialConfig,
 
 NO_MATTER = {
     "protocol": {"batch_images"},
-    "training": {"log_every_steps", "gradient_checkpointing", "micro_batch", "compile"},
+    "training": {"log_every_steps", "gradient_checkpointing", "micro_batch", "compile", "checkpoint_minutes"},
 }
 """Fields that decide how fast a trial is and what it tells, but no result; as for the number of workers, up to the
 arithmetic and the draws of dropout."""

@@ -71,10 +71,13 @@ class Workshop:
         config: of the trial.
         log: for progress.
         family: of the model that reads the captions, where it is at hand; found out from the config if not given.
+        beat: called after every part of what takes long.
     """
 
-    def __init__(self, config: TrialConfig, log: Log, family: str | None = None) -> None:
-        self.config, self.log, self.cache, self._family = config, log, config.cache_dir, family
+    def __init__(
+        self, config: TrialConfig, log: Log, family: str | None = None, beat: Callable[[], object] = lambda: None
+    ) -> None:
+        self.config, self.log, self.cache, self._family, self._beat = config, log, config.cache_dir, family, beat
         self.dataset = load_dataset(config.data, self.cache)
 
     @cached_property
@@ -166,6 +169,7 @@ class Workshop:
                         with locked(shard, how) as held:
                             if held and Substitutes.load(shard) is None:
                                 proposer.propose(texts[part], silent).save(shard)
+                        self._beat()
         with locked(path):
             found = Substitutes.load(path)
             if found is None:
@@ -291,14 +295,19 @@ class Workshop:
         return folder
 
 
-def prepare(config: TrialConfig, log: Log = lambda line: None) -> Prepared:
+def prepare(config: TrialConfig, log: Log = lambda line: None, beat: Callable[[], object] = lambda: None) -> Prepared:
     """Load what the trial starts from; make what does not exist yet, which takes from seconds to minutes.
+
+    Args:
+        config: of the trial.
+        log: for progress.
+        beat: called after every part of what takes long.
 
     Raises:
         DataError: the data set cannot be used.
         InputError: a named model cannot be loaded.
     """
-    workshop = Workshop(config, log)
+    workshop = Workshop(config, log, beat=beat)
     train, _ = workshop.substitutes()
     dataset = workshop.dataset
     return Prepared(

@@ -75,12 +75,15 @@ class TrialResult(Model):
     queries: dict[str, int] = Field(description="number of queries per direction, `tr` and `ir`")
     captions_per_image: list[int] = Field([], description="so that the bits can be compared with another model's")
     device_seconds: float = Field(
-        ge=0, description="workers x share of a device x seconds, all attempts up to their checkpoints"
+        ge=0, description="workers x share of a device x seconds, all attempts, until this was written"
     )
     peak_memory_gb: float | None = Field(
         None, ge=0, description="1e9 bytes, most that a worker held: of its GPU, or resident on CPUs"
     )
-    seconds: dict[str, float] = Field(description="of the last worker group: load, train, attack, evaluate")
+    seconds: dict[str, float] = Field(description="of the last attempt: load, attack, train, evaluate, audit, save")
+    evaluation_images: int | None = Field(
+        None, description="attacked at once by the first worker in the end, fewer where its memory held no more"
+    )
     steps: int = Field(ge=0)
     resumed_from_steps: list[int] = Field(description="optimiser step each further attempt went on from")
     passed_over: list[str] = Field([], description="checkpoints that could not be read, and why")

@@ -117,9 +117,14 @@ class LedgerSearcher(Searcher):
             self._write(record, Event(time=self._clock(), event="start", message=_describe(record, trial)))
         devices = trial.workers.count * trial.workers.share
         begun = Attempt(began=self._clock(), nodes=list(place.nodes), devices=devices, device=place.kind)
+        known = {
+            "held_seconds": (self._ledger.device_seconds(record) or 0.0) / devices,
+            "logged_step": self._ledger.last_rung(record),
+        }
+        patience = self._patience.model_copy(update=known).model_dump()
         self._taken[trial_id] = Running(record, trial, place, begun)
         self._write_attempt(record, begun)
-        return {"trial": trial.model_dump(mode="json"), "patience": self._patience.model_dump(), "place": place.id}
+        return {"trial": trial.model_dump(mode="json"), "patience": patience, "place": place.id}
 
     def rung(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Log a report of a trial, and say whether it goes on."""
@@ -128,7 +133,7 @@ class LedgerSearcher(Searcher):
         running = self._taken[trial_id]
         if "nodes" in result:
             self._by_rank(running, result["nodes"], result["home"])
-        if "history" not in result:
+        if "step" not in result:
             return True
         record, trial = running.record, running.trial
         step, resumed = int(result["step"]), int(result["resumed_from_step"])
@@ -137,8 +142,9 @@ class LedgerSearcher(Searcher):
             self._resumed[record.number] = resumed, passed_over
             message = "; ".join([f"from step {max(0, resumed)}", *passed_over])
             self._write(record, Event(time=self._clock(), event="resume", step=max(0, resumed), message=message))
-        running.attempt = running.attempt.model_copy(update={"from_step": max(0, resumed), "to_step": step})
-        if self._ledger.logged(record, step):
+        steps = {"from_step": max(0, resumed), "to_step": max(running.attempt.to_step, step)}
+        running.attempt = running.attempt.model_copy(update=steps)
+        if "history" not in result or self._ledger.logged(record, step):  # a checkpoint only, or told once more
             return True
         metrics = {name: float(result[name]) for name in trial.protocol.metric_names if name in result}
         metrics |= {cost: float(result[field]) for cost, field in COSTS.items() if field in result}

@@ -254,6 +254,10 @@ class Ledger:
         """Whether the trial's log has what it measured at a step. A trial that goes on reports its last step again."""
         return (record.key, step) in self._logged
 
+    def last_rung(self, record: TrialRecord) -> int:
+        """Up to which step the trial's log has all that was measured; -1 if there is nothing yet."""
+        return max(self._rungs.of(record.key), default=-1)
+
     def attempts(self, record: TrialRecord) -> list[Attempt]:
         """The trial's tries so far, in order."""
         return self._attempts.of(record.key)

@@ -171,6 +171,12 @@ class TrainingConfig(Model):
     )
     attack_candidates: int = Field(5, ge=1, le=10, description="masked-LM substitutes the training attack tries a word")
     log_every_steps: int = Field(5, ge=1, description="how often loss and temperature are kept")
+    checkpoint_minutes: float = Field(
+        10,
+        gt=0,
+        description="between checkpoints within an epoch, and between pieces of the final evaluation that are kept: at "
+        "most so much is done again after a loss",
+    )
 
     @model_validator(mode="after")
     def _an_epoch_has_a_batch(self) -> TrainingConfig:

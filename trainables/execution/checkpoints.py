@@ -15,6 +15,7 @@ from typing import Any
 
 from trainables.config import TrialConfig
 from trainables.errors import InputError
+from trainables.execution.shelf import FOLDER
 from trainables.files import opened
 from trainables.identity import differences, file_digest, made_from
 
@@ -87,7 +88,7 @@ class RunFolder:
             state = self._state(name)
             if state is not None:
                 found.append(Checkpoint(name, f"{self.path}/{name}", state))
-        return sorted(found, key=lambda one: (one.state["step"], one.name), reverse=True)
+        return sorted(found, key=_progress, reverse=True)
 
     def incomplete(self) -> dict[str, str]:
         """Names of those that are not, with a sentence that says so."""
@@ -106,10 +107,13 @@ class RunFolder:
         return next((found for found in self.checkpoints() if found.name not in passed_over), None)
 
     def keep(self, count: int, passed_over: Collection[str] = ()) -> None:
-        """Remove all but the newest ones that are whole."""
+        """Remove all but the newest ones that are whole; and, once the trial is complete, what it kept until then."""
         good = [found.name for found in self.checkpoints() if found.name not in passed_over]
         for name in set(self._names()) - set(good[:count]) - set(passed_over):
             self._files.delete_dir(f"{self._folder}/{name}")
+        if any(found.state.get("report", {}).get("last") for found in self.checkpoints()[:1]):
+            for name in self._names(FOLDER):
+                self._files.delete_dir(f"{self._folder}/{name}")
 
     def refuse_others(self, config: TrialConfig, hashes: Mapping[str, str]) -> None:
         """See that what is here belongs to this trial.
@@ -126,12 +130,12 @@ class RunFolder:
                     "away to begin anew"
                 )
 
-    def _names(self) -> list[str]:
+    def _names(self, beginning: str = "checkpoint_") -> list[str]:
         from pyarrow.fs import FileSelector, FileType
 
         found = self._files.get_file_info(FileSelector(self._folder, allow_not_found=True))
         return [
-            one.base_name for one in found if one.type is FileType.Directory and one.base_name.startswith("checkpoint_")
+            one.base_name for one in found if one.type is FileType.Directory and one.base_name.startswith(beginning)
         ]
 
     def _state(self, name: str) -> dict[str, Any] | None:
@@ -145,6 +149,11 @@ class RunFolder:
             return None
         there = self._files.get_file_info([f"{folder}/{file}" for file in sizes])
         return state if [one.size for one in there] == list(sizes.values()) else None
+
+
+def _progress(found: Checkpoint) -> tuple[int, bool, str]:
+    """There are two of a step that ends an epoch: one before its evaluation, and one after."""
+    return found.state["step"], found.state.get("measured", True), found.name
 
 
 def other_origin(state: Mapping[str, Any], config: TrialConfig, hashes: Mapping[str, str]) -> list[str]:

@@ -33,11 +33,18 @@ class Uploads:
         for ended in self._ended:
             ended.wait()
 
-    def report(self, metrics: dict[str, Any], written: Future[Path] | None) -> None:
-        """All workers call this together, with a checkpoint on rank 0."""
+    def report(self, metrics: dict[str, Any], written: Future[Path] | None, wait: bool = False) -> None:
+        """All workers call this together, with a checkpoint on rank 0, if there is one.
+
+        Args:
+            metrics: plain data.
+            written: the checkpoint's folder to be.
+            wait: until the checkpoint is in the storage, as for the last one.
+        """
         import ray.train  # not before the environment is set
         from ray.train import Checkpoint, CheckpointUploadMode
 
+        waits = wait or metrics["last"]
         storage, ended = ray.train.get_context().get_storage(), threading.Event()
 
         def upload(_: Any, name: str) -> Any:
@@ -60,7 +67,7 @@ class Uploads:
             ray.train.report(
                 metrics,
                 checkpoint=Checkpoint(str(self._scratch)) if written is not None else None,
-                checkpoint_upload_mode=CheckpointUploadMode.SYNC if metrics["last"] else CheckpointUploadMode.ASYNC,
+                checkpoint_upload_mode=CheckpointUploadMode.SYNC if waits else CheckpointUploadMode.ASYNC,
                 delete_local_checkpoint_after_upload=False,
                 checkpoint_upload_fn=upload,
             )

@@ -6,21 +6,39 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+PHASES = ("load", "attack", "train", "evaluate", "audit", "save")
+
 
 @dataclass
 class Clock:
-    """Seconds by phase. On a GPU, events are read once an epoch, so that the loop never waits for the device."""
+    """Seconds by phase, from when it was made. On a GPU, events are read at reports, so that the loop never waits.
+
+    Attributes:
+        device: of this worker.
+        held_before: seconds that earlier attempts held their devices; None if that is known from checkpoints only.
+        began: seconds since 1970.
+        seconds: by phase; the first is `load`.
+    """
 
     device: torch.device
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"load": 0.0, "attack": 0.0, "train": 0.0, "evaluate": 0.0}
-    )
+    held_before: float | None = None
+    began: float = field(default_factory=time.time)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     _marks: list[tuple[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.mark(PHASES[0])
+
+    @property
+    def held(self) -> float:
+        """Seconds that devices are held by now, with those before."""
+        return (self.held_before or 0.0) + time.time() - self.began
 
     def mark(self, phase: str) -> None:
         """What follows belongs to `phase`."""
@@ -32,14 +50,13 @@ class Clock:
             self._marks.append((phase, time.perf_counter()))
 
     def settle(self) -> None:
-        """Add up everything since the last call; waits for the device."""
-        self.mark("")
+        """Add up everything since the last call; waits for the device. The phase goes on."""
+        self.mark(self._marks[-1][0])
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        for (phase, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            elapsed = start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + elapsed
-        self._marks.clear()
+        for (phase, start), (_, end) in pairwise(self._marks):
+            self.seconds[phase] += start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start
+        del self._marks[:-1]
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -10,17 +10,17 @@ from collections.abc import Callable
 STUCK = 86
 """Exit code of a process that its watchdog ended."""
 
-SLOWEST_EPOCHS = 5.0
-"""A final evaluation takes longer than an epoch, but not by more than this."""
+FIRST_STEP = 5.0
+"""Times as long a silence is borne before the first step: data and models are read, kernels are compiled."""
 
 
 class Watchdog:
-    """Ends the process if it is silent for `silent_seconds`, or for 5 of its slowest epochs if that is longer.
+    """Ends the process if it is silent for `silent_seconds`, or for 5 times as long before its first step.
 
-    A context manager around the work; `beat` is called after each epoch.
+    A context manager around the work.
 
     Args:
-        silent_seconds: longest silence; also before the first beat.
+        silent_seconds: longest silence.
         end: what ends the process.
         clock: seconds, monotonic.
     """
@@ -32,7 +32,7 @@ class Watchdog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._silent_seconds, self._end, self._clock = silent_seconds, end, clock
-        self._slowest = 0.0
+        self._borne = FIRST_STEP * silent_seconds
         self._last = clock()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -47,14 +47,17 @@ class Watchdog:
 
     def beat(self) -> None:
         """The work is alive."""
-        now = self._clock()
-        self._slowest = max(self._slowest, now - self._last)
-        self._last = now
+        self._last = self._clock()
+
+    def step(self) -> None:
+        """A step is done."""
+        self.beat()
+        self._borne = self._silent_seconds
 
     @property
     def stuck(self) -> bool:
         """Whether it has been silent for too long."""
-        return self._clock() - self._last > max(self._silent_seconds, SLOWEST_EPOCHS * self._slowest)
+        return self._clock() - self._last > self._borne
 
     def _watch(self) -> None:
         while not self._over.wait(min(5.0, self._silent_seconds / 10)):

@@ -8,6 +8,7 @@ import errno
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,6 +26,7 @@ from trainables.execution.checkpoints import CheckpointError, seal
 from trainables.models.loading import load
 from trainables.prepare import prepare
 from trainables.results import TrialResult
+from trainables.training.clock import Clock
 from trainables.training.finetune import Diverged, finetune
 
 POINT = Point(temperature=0.1, temperature_learned=True, epsilon=2 / 255, attack_steps=1, words=1)
@@ -41,6 +43,7 @@ def run(
     checkpoint: Path | None = None,
     stop_after: int = 99,
     asked: Callable[[], bool] = lambda: False,
+    **fields: Any,
 ) -> list[Any]:
     reports: list[Any] = []
 
@@ -50,7 +53,7 @@ def run(
             raise Stop
 
     with contextlib.suppress(Stop):
-        finetune(config, prepare(config), CPU, checkpoint, scratch, report, asked=asked)
+        finetune(config, prepare(config), CPU, checkpoint, scratch, report, asked=asked, **fields)
     return reports
 
 
@@ -68,14 +71,52 @@ def test_a_checkpoint_in_the_middle_of_an_epoch(tiny_trial: TrialConfig, tmp_pat
     config, logged = tiny_trial.model_copy(update={"point": POINT}), {"log_every_steps": 2}
     config = config.model_copy(update={"training": config.training.model_copy(update=logged)})
     whole = run(config, tmp_path / "whole", asked=asked_once(3))
-    assert [(metrics["step"], metrics["epoch"]) for metrics, _ in whole] == [(3, 0), (8, 1), (16, 2)]
-    assert [len([name for name in metrics if "/" in name]) > 0 for metrics, _ in whole] == [False, True, True]
-    steps = [[entry["step"] for entry in json.loads(metrics["history"])] for metrics, _ in whole]
-    assert steps == [[2, 3], [4, 6, 8], [10, 12, 14, 16]]
+    assert [(metrics["step"], metrics["epoch"]) for metrics, _ in whole] == [(3, 0), (8, 1), (16, 2), (16, 2)]
+    assert [len([name for name in metrics if "/" in name]) > 0 for metrics, _ in whole] == [False, True, False, True]
+    assert [metrics["last"] for metrics, _ in whole] == [False, False, False, True]
+    steps = [[entry["step"] for entry in json.loads(metrics.get("history", "[]"))] for metrics, _ in whole]
+    assert steps == [[], [2, 4, 6, 8], [], [10, 12, 14, 16]]
     rest = run(config, tmp_path / "rest", checkpoint=whole[0][1])
-    assert [metrics["resumed_from_step"] for metrics, _ in rest] == [3, 3]
+    assert [metrics["resumed_from_step"] for metrics, _ in rest] == [3, 3, 3]
     for one, two in zip(whole[1:], rest, strict=True):
         same(one[1], two[1])
+
+
+def test_what_nobody_may_have_written_down_is_reported_again(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    whole = run(tiny_trial, tmp_path / "whole", asked=asked_once(11))
+    assert [metrics["step"] for metrics, _ in whole] == [8, 11, 16, 16]
+    rung, final = whole[0][0], whole[3][0]
+    for place, others in ((1, [16, 16]), (2, [16]), (3, [])):
+        again = run(tiny_trial, tmp_path / f"again {place}", checkpoint=whole[place][1])
+        told, rest = again[0], again[1:]
+        assert told == ({**rung, "resumed_from_step": whole[place][0]["step"]}, None), "once, and whole"
+        assert [metrics["step"] for metrics, _ in rest] == [*others, *([16] if place == 3 else [])]
+        assert {name: rest[-1][0][name] for name in final if "/" in name} == {n: final[n] for n in final if "/" in n}
+        entries = [[entry["loss"] for entry in json.loads(last["history"])] for last in (rest[-1][0], final)]
+        assert entries[0] == entries[1]
+        known = run(tiny_trial, tmp_path / f"known {place}", checkpoint=whole[place][1], logged=8)
+        assert [metrics["step"] for metrics, _ in known] == [metrics["step"] for metrics, _ in rest]
+
+
+def test_what_earlier_attempts_held_counts(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    first = run(tiny_trial, tmp_path / "first", stop_after=1)
+    known = Clock(CPU, held_before=1000)
+    told = run(tiny_trial, tmp_path / "told", checkpoint=first[0][1], clock=known)
+    result = TrialResult.model_validate_json((told[-1][1] / "result.json").read_text())
+    assert 1000 < told[1][0]["device_seconds"] < told[-1][0]["device_seconds"] < result.device_seconds < 1100
+    assert told[0][0]["device_seconds"] == first[0][0]["device_seconds"], "as it was then"
+
+
+def test_the_phases_of_an_attempt_are_all_of_it(tiny_trial: TrialConfig, tmp_path: Path) -> None:
+    config = tiny_trial.model_copy(update={"protocol": tiny_trial.protocol.model_copy(update={"audit": True})})
+    clock = Clock(CPU)
+    time.sleep(0.5)  # the data are read
+    reports = run(config, tmp_path, clock=clock)
+    result = TrialResult.model_validate_json((reports[-1][1] / "result.json").read_text())
+    assert result.seconds.keys() == {"load", "attack", "train", "evaluate", "audit", "save"}
+    assert result.seconds["load"] > 0.5
+    assert min(result.seconds[phase] for phase in ("train", "evaluate", "audit", "save")) > 0
+    assert sum(result.seconds.values()) == pytest.approx(result.device_seconds, rel=0.03)
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(
@@ -90,8 +131,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     def reported(metrics: dict[str, Any], written: Future[Path] | None) -> None:
         assert written is not None
-        if metrics["last"]:
-            assert written.result().name == "step-16"
+        if metrics["step"] == 16:
+            assert written.result().name == "step-16" if metrics["last"] else "step-16-unmeasured"
         else:
             assert not written.done()
 
@@ -107,7 +148,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     same(plain[0][1], tmp_path / "late" / "step-8")
 
 
-@pytest.mark.parametrize("writes", ["snapshot.save_file", "finetune.seal"])
+@pytest.mark.parametrize("writes", ["snapshot.save_file", "reports.seal"])
 def test_a_checkpoint_that_cannot_be_written_ends_the_trial(
     tiny_trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: str
 ) -> None:
@@ -193,8 +234,7 @@ def test_growth_of_small_evaluations(growth: float, share: float, expected: tupl
 def test_finished_run_is_reported_again_and_nothing_redone(tiny_trial: TrialConfig, tmp_path: Path) -> None:
     whole = run(tiny_trial, tmp_path / "whole")
     again = run(tiny_trial, tmp_path / "again", checkpoint=whole[-1][1])
-    assert len(again) == 1
-    assert again[0][0]["step"] == whole[-1][0]["step"]
+    assert [(metrics["step"], folder) for metrics, folder in again] == [(8, None), (16, whole[-1][1])]
     assert not (tmp_path / "again").exists()
 
 
@@ -232,7 +272,7 @@ def test_a_learned_temperature_learns_at_any_rate_of_the_model(
     training = tiny_trial.training.model_copy(update={"learning_rate": 1e-5})
     point = Point(temperature=start, temperature_learned=True)
     reports = run(tiny_trial.model_copy(update={"point": point, "training": training}), tmp_path)
-    history = [entry["temperature"] for metrics, _ in reports for entry in json.loads(metrics["history"])]
+    history = [entry["temperature"] for metrics, _ in reports for entry in json.loads(metrics.get("history", "[]"))]
     assert factors[0] < history[-1] / start < factors[1]
     assert 0.9 < history[0] / start < 1.1, "no clamp moves it from its start"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -85,16 +87,37 @@ def drawn(rng: np.random.Generator, prepared: Prepared, fixed: dict[str, Any]) -
         return point
 
 
-def run(config: TrialConfig, prepared: Prepared, folder: Path, checkpoint: Path | None = None) -> list[Path]:
-    """The checkpoints of a run; what changes in what it starts from is a copy."""
+ASKED = (1, 2, 5)
+"""Steps after which a checkpoint is asked for: in the middle of an epoch, and before an evaluation."""
+
+
+class Stop(Exception):
+    """Ends a run after a report, as a lost worker does."""
+
+
+def run(
+    config: TrialConfig,
+    prepared: Prepared,
+    folder: Path,
+    checkpoint: Path | None = None,
+    reports: int = 99,
+    shelf: Any = None,
+) -> list[Path]:
+    """The checkpoints of a run that is asked for some; what changes in what it starts from is a copy."""
     reported: list[Future[Path]] = []
+    begun = json.loads((checkpoint / "state.json").read_text())["step"] if checkpoint else 0
+    steps = itertools.count(begun + 1)
 
     def report(metrics: dict[str, Any], written: Future[Path] | None) -> None:
-        assert written is not None
-        reported.append(written)
+        if written is not None:
+            reported.append(written)
+        if len(reported) == reports:
+            raise Stop
 
-    base = copy.deepcopy(prepared.base)
-    finetune(config, dataclasses.replace(prepared, base=base), torch.device("cpu"), checkpoint, folder, report)
+    base, device = copy.deepcopy(prepared.base), torch.device("cpu")
+    with contextlib.suppress(Stop):
+        started = dataclasses.replace(prepared, base=base)
+        finetune(config, started, device, checkpoint, folder, report, asked=lambda: next(steps) in ASKED, shelf=shelf)
     return [written.result() for written in reported]
 
 
@@ -114,8 +137,11 @@ def same(one: Path, two: Path) -> None:
         assert states[0].keys() == states[1].keys()
         for name, state in states[0].items():
             equal(state, states[1][name], name)
-    reports = [json.loads((folder / "state.json").read_text())["report"] for folder in (one, two)]
-    losses = [[entry["loss"] for entry in json.loads(report["history"])] for report in reports]
+    found = [json.loads((folder / "state.json").read_text()) for folder in (one, two)]
+    reports = [state["report"] for state in found]
+    losses = [[entry["loss"] for entry in json.loads(report.get("history", "[]"))] for report in reports]
+    assert losses[0] == losses[1]
+    losses = [[entry["loss"] for entry in state["history"]] for state in found]
     assert losses[0] == losses[1]
     measured = [{name: value for name, value in report.items() if "/" in name} for report in reports]
     assert measured[0] == measured[1]
@@ -128,13 +154,26 @@ def equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor], where: str) -> N
 
 
 def goes_on(config: TrialConfig, prepared: Prepared, folder: Path) -> None:
-    """From each of its checkpoints, the run ends as if it had not been interrupted."""
+    """From each of its checkpoints, the run comes to the next one as if it had not been interrupted, so to all others;
+    and it ends as if there were no checkpoints but those of its epochs."""
     whole = run(config, prepared, folder / "whole")
+    assert [path.name for path in whole[-3:]] == ["step-5-unmeasured", "step-6-unmeasured", "step-6"]
     for place, checkpoint in enumerate(whole[:-1], 1):
-        rest = run(config, prepared, folder / str(place), checkpoint)
-        assert [path.name for path in rest] == [path.name for path in whole[place:]]
-        for one, two in zip(whole[place:], rest, strict=True):
-            same(one, two)
+        (after,) = run(config, prepared, folder / str(place), checkpoint, reports=1)
+        assert after.name == whole[place].name
+        same(whole[place], after)
+    base = copy.deepcopy(prepared.base)
+    plain = folder / "plain"
+    finetune(
+        config,
+        dataclasses.replace(prepared, base=base),
+        torch.device("cpu"),
+        None,
+        plain,
+        lambda metrics, written: None,
+    )
+    for step in ("step-2", "step-4", "step-6-unmeasured", "step-6"):
+        same(plain / step, folder / "whole" / step)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
