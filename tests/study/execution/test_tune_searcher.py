@@ -169,3 +169,27 @@ def test_a_node_where_trials_fail_that_succeed_elsewhere_is_left_out_also_by_the
     again = Slots()
     LedgerSearcher(opened(config), searcher._make_trial, Patience(), lambda: True, lambda *_: None, places=again)
     assert again.out == slots.out
+
+
+def test_a_report_without_an_evaluation_is_no_rung_and_what_is_told_again_is_logged_once(tmp_path: Path) -> None:
+    config, ledger, searcher = begun(tmp_path, Slots("a"), trials=1)
+    first = searcher.suggest("1")
+    assert isinstance(first, dict)
+    assert (first["patience"]["held_seconds"], first["patience"]["logged_step"]) == (0, -1)
+    rung = {**REPORT, "step": 8, "resumed_from_step": -1}
+    only = {name: rung[name] for name in ("epoch", "last", "device_seconds", "resumed_from_step")}
+    for report in ({**only, "step": 5}, rung, {**only, "step": 11}):
+        assert searcher.rung("1", report)
+    searcher.on_trial_complete("1", ended(None, "preempted"))
+    again = searcher.suggest("2")
+    assert isinstance(again, dict)
+    assert again["patience"]["held_seconds"] > 0
+    assert again["patience"]["logged_step"] == 8
+    for report in (rung, {**rung, "step": 16}):
+        searcher.rung("2", {**report, "resumed_from_step": 11})
+    events = list(read_events(config.paths.events("s-t00000-s0")))
+    assert [event.step for event in events if event.event == "rung"] == [8, 16]
+    assert [event.step for event in events if event.event == "resume"] == [11]
+    written = attempts(config, "s-t00000-s0")
+    assert [(attempt.from_step, attempt.to_step) for attempt in written] == [(0, 0), (0, 11), (0, 0)]
+    assert ledger.manifests() == []
