@@ -19,6 +19,7 @@ from study.tracking.mlflow_store import TrackingError, open_experiment
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig
 from trainables.errors import InputError
+from trainables.evaluate import load_subject, trial_folder
 from trainables.execution.signals import RESUMABLE
 from trainables.files import StorageAway, UrlPath
 
@@ -139,3 +140,18 @@ def test_mlflow_without_a_client_for_the_bucket_is_told_at_once(
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(TrackingError, match=r"MLflow needs boto3 to put artifacts to s3://.*: install it"):
         open_experiment(f"sqlite:///{tmp_path}/mlflow.db", "paretovl/s", "id", bucket / "mlartifacts")
+
+
+def test_a_trials_model_is_read_from_a_bucket(bucket: UrlPath) -> None:
+    for step, name in ((1, "trial.json"), (2, "trial.json"), (2, "model/config.json"), (3, "state.json")):
+        (bucket / "runs" / "s-t00000-s0" / f"checkpoint_{step}" / name).write_text(f"{step}", encoding="utf-8")
+    folder = trial_folder(str(bucket / "runs" / "s-t00000-s0"))
+    assert folder is not None
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json")) == [
+        "model/config.json",
+        "trial.json",
+    ]
+    assert (folder / "trial.json").read_text() == "2"
+    assert trial_folder(str(bucket / "runs" / "s-t00001-s0")) is None
+    with pytest.raises(InputError, match="has no model of a trial; a URL is that of its folder"):
+        load_subject(str(bucket / "runs" / "s-t00001-s0"))
