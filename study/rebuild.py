@@ -8,32 +8,26 @@ they had, and the study goes on. The database that a study is moved from is mark
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import optuna
 import sqlalchemy as sa
-from optuna.study import StudyDirection
 
 from study.config import StudyConfig
-from study.ledger.asked import as_trial, asked_before, read_asked
 from study.ledger.frozen import load_frozen
 from study.ledger.lease import Lease, driver_lock, leave_at_once
 from study.ledger.ledger import Ledger
-from study.ledger.ownership import FINGERPRINT, ID, MOVED, UNFINISHED, held_study, id_of
+from study.ledger.ownership import held_study
+from study.ledger.remake import FINGERPRINT, MOVED, asked_on_disk, make_room, make_study
 from study.ledger.sessions import SESSIONS, make_sessions_table, sessions
 from study.ledger.store import open_storage, storage_as_input_errors
 from study.records import (
-    Asked,
     StudyPaths,
     TrialRecord,
-    left_on_disk,
     read_frozen,
-    read_manifest,
     sqlite_url,
-    study_id,
     write_atomically,
 )
 from study.view import study_parser
@@ -43,84 +37,6 @@ from trainables.errors import InputError, redacted
 
 Storage = optuna.storages.RDBStorage
 Say = Callable[[str], None]
-
-
-def asked_on_disk(paths: StudyPaths) -> dict[int, Asked]:
-    """What was asked of every trial of which something is on disk, by number.
-
-    Raises:
-        InputError: with all files that are of another study or another trial.
-    """
-    found: dict[int, Asked] = {}
-    mine, mistakes = study_id(paths), []
-    for key in left_on_disk(paths):
-        try:
-            asked, manifest = read_asked(paths, key), read_manifest(paths.manifest(key))
-        except InputError as error:
-            mistakes.append(str(error))
-            continue
-        if manifest is not None and (asked is None or asked.state == "waiting"):
-            asked = asked_before(manifest)
-        if asked is None:
-            continue
-        if manifest is not None and (manifest.key, manifest.params) != (key, asked.params):
-            mistakes.append(f"{paths.manifest(key)}: is the account of another trial than {paths.asked(key)}")
-        if asked.key != key or asked.study not in (None, mine) or asked.number in found:
-            mistakes.append(f"{paths.asked(key)}: is of another trial or study")
-        found[asked.number] = asked
-    if mistakes:
-        raise InputError("\n".join([*mistakes, "put back what was there, or move them out of the study's folder"]))
-    return found
-
-
-def make_study(config: StudyConfig, storage: Storage, asked: dict[int, Asked]) -> list[int]:
-    """Make the study in a database in which it is not, its trials waiting or running.
-
-    Returns:
-        Numbers of trials of which nothing is on disk. They are asked anew.
-
-    Args:
-        config: of the study.
-        storage: where to.
-        asked: what was asked of its trials.
-    """
-    directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
-    made = optuna.create_study(study_name=config.name, storage=storage, directions=directions)._study_id
-    storage.set_study_user_attr(made, UNFINISHED, True)
-    storage.set_study_user_attr(made, ID, study_id(config.paths))
-    if config.paths.sampler.exists():
-        for key, value in json.loads(config.paths.sampler.read_text(encoding="utf-8")).items():
-            storage.set_study_system_attr(made, key, value)
-    unknown = [number for number in range(max(asked, default=-1) + 1) if number not in asked]
-    for number in range(max(asked, default=-1) + 1):
-        nothing = Asked(study=None, key="", number=number, state="waiting", attributes={"given": {}})
-        storage.create_new_trial(made, as_trial(asked.get(number, nothing), config.space))
-    return unknown
-
-
-def make_room(config: StudyConfig, storage: Storage, asked: dict[int, Asked]) -> None:
-    """Remove from a database what it has of the study.
-
-    Raises:
-        InputError: it is another study, or has trials of which nothing is on disk.
-    """
-    try:
-        study = optuna.load_study(study_name=config.name, storage=storage)
-    except KeyError:
-        return
-    where, trials = redacted(config.storage or str(config.paths.database)), study.get_trials(deepcopy=False)
-    if id_of(study) != study_id(config.paths) and (trials or id_of(study) is not None):
-        raise InputError(
-            f"storage: {where} has another study {config.name!r}; give another --storage, or remove that one: optuna "
-            f'delete-study --study-name {config.name} --storage "$STORAGE_URL"'
-        )
-    only = [trial.number for trial in trials if trial.number not in asked]
-    if only and not study.user_attrs.get(UNFINISHED) and not study.user_attrs.get(MOVED):
-        raise InputError(
-            f"storage: the study in {where} has trials of which nothing is in {config.paths.root / 'trials'}: "
-            f"{', '.join(map(str, only))} (by number); put these files back"
-        )
-    storage.delete_study(study._study_id)
 
 
 def copy_sessions(before: sa.Engine | None, after: sa.Engine, name: str) -> None:
@@ -176,7 +92,6 @@ def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, say: Sa
             raise InputError(f"{paths.root}: its files do not say what {before.storage} has; nothing was changed there")
         made = optuna.load_study(study_name=config.name, storage=storage)
         made.set_user_attr(FINGERPRINT, mark)
-        made.set_user_attr(UNFINISHED, False)
         if earlier is not None:
             optuna.load_study(study_name=config.name, storage=earlier).set_user_attr(MOVED, where)
         frozen = read_frozen(paths)

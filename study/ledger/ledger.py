@@ -24,7 +24,7 @@ from study.ledger.asked import asked_of, keep_asked, keep_sampler, refuse_others
 from study.ledger.attempts import Attempts, count_ended, failures, unseen_ends
 from study.ledger.prior_studies import prior_trials
 from study.ledger.remaining import Remaining, record_of, remaining
-from study.ledger.rows import reopen
+from study.ledger.rows import OUTSIDE, reopen
 from study.ledger.sessions import sessions
 from study.ledger.store import MirroredStorage, open_storage
 from study.ledger.strays import marks, refuse_strays
@@ -219,13 +219,19 @@ class Ledger:
             number: of an interrupted trial.
         """
         trial = self._study.ask() if number is None else optuna.trial.Trial(self._study, number)
-        recipe = trial.user_attrs.get("recipe")
-        if recipe is None or params_of(self._config.space, self._recipe_point(recipe)) is not None:
-            suggest(
-                self._config.space, trial
-            )  # a recipe outside the space has no parameters the sampler could learn from
+        if number is None:
+            self._draw(trial)
         self._save(trial.number)
         return self._update(trial.number)
+
+    def _draw(self, trial: optuna.Trial) -> None:
+        """What is not given of its point. An interrupted trial has all of it, whatever the space is now."""
+        recipe, first = trial.user_attrs.get("recipe"), trial.user_attrs.get("replicate_of", trial.number)
+        outside = self._storage.get_trial(first).user_attrs.get(OUTSIDE)
+        if outside is not None:
+            trial.set_user_attr(OUTSIDE, outside)
+        elif recipe is None or params_of(self._config.space, self._recipe_point(recipe)) is not None:
+            suggest(self._config.space, trial)  # a recipe outside has no parameters the sampler could learn from
 
     def trial(self, template: TrialConfig, record: TrialRecord) -> TrialConfig:
         """The configuration that runs the trial."""

@@ -11,21 +11,26 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.space import Space, is_draw
 from study.config import StudyConfig
+from study.ledger.asked import keep_asked
 from study.ledger.frozen import freeze, load_frozen
+from study.ledger.ledger import read_records
+from study.ledger.remake import (
+    CARRIED,
+    FINGERPRINT,
+    ID,
+    MOVED,
+    UNFINISHED,
+    asked_on_disk,
+    cannot_carry,
+    id_of,
+    make_room,
+    make_study,
+)
 from study.ledger.rows import KEPT
 from study.ledger.sessions import sessions
 from study.ledger.strays import marks
-from study.records import StudyPaths, left_on_disk, manifest_ids, read_frozen, study_id
+from study.records import StudyPaths, left_on_disk, manifest_ids, read_frozen, read_manifests, study_id
 from trainables.errors import InputError, redacted
-
-ID, FINGERPRINT = "paretovl_study", "paretovl_fingerprint"
-"""User attributes of the Optuna study: its id, and the hash of the fingerprint that it was last opened with."""
-
-MOVED, UNFINISHED = "paretovl_moved_to", "paretovl_unfinished"
-"""User attributes: the database that the study was moved to; and whether it is still being made from its files."""
-
-EARLIER_ID = "paretovl_folder"
-"""The name under which earlier versions kept the id."""
 
 
 def held_study(config: StudyConfig, paths: StudyPaths, storage: optuna.storages.RDBStorage) -> optuna.Study | None:
@@ -97,12 +102,6 @@ def _folders_id(paths: StudyPaths) -> str | None:
     return found.pop() if len(found) == 1 else known
 
 
-def id_of(study: optuna.Study) -> str | None:
-    """The id in the database."""
-    attributes: dict[str, Any] = study.user_attrs
-    return attributes.get(ID, attributes.get(EARLIER_ID))
-
-
 def _made_here(trial: FrozenTrial, space: Space | None) -> bool:
     """Whether the trial is as the ledger writes them: enqueued with what it is, else begun with all that was drawn.
 
@@ -149,7 +148,13 @@ def claim(config: StudyConfig, storage: optuna.storages.RDBStorage, mark: dict[s
                 f"study {config.name!r} has trials in {where}, and {paths.config}, which would say with what settings "
                 "they were made, is not there. If the file is lost, put it back, or --accept-changes to go on"
             )
+    remade = study is not None and begun and accept_changes and _changes_trials(paths, study, mark)
+    if remade:
+        _refuse_what_cannot_be(config, storage)
     hash_ = freeze(config, mark, accept_changes, owner or _folders_id(paths))
+    if study is not None and (remade or _is_behind(paths, study)):
+        _remake(config, storage)
+        study = optuna.load_study(study_name=config.name, storage=storage)
     if study is None:
         directions = [StudyDirection[objective.direction.upper()] for objective in config.objectives]
         study = optuna.create_study(study_name=config.name, storage=storage, directions=directions)
@@ -162,3 +167,45 @@ def claim(config: StudyConfig, storage: optuna.storages.RDBStorage, mark: dict[s
 def _of_this_space(config: StudyConfig, study: optuna.Study) -> bool:
     """Whether its trials may be of an earlier version, which did not write an owner."""
     return all(trial.params.keys() <= config.space.keys() for trial in study.get_trials(deepcopy=False))
+
+
+def _changes_trials(paths: StudyPaths, study: optuna.Study, mark: dict[str, Any]) -> bool:
+    """Whether other settings are given under which the database holds trials in another way."""
+    before = read_frozen(paths).fingerprint
+    return bool(study.get_trials(deepcopy=False)) and any(before.get(name) != mark.get(name) for name in CARRIED)
+
+
+def _is_behind(paths: StudyPaths, study: optuna.Study) -> bool:
+    """Whether changes were accepted, and the database was not brought there: a stop came between."""
+    accepted, opened = read_frozen(paths).accepted, study.user_attrs.get(FINGERPRINT)
+    places = [place for place, change in enumerate(accepted) if change["trials_before"] == opened]
+    lines = [line for change in accepted[places[-1] :] for line in change["changes"]] if places else []
+    return any(line.startswith(CARRIED) for line in lines)
+
+
+def _refuse_what_cannot_be(config: StudyConfig, storage: optuna.storages.RDBStorage) -> None:
+    """See that the trials that there are can be trials of the changed study.
+
+    Raises:
+        InputError: with all reasons why not; nothing was changed.
+    """
+    paths = config.paths
+    records, before = read_records(config.name, storage), load_frozen(paths)
+    manifests = read_manifests(paths, records)
+    problems = cannot_carry([objective.metric for objective in before.objectives], config, manifests)
+    if problems:
+        raise InputError(
+            f"study {config.name!r} cannot go on with these changes:\n  "
+            + "\n  ".join(problems)
+            + "\nleave them out, or use another --name"
+        )
+
+
+def _remake(config: StudyConfig, storage: optuna.storages.RDBStorage) -> None:
+    """Have the trials under the settings as they are now; the ledger tells again what came of them."""
+    study = optuna.load_study(study_name=config.name, storage=storage)
+    records = read_records(config.name, storage)
+    keep_asked(config.paths, study_id(config.paths), list(zip(records, study.get_trials(deepcopy=False), strict=True)))
+    asked = asked_on_disk(config.paths)
+    make_room(config, storage, asked)
+    make_study(config, storage, asked)

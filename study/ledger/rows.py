@@ -136,6 +136,6 @@ def reopen(database: optuna.storages.RDBStorage, name: str, numbers: Sequence[in
             again = sa.update(TRIALS).where(key).values(state=TrialState.RUNNING, datetime_complete=None)
             connection.execute(again)
             connection.execute(sa.delete(VALUES).where(values))
-            connection.execute(sa.delete(USER).where(user, USER.c.key.not_in(KEPT)))
+            connection.execute(sa.delete(USER).where(user, USER.c.key.not_in((*KEPT, OUTSIDE))))
             connection.execute(sa.delete(SYSTEM).where(system, SYSTEM.c.key.like("constraints%")))
             connection.execute(sa.insert(USER).values(trial_id=trial._trial_id, key=EARLIER, value_json=earlier))

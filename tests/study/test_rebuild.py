@@ -15,7 +15,8 @@ from study.config import Budget, EarlyStopping, StudyConfig
 from study.export import tables
 from study.ledger.frozen import load_frozen
 from study.ledger.ledger import Ledger
-from study.ledger.ownership import ID, MOVED, UNFINISHED, claim
+from study.ledger.ownership import claim
+from study.ledger.remake import ID, MOVED, UNFINISHED
 from study.ledger.sessions import sessions
 from study.ledger.store import open_storage
 from study.records import Event, read_frozen

@@ -10,7 +10,8 @@ import pytest
 
 from study.config import StudyConfig
 from study.ledger.lease import Lease
-from study.ledger.ownership import ID, claim
+from study.ledger.ownership import claim
+from study.ledger.remake import ID
 from study.ledger.store import open_storage
 from study.records import read_frozen
 from tests.study.helpers import study

@@ -12,7 +12,7 @@ import pytest
 
 from study.config import StudyConfig
 from study.ledger.ledger import read_records
-from study.ledger.ownership import EARLIER_ID, FINGERPRINT, ID
+from study.ledger.remake import EARLIER_ID, FINGERPRINT, ID
 from study.ledger.set_aside import set_aside
 from study.ledger.store import open_storage
 from study.records import INFEASIBLE, Event, read_frozen, read_manifest
