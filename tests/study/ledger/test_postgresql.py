@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,9 +10,11 @@ import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 import yaml
@@ -115,16 +116,26 @@ def test_a_whole_study_leaves_no_password(postgresql: str, tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(TINY))
     command = [sys.executable, "-m", "study.run", "--config", str(tmp_path / "config.yaml"), "--name", "s"]
     command += ["--studies-dir", str(tmp_path / "studies")]
-    environment = {**os.environ, "PARETOVL_STORAGE": postgresql}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
-    assert done.returncode == 1, "so small a study can tell nothing from chance"
-    assert "study s is done: 1 trials" in done.stdout, done.stdout + done.stderr
+    command += ["--storage", postgresql]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "studies" / "s"
+    shown: set[str] = set()
+    while driver.poll() is None:
+        time.sleep(0.5)
+        if (folder / "study.yaml").exists():
+            with suppress(psutil.NoSuchProcess):
+                processes = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+                shown |= {word for process in processes for word in process.cmdline()}
+    out, told = driver.communicate()
+    assert driver.returncode == 1, "so small a study can tell nothing from chance"
+    assert "study s is done: 1 trials" in out, out + told
+    assert shown
+    assert not any(PASSWORD in word for word in shown)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert {"study.yaml", "manifest.json", "mlflow.db", "front.json"} <= {path.name for path in files}
     assert not (folder / "study.db").exists()
     assert [path for path in files if PASSWORD.encode() in path.read_bytes()] == []
-    assert PASSWORD not in done.stdout + done.stderr
+    assert PASSWORD not in out + told
 
 
 def test_the_sqlite_study_opens_in_optunas_dashboard(tmp_path: Path) -> None:
