@@ -127,7 +127,7 @@ def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -
         finetune(config, prepare(config), torch.device("cpu"), None, Path(folder), lambda metrics, written: None)
         for name, config in interrupted(trials).items():
             whole, rest = Path(folder) / name / "whole", Path(folder) / name / "rest"
-            for place, checkpoint, asks in ((whole, None, True), (rest, whole / "step-3", False)):
+            for place, checkpoint, asks in ((whole, None, True), (rest, whole / "step-3-unmeasured", False)):
                 steps = itertools.count(1)
                 finetune(
                     config,
@@ -136,7 +136,7 @@ def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -
                     checkpoint,
                     place,
                     lambda metrics, written: None,
-                    asked=lambda steps=steps, asks=asks: asks and next(steps) == 2,  # in the middle of the second epoch
+                    asked=lambda steps=steps, asks=asks: asks and next(steps) == 3,  # in the middle of the second epoch
                 )
                 dist.barrier()  # the first worker writes what all go on from
     if world > 1:
@@ -214,7 +214,7 @@ def test_workers_and_chunks_equal_one_whole(name: str, world: int, chunks: bool,
 @pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("name", IDLE)
 def test_two_workers_go_on_from_a_checkpoint(name: str, folder: Path) -> None:
-    for step in ("step-4", "step-6"):
+    for step in ("step-4", "step-6-unmeasured", "step-6"):
         same(folder / name / "whole" / step, folder / name / "rest" / step)
 
 
