@@ -121,7 +121,7 @@ def forget(url: str) -> None:
 @pytest.mark.timeout(900)
 def test_whenever_it_is_stopped(postgresql: str, tmp_path: Path, long_chaos: bool) -> None:
     config = study(tmp_path / "undisturbed", TRIALS, storage=postgresql, sampler="random")
-    opened(config)
+    opened(config)._storage._database.engine.dispose()  # a fork must not share its connections
     assert os.waitpid(start(config, stopping_at(0)), 0)[1] == 0
     exact(config)
     moments = random.Random(5).sample(range(1, 100), 80 if long_chaos else 4)
@@ -129,7 +129,7 @@ def test_whenever_it_is_stopped(postgresql: str, tmp_path: Path, long_chaos: boo
     for moment in moments:
         forget(postgresql)
         config = study(tmp_path / str(moment), TRIALS, storage=postgresql, sampler="random")
-        opened(config)
+        opened(config)._storage._database.engine.dispose()  # a fork must not share its connections
         sleeper = start(config, stopping_at(moment))
         _, status = os.waitpid(sleeper, os.WUNTRACED)
         if not os.WIFSTOPPED(status):

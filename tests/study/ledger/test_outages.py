@@ -75,7 +75,7 @@ def exact(config: StudyConfig) -> None:
 @pytest.mark.timeout(300)
 def test_the_server_restarts_in_the_middle(postgresql: str, postgresql_server: Server, tmp_path: Path) -> None:
     config = study(tmp_path, TRIALS, storage=postgresql, sampler="random")
-    opened(config)
+    opened(config)._storage._database.engine.dispose()  # a fork must not share its connections
     draw, done = random.Random(1), threading.Event()
 
     def work() -> None:
@@ -123,7 +123,7 @@ def test_a_server_that_stays_away_ends_the_driver_in_time(
 ) -> None:
     """What ended meanwhile has manifests, from which the next run tells it."""
     config = study(tmp_path, TRIALS, storage=postgresql, sampler="random")
-    opened(config)
+    opened(config)._storage._database.engine.dispose()  # a fork must not share its connections
     child = started(config)
     manifests = lambda: list(config.paths.root.glob("trials/*/manifest.json"))  # noqa: E731
     while not manifests():
@@ -159,7 +159,7 @@ class Lost:
 def test_a_lost_answer_doubles_nothing(where: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     url = request.getfixturevalue("postgresql") if where == "postgresql" else None
     config = study(tmp_path, TRIALS, storage=url, sampler="random")
-    opened(config)
+    opened(config)._storage._database.engine.dispose()  # a fork must not share its connections
     storage = open_storage(config.paths, url)
     lost = Lost(storage.engine, random.Random(3))
     with Lease(storage.engine, "s", leave_at_once) as lease:
