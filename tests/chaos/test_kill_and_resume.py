@@ -41,7 +41,7 @@ CONFIG: dict[str, Any] = {
         "rung_growth": 0,
     },
 }
-WAIT_SECONDS = 150
+WAIT_SECONDS = 300
 
 pytestmark = pytest.mark.chaos
 

@@ -20,7 +20,12 @@ from tests.chaos.test_kill_and_resume import CONFIG, Driver
 
 pytestmark = pytest.mark.chaos
 
-VICTIMS = {"worker": "ray::RayTrainWorker", "controller": "ray::TrainController", "trial": "ray::ImplicitFunc"}
+VICTIMS = {
+    "worker": "ray::RayTrainWorker",
+    "controller": "ray::TrainController",
+    "trial": "ray::ImplicitFunc",
+    "watcher": "ray::PreemptionWatcher",
+}
 """Ray's names of the processes of a trial."""
 
 
@@ -36,7 +41,7 @@ def victims(driver: int, kind: str) -> list[psutil.Process]:
     return found
 
 
-def wait_for(happened: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 240) -> bool:
+def wait_for(happened: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 600) -> bool:
     """False if the driver ended instead."""
     end = time.time() + seconds
     while not happened():
@@ -111,7 +116,9 @@ def test_processes_of_real_trials_killed(tmp_path: Path, long_chaos: bool, tell:
     for name in ("killed", "undisturbed"):
         (tmp_path / name).mkdir()
         budget = {"trials": trials, "max_failures": 12}
-        driver = Driver(tmp_path / name, budget=budget, recipes=[], points=points, cluster={"concurrency": 1})
+        cache = str(tmp_path / "cache")
+        fields = {"budget": budget, "recipes": [], "points": points, "cache_dir": cache}
+        driver = Driver(tmp_path / name, cluster={"concurrency": 1}, **fields)
         kills = kill_through(driver, kinds if name == "killed" else [], random.Random(3))
         if name == "killed":
             assert kills == len(kinds), "the study ended before everything was killed"
