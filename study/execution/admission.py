@@ -6,13 +6,22 @@ Ray is asked for the devices of the next attempts, which its autoscaler sees; ho
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from study.execution.bad_nodes import left_out
 from trainables.config import WorkersConfig
-from trainables.execution.reserved import able_nodes, demand, devices_on, give_back, held_on, reclaimed_nodes, reserve
+from trainables.execution.reserved import (
+    able_nodes,
+    demand,
+    devices_on,
+    give_back,
+    held_on,
+    node_id,
+    reclaimed_nodes,
+    reserve,
+)
 
 LOOK_SECONDS = 0.25
 """Between two looks at whether devices have come."""
@@ -59,6 +68,9 @@ class Places(Protocol):
     def leave_out(self, bad: Mapping[str, Sequence[str]]) -> None:
         """Nodes that are not used from now on, see `study.execution.bad_nodes`."""
 
+    def elsewhere(self, nodes: Collection[str]) -> bool:
+        """Whether an attempt could find a place without these nodes, by name."""
+
     def reclaimed(self) -> set[str]:
         """Ids of nodes that are being taken away, or were."""
 
@@ -79,6 +91,10 @@ class Anywhere:
 
     def leave_out(self, bad: Mapping[str, Sequence[str]]) -> None:
         """There are none."""
+
+    def elsewhere(self, nodes: Collection[str]) -> bool:
+        """Always."""
+        return True
 
     def reclaimed(self) -> set[str]:
         """None are."""
@@ -140,12 +156,18 @@ class Admission:
 
     def leave_out(self, bad: Mapping[str, Sequence[str]]) -> None:
         """What was asked for is asked for again, elsewhere; said once of each node."""
-        found = left_out(bad, able_nodes(self._workers)) if bad else {}
+        found = left_out(bad, [*able_nodes(self._workers)]) if bad else {}
         for node in found.keys() - self._left_out:
             self._say(f"left out from now on: {found[node]}")
         if found.keys() != self._left_out:
             self._left_out = frozenset(found)
             self._ask(0)
+
+    def elsewhere(self, nodes: Collection[str]) -> bool:
+        """Whether an attempt could find a place without these nodes, as the cluster is now."""
+        without = self._left_out | {node_id(name) for name in nodes}
+        able = able_nodes(self._workers).items()
+        return sum(count for node, count in able if node not in without) >= self._workers.count
 
     def reclaimed(self) -> set[str]:
         """As Ray says."""

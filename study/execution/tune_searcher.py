@@ -99,7 +99,7 @@ class LedgerSearcher(Searcher):
 
     def _next(self, place: Place) -> TrialRecord | None:
         """The next trial: first those that are to be tried again, though not where they failed if there are others."""
-        number = next((number for number in self._queue if self._shuns(number).isdisjoint(place.nodes)), None)
+        number = next((number for number in self._queue if not self._shuns(number, place)), None)
         if number is None and self._may_start() and (fresh := self._ledger.take_next()) is not None:
             return fresh
         if not self._queue:
@@ -107,9 +107,11 @@ class LedgerSearcher(Searcher):
         self._queue.remove(number := self._queue[0] if number is None else number)
         return self._begun.get(number) or self._ledger.take(number)
 
-    def _shuns(self, number: int) -> set[str]:
+    def _shuns(self, number: int, place: Place) -> bool:
+        """Whether the trial failed there and could run elsewhere: on one node it would give way to all others."""
         tries = self._ledger.attempts(self._begun[number]) if number in self._begun else []
-        return {node for tried in tries[-1:] if (node := failed_on(tried)) is not None}
+        nodes = {node for tried in tries[-1:] if (node := failed_on(tried)) is not None}
+        return not nodes.isdisjoint(place.nodes) and self._places.elsewhere(nodes)
 
     def _hand_out(self, trial_id: str, record: TrialRecord, trial: TrialConfig, place: Place) -> dict[str, Any]:
         if record.number not in self._begun:

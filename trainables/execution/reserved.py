@@ -86,16 +86,17 @@ def reclaimed_nodes() -> set[str]:
     return {node["NodeID"] for node in ray.nodes() if node["DeathReason"] == taken} | set(state.get_draining_nodes())
 
 
-def able_nodes(workers: WorkersConfig) -> list[str]:
-    """Ids of the nodes, alive now, that a worker fits on while nothing else is there."""
+def able_nodes(workers: WorkersConfig) -> dict[str, int]:
+    """Ids of the nodes, alive now, that a worker fits on while nothing else is there; and how many do."""
     import ray
 
-    needed = demand(workers).items()
-    return [
-        node["NodeID"]
+    needed = [(name, amount) for name, amount in demand(workers).items() if amount]
+    fit = {
+        node["NodeID"]: min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in needed)
         for node in ray.nodes()
-        if node["Alive"] and all(node["Resources"].get(name, 0) >= amount for name, amount in needed)
-    ]
+        if node["Alive"]
+    }
+    return {node: count for node, count in fit.items() if count}
 
 
 def devices_on(ids: Sequence[str]) -> Devices:

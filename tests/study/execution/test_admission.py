@@ -41,7 +41,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     for name in ("reserve", "held_on", "give_back"):
         monkeypatch.setattr(admission, name, getattr(made, name))
     monkeypatch.setattr(admission, "devices_on", lambda ids: Devices([f"host {node}" for node in ids], "l4"))
-    monkeypatch.setattr(admission, "able_nodes", lambda workers: ["a", "b"])
+    monkeypatch.setattr(admission, "able_nodes", lambda workers: {"a": 1, "b": 2})
     monkeypatch.setattr(admission, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(admission, "SAID_AFTER_SECONDS", 0.05)
     return made
@@ -68,6 +68,12 @@ def test_a_cluster_grows_as_far_as_it_can_and_asks_for_no_more_than_is_left(clus
         places.give_back(place)
         places.give_back(place)
     assert cluster.asked == []
+
+
+def test_whether_there_is_a_place_elsewhere_counts_all_workers_of_an_attempt(cluster: Cluster) -> None:
+    places = opened([])
+    assert places.elsewhere(["host a"]), "two fit on the other"
+    assert not places.elsewhere(["host b"])
 
 
 def test_so_many_side_by_side_are_as_many_as_are_wanted(cluster: Cluster) -> None:

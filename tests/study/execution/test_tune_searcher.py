@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Slots:
 
     def __init__(self, *nodes: str) -> None:
         self.free = [Place(id=f"{number:02x}", nodes=(f"host {node}",), kind="l4") for number, node in enumerate(nodes)]
+        self.nodes = {f"host {node}" for node in nodes}
         self.asked: list[tuple[int, int]] = []
         self.gone: set[str] = set()
         self.out: dict[str, Sequence[str]] = {}
@@ -42,6 +43,9 @@ class Slots:
 
     def leave_out(self, bad: Mapping[str, Sequence[str]]) -> None:
         self.out = dict(bad)
+
+    def elsewhere(self, nodes: Collection[str]) -> bool:
+        return bool(self.nodes - set(nodes))
 
     def reclaimed(self) -> set[str]:
         return self.gone
@@ -169,6 +173,13 @@ def test_a_node_where_trials_fail_that_succeed_elsewhere_is_left_out_also_by_the
     again = Slots()
     LedgerSearcher(opened(config), searcher._make_trial, Patience(), lambda: True, lambda *_: None, places=again)
     assert again.out == slots.out
+
+
+def test_where_there_is_no_other_node_a_trial_that_failed_does_not_give_way(tmp_path: Path) -> None:
+    _, _, searcher = begun(tmp_path, Slots("only"), trials=3)
+    searcher.suggest("1")
+    searcher.on_trial_complete("1", ended(None, "infrastructure", failed_on="host only"))
+    assert keys(searcher.suggest("2")) == "s-t00000-s0", "not after all the others"
 
 
 def test_a_report_without_an_evaluation_is_no_rung_and_what_is_told_again_is_logged_once(tmp_path: Path) -> None:
