@@ -8,6 +8,7 @@ they had, and the study goes on. The database that a study is moved from is mark
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -30,10 +31,11 @@ from study.records import (
     sqlite_url,
     write_atomically,
 )
-from study.view import study_parser
+from study.view import study_parser, with_passwords
 from trainables.cli.command import exit_on_input_error
+from trainables.cli.passwords import hide_passwords
 from trainables.cli.yaml_core import dump
-from trainables.errors import InputError, redacted
+from trainables.errors import InputError, redacted, without_password
 
 Storage = optuna.storages.RDBStorage
 Say = Callable[[str], None]
@@ -54,17 +56,19 @@ def copy_sessions(before: sa.Engine | None, after: sa.Engine, name: str) -> None
         connection.execute(sa.insert(SESSIONS), values)
 
 
-def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, say: Say) -> None:
+def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, lost: bool, say: Say) -> None:
     """Make the study in a database, and mark the one it was in.
 
     Args:
         paths: of the study.
         url: of the database; None: SQLite in the study's folder.
         earlier_url: of the one it was in.
+        lost: that one is gone for good, so it is not marked as left.
         say: told what was done.
 
     Raises:
-        InputError: the study is running, or its files or the databases are of something else.
+        InputError: the study is running, its files or the databases are of something else, or the one it was in cannot
+            be used and is not known to be lost.
     """
     config = load_frozen(paths).model_copy(update={"storage": url})
     before = config.model_copy(update={"storage": earlier_url})
@@ -73,8 +77,8 @@ def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, say: Sa
     with ExitStack() as stack:
         stack.enter_context(driver_lock(config))
         earlier, records = None, None
-        if moves:
-            earlier, records = _opened_before(before, stack, say)
+        if moves and not lost:
+            earlier, records = _opened_before(before, stack)
         storage = open_storage(paths, url)
         stack.enter_context(storage_as_input_errors(config))
         stack.enter_context(Lease(storage.engine, config.name, leave_at_once))
@@ -89,13 +93,13 @@ def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, say: Sa
         copy_sessions(earlier.engine if earlier else None, storage.engine, config.name)
         ledger = Ledger(config, paths, mark, database=storage)
         if records is not None and ledger.records() != records:
-            raise InputError(f"{paths.root}: its files do not say what {before.storage} has; nothing was changed there")
+            raise InputError(f"{paths.root}: its files do not say what its database has, where nothing was changed")
         made = optuna.load_study(study_name=config.name, storage=storage)
         made.set_user_attr(FINGERPRINT, mark)
         if earlier is not None:
             optuna.load_study(study_name=config.name, storage=earlier).set_user_attr(MOVED, where)
         frozen = read_frozen(paths)
-        fields = {**frozen.config, "storage": None if url is None else redacted(url)}
+        fields = {**frozen.config, "storage": None if url is None else without_password(url)}
         write_atomically(paths.config, dump(frozen.model_copy(update={"config": fields}).model_dump(mode="json")))
         states = [record.state for record in ledger.records()]
         told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no trials"
@@ -106,12 +110,11 @@ def _place(paths: StudyPaths, url: str | None) -> str:
     return sa.make_url(url or sqlite_url(paths.database)).set(password=None).render_as_string()
 
 
-def _opened_before(config: StudyConfig, stack: ExitStack, say: Say) -> tuple[Storage | None, list[TrialRecord] | None]:
+def _opened_before(config: StudyConfig, stack: ExitStack) -> tuple[Storage | None, list[TrialRecord] | None]:
     """The database that the study was in, if it has it still, and its trials; what it alone knows gets into files."""
-    where = redacted(config.storage or str(config.paths.database))
+    if config.storage is None and not config.paths.database.exists():
+        return None, None
     try:
-        if config.storage is None and not config.paths.database.exists():
-            raise InputError("it is not there")
         storage = open_storage(config.paths, config.storage, make=False)
         with storage_as_input_errors(config):
             if held_study(config, config.paths, storage) is None:
@@ -120,8 +123,10 @@ def _opened_before(config: StudyConfig, stack: ExitStack, say: Say) -> tuple[Sto
             ledger = Ledger(config, config.paths, read_frozen(config.paths).hash, database=storage)
             return storage, ledger.records()
     except InputError as error:
-        say(f"{where} was not looked at, nor marked as left: {str(error).splitlines()[0]}")
-        return None, None
+        raise InputError(
+            f"{error}\nthe study would go on there, too: put that right (--from gives its URL with a password), or "
+            "give --lost if it is gone for good"
+        ) from None
 
 
 def _is_whole(config: StudyConfig, storage: Storage, mark: str) -> bool:
@@ -150,19 +155,24 @@ def parser() -> argparse.ArgumentParser:
         metavar="URL",
         help="the database it was in, if its password is not known otherwise",
     )
+    parser.add_argument(
+        "--lost", action="store_true", help="the database it was in is gone for good: go by the study's files alone"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    if arguments is None:
+        hide_passwords()
     options = parser().parse_args(arguments)
     with exit_on_input_error():
         paths = StudyPaths(options.studies_dir / options.name)
         if not paths.config.exists():
             raise InputError(f"there is no study at {paths.root}")
-        own = load_frozen(paths).storage
-        url = None if options.sqlite else options.storage or own
-        rebuild(paths, url, options.earlier or own, print)
+        own = with_passwords(load_frozen(paths)).storage
+        url = None if options.sqlite else options.storage or os.environ.get("PARETOVL_STORAGE") or own
+        rebuild(paths, url, options.earlier or os.environ.get("PARETOVL_FROM") or own, options.lost, print)
     return 0
 
 

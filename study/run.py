@@ -119,26 +119,23 @@ def run(config: Arguments) -> int:
     for caveat in foreseen(template, len(dataset.train.image_ids), len(dataset.test.image_ids)):
         print(f"warning: {caveat.text}", flush=True)
     storage = open_storage(config.paths, config.storage)
-    with Lease(storage.engine, config.name, lost=leave_at_once) as lease:
+    with storage_as_input_errors(config), Lease(storage.engine, config.name, lost=leave_at_once) as lease:
         begun = read_frozen(config.paths) if config.paths.config.exists() else None
         mark = fingerprint(config, dataset.digest, code_digest(config.cache))
-        with storage_as_input_errors(config):
-            found = claim(config, storage, mark, config.accept_changes)
+        found = claim(config, storage, mark, config.accept_changes)
         print(opening_line(config.name, begun, read_frozen(config.paths)), flush=True)
-        with storage_as_input_errors(config):
-            records = read_records(config.name, storage)
-            set_aside(config.paths, records, config.rerun)
-            if config.retry_failed:
-                retry_failed(config.paths, records)
-            ledger = Ledger(config, config.paths, found, database=storage, confirm=lease.confirm)
+        records = read_records(config.name, storage)
+        set_aside(config.paths, records, config.rerun)
+        if config.retry_failed:
+            retry_failed(config.paths, records)
+        ledger = Ledger(config, config.paths, found, database=storage, confirm=lease.confirm)
         template = template.model_copy(update={"owner": study_id(config.paths)})
         session = Session(config, ledger, template, lease)
         session.refuse_others(dataset.digest)
         todo = session.left_to_do()
-        with storage_as_input_errors(config):
-            if todo:
-                session.explore(todo)
-            ledger.settle()
+        if todo:
+            session.explore(todo)
+        ledger.settle()
         return session.close()
 
 

@@ -44,6 +44,7 @@ def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> RDBSt
         make: its tables, where they do not exist.
 
     Raises:
+        DatabaseAway: the study was begun, and its database cannot be reached now.
         InputError: it cannot be reached or used, or was made by an Optuna with another schema.
     """
 
@@ -60,7 +61,8 @@ def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> RDBSt
     try:
         return persistently(connect, OPENING_SECONDS)
     except Exception as error:  # drivers, URLs and migrations raise what they like
-        raise InputError(_unusable(paths, url, error)) from None
+        kind = DatabaseAway if passes(error) and paths.config.exists() else InputError
+        raise kind(_unusable(paths, url, error)) from None
 
 
 def _impatient(url: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A study whose folder is a bucket and whose ledger is a server: killed and gone on with, it is the one on a disk."""
+"""Studies with Ray whose folder is a bucket and whose ledger is a server: killed, asleep, and with the server away."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas as pd
 import pytest
 import yaml
 
 from study.records import StudyPaths, read_events
+from tests.study.conftest import Server
 from trainables.files import Location, UrlPath, below
 
 CONFIG: dict[str, Any] = {
@@ -59,12 +61,17 @@ class Study:
         assert f"study s is done: {self._trials + 1} trials" in output, output
         return output
 
-    def kill_in_a_trial(self) -> None:
+    def in_a_trial(self) -> subprocess.Popen[str]:
+        """A driver whose first trial has a checkpoint and has not ended."""
         process, end = self.start(), time.time() + WAIT_SECONDS
         while not any(event.event == "rung" for path in self.logs() for event in read_events(path)):
             assert process.poll() is None, process.communicate()[0]
             assert time.time() < end, "waited too long"
             time.sleep(0.05)
+        return process
+
+    def kill_in_a_trial(self) -> None:
+        process = self.in_a_trial()
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=60)
 
@@ -94,14 +101,14 @@ def measured(study: Study, to: Path) -> dict[str, pd.DataFrame]:
     }
 
 
-@pytest.mark.timeout(4 * WAIT_SECONDS)
-def test_killed_and_gone_on_with_in_a_bucket(
-    bucket: UrlPath, postgresql_of_file: str, tmp_path: Path, long_chaos: bool
-) -> None:
+@pytest.fixture(autouse=True)
+def in_full(long_chaos: bool) -> None:
     if not long_chaos:
-        pytest.skip(
-            "three sessions of Ray; a study without Ray in test_urls.py is the short form; --long-chaos runs this"
-        )
+        pytest.skip("sessions of Ray; test_urls.py, test_outages.py and test_fence.py have short forms without Ray")
+
+
+@pytest.mark.timeout(4 * WAIT_SECONDS)
+def test_killed_and_gone_on_with_in_a_bucket(bucket: UrlPath, postgresql_of_file: str, tmp_path: Path) -> None:
     trials = 0
     disk = Study(tmp_path, tmp_path / "studies", trials)
     disk.finish()
@@ -126,3 +133,59 @@ def weights(study: Study) -> bytes:
     """Of the model that is left of the first trial."""
     (found,) = below(study.paths.runs / "s-t00000-s0", "**/model.safetensors")
     return found.read_bytes()
+
+
+def complete_once(study: Study, url: str) -> None:
+    """Every trial of the database, once, with its account."""
+    storage = optuna.storages.RDBStorage(url)
+    trials = optuna.load_study(study_name="s", storage=storage).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * len(trials)
+    storage.engine.dispose()
+    accounts = below(study.paths.root, "trials/*/manifest.json")
+    assert sorted(path.parent.name for path in accounts) == [f"s-t{trial.number:05d}-s0" for trial in trials]
+
+
+@pytest.mark.timeout(6 * WAIT_SECONDS)
+def test_a_driver_that_sleeps_until_another_has_its_study(
+    bucket: UrlPath, postgresql_of_file: str, tmp_path: Path
+) -> None:
+    elsewhere = ("--storage", postgresql_of_file, "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db")
+    study = Study(tmp_path, bucket / "studies", 1, *elsewhere)
+    asleep = study.in_a_trial()
+    asleep.send_signal(signal.SIGSTOP)
+    refusals = 0
+    while (other := study.start()).wait(WAIT_SECONDS) == 2:
+        assert other.stdout is not None
+        assert "gave a sign of life" in other.stdout.read()
+        refusals += 1
+        time.sleep(5)
+    assert refusals > 3, "it was taken over from a driver that may live"
+    assert other.returncode in (0, 1), other.communicate()[0]
+    complete_once(study, postgresql_of_file)
+
+    def everything() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in below(study.paths.root, "trials/*/*")}
+
+    before = everything()
+    asleep.send_signal(signal.SIGCONT)
+    output, _ = asleep.communicate(timeout=120)
+    assert asleep.returncode == 75, output
+    assert "another driver has taken the study over" in output
+    assert everything() == before
+    complete_once(study, postgresql_of_file)
+
+
+@pytest.mark.timeout(3 * WAIT_SECONDS)
+def test_the_database_is_restarted_in_the_middle(
+    postgresql_server: Server, postgresql_of_file: str, tmp_path: Path
+) -> None:
+    study = Study(tmp_path, tmp_path / "studies", 1, "--storage", postgresql_of_file)
+    process = study.in_a_trial()
+    for seconds in (5, 15):
+        postgresql_server.stop()
+        time.sleep(seconds)
+        postgresql_server.start()
+        time.sleep(3)
+    output, _ = process.communicate(timeout=WAIT_SECONDS)
+    assert "study s is done: 2 trials" in output, output
+    complete_once(study, postgresql_of_file)

@@ -141,6 +141,25 @@ def test_between_sqlite_and_postgresql_and_back(
     assert all(len(sessions(engine, "s")) >= 1 for engine in engines)
 
 
+def test_a_password_is_asked_for_and_kept_nowhere(
+    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = lived(tmp_path, 3, trials=4)
+    flags = ["--name", config.name, "--studies-dir", str(config.studies_dir)]
+    there = rebuilt(config, "--storage", postgresql)
+    assert there.storage == postgresql.replace(f":{PASSWORD}@", "@")
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*flags, "--sqlite"])
+    assert "--lost if it is gone for good" in capsys.readouterr().err
+    assert load_frozen(config.paths).storage == there.storage, "it was refused before anything changed"
+    monkeypatch.setenv("PARETOVL_STORAGE", postgresql)
+    assert read_study(config.paths).records
+    assert rebuilt(config, "--sqlite").storage is None
+    assert optuna.load_study(study_name="s", storage=postgresql).user_attrs[MOVED]
+    monkeypatch.delenv("PARETOVL_STORAGE")
+    assert PASSWORD not in config.paths.config.read_text()
+
+
 def test_an_older_copy_is_refused_and_made_again(tmp_path: Path) -> None:
     config = lived(tmp_path, 5)
     shutil.copy(config.paths.database, tmp_path / "older.db")
