@@ -16,7 +16,7 @@ from study.records import Frozen, StudyPaths, read_frozen, study_id
 from trainables.caveats import foreseen
 from trainables.cli.command import exit_on_input_error
 from trainables.cli.passwords import hide_passwords
-from trainables.errors import InputError
+from trainables.errors import Away, InputError
 from trainables.execution.places import MODELS, family_in, open_named
 from trainables.execution.signals import RESUMABLE, stopped_by_signals, stopped_code
 from trainables.files import UrlPath, refuse_unusable, storage_away
@@ -31,7 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     with exit_on_input_error(), stopped_by_signals("stopped before the study was begun"):
         from study.ledger.lease import driver_lock
-        from study.ledger.retries import DatabaseAway
 
         config = parse(arguments)
         made = prepare_folder(config.paths)
@@ -39,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with driver_lock(config):
                 return run(config)
         except KeyboardInterrupt:  # before or after the trials, which have their own handling
-            print(f"stopped; to go on: {config.paths.resume_command}", file=sys.stderr)
+            print(f"stopped; to go on: {same_again(config)}", file=sys.stderr)
             return stopped_code()
-        except DatabaseAway as gone:
-            print(f"stopped: {gone}; nothing is lost; to go on: {config.paths.resume_command}", file=sys.stderr)
+        except Away as gone:
+            print(f"stopped: {gone}; nothing is lost; to go on: {same_again(config)}", file=sys.stderr)
             return RESUMABLE
         except InputError:
             leave_no_trace(config.paths, made)
@@ -52,10 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             print(
                 f"stopped: {away.filename} does not answer ({away.strerror}); to go on when it does: "
-                f"{config.paths.resume_command}",
+                f"{same_again(config)}",
                 file=sys.stderr,
             )
             return RESUMABLE
+
+
+def same_again(config: Arguments) -> str:
+    """What to type to go on, with what may not have been done yet."""
+    rerun = ["--rerun", ",".join(config.rerun)] if config.rerun else []
+    return " ".join([config.paths.resume_command, *rerun, *["--retry-failed"] * config.retry_failed])
 
 
 def prepare_folder(paths: StudyPaths) -> list[Path]:

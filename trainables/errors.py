@@ -9,6 +9,10 @@ class InputError(ValueError):
     """Input that cannot be used; its text is the whole message for the user. Exit code 2."""
 
 
+class Away(InputError):
+    """Something that is there as a rule, and does not answer now: the same command may be run again. Exit code 75."""
+
+
 UNSAFE = re.compile(r"weights.only|trust_remote_code|allow_pickle|custom code", re.IGNORECASE)
 """Words in which libraries advise to turn their checks off."""
 

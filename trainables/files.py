@@ -248,6 +248,8 @@ def location(value: object) -> Location:
         return value
     text = str(expanded(value))
     scheme, slashes, rest = text.partition("://")
+    if not slashes and text.startswith(tuple(f"{known}:" for known in SCHEMES)):
+        raise ValueError(f"{text} is neither a path nor a URL with a bucket; {POSSIBLE}")
     if not slashes:
         return Path(text)
     if scheme == "file" and rest.startswith("/"):

@@ -35,7 +35,7 @@ from study.tracking.background import Background
 from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import Final, Projection, ui_command
 from trainables.config import TrialConfig
-from trainables.errors import InputError
+from trainables.errors import Away, InputError
 from trainables.execution.checkpoints import RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.signals import RESUMABLE, held_back, ignore_signals, stopped_code
@@ -233,10 +233,12 @@ class Session:
         try:
             with held_back():
                 ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises what it likes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if address is None:
+                raise Away(f"Ray did not start on this machine: {reason}") from None
             raise InputError(
-                f"cluster.address: Ray at {address or 'this machine'} cannot be used: {reason}\n"
+                f"cluster.address: Ray at {address} cannot be used: {reason}\n"
                 "  leave cluster.address empty for this machine, or give host:port of a running head, or auto"
             ) from None
         resources = ray.cluster_resources()

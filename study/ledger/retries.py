@@ -10,7 +10,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 
-from trainables.errors import InputError, redacted
+from trainables.errors import redacted
 
 Answer = TypeVar("Answer")
 
@@ -21,10 +21,6 @@ LATER = re.compile(r"08...|40...|53...|55P03|57P0[123]|25P03")
 """PostgreSQL's codes: no connection, a conflict, no resources, a lock, the server ends or begins, this side slept."""
 NEVER = re.compile(r"password|authentication|pg_hba|does not exist|resolve|translate|SSL|not known", re.IGNORECASE)
 """Why a connection is refused, where asking again does not help."""
-
-
-class DatabaseAway(InputError):
-    """The study's database was there, and is not. A driver that meets it is to be run again."""
 
 
 def passes(error: BaseException | None) -> bool:

@@ -24,11 +24,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from study.config import StudyConfig
-from study.ledger.retries import OPENING_SECONDS, DatabaseAway, database_reason, passes, persistently
+from study.ledger.retries import OPENING_SECONDS, database_reason, passes, persistently
 from study.ledger.rows import write_trial
 from study.ledger.sessions import make_sessions_table
 from study.records import StudyPaths, sqlite_url
-from trainables.errors import InputError, redacted
+from trainables.errors import Away, InputError, redacted
 
 HISTORY = 500
 """Ended trials that a sampler learns from: the last ones, half as many with four objectives. TPE's time for a
@@ -44,7 +44,7 @@ def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> RDBSt
         make: its tables, where they do not exist.
 
     Raises:
-        DatabaseAway: the study was begun, and its database cannot be reached now.
+        Away: the study was begun, and its database cannot be reached now.
         InputError: it cannot be reached or used, or was made by an Optuna with another schema.
     """
 
@@ -61,7 +61,7 @@ def open_storage(paths: StudyPaths, url: str | None, make: bool = True) -> RDBSt
     try:
         return persistently(connect, OPENING_SECONDS)
     except Exception as error:  # drivers, URLs and migrations raise what they like
-        kind = DatabaseAway if passes(error) and paths.config.exists() else InputError
+        kind = Away if passes(error) and paths.config.exists() else InputError
         raise kind(_unusable(paths, url, error)) from None
 
 
@@ -196,13 +196,13 @@ def storage_as_input_errors(config: StudyConfig) -> Iterator[None]:
     """Turn a database that fails into one message, and leave alone what is wrong with anything else.
 
     Raises:
-        DatabaseAway: it may come back.
+        Away: it may come back.
         InputError: it will not by itself.
     """
     try:
         yield
     except (StorageInternalError, sa.exc.SQLAlchemyError) as error:
-        kind = DatabaseAway if passes(error) else InputError
+        kind = Away if passes(error) else InputError
         raise kind(_unusable(config.paths, config.storage, error)) from None
 
 

@@ -41,7 +41,7 @@ def test_what_cannot_lie_in_a_bucket_is_told_at_once(bucket: UrlPath) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "status", "export"])
-@pytest.mark.parametrize("given", ["hdfs://b/x", "s3://", "s3://me:secret@b/x"])
+@pytest.mark.parametrize("given", ["hdfs://b/x", "s3://", "s3:/b/x", "s3://me:secret@b/x"])
 def test_no_url_means_a_folder_of_its_name(
     command: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,9 @@ from trainables.models.dual import TextTransformer
 from trainables.prepare import Prepared, Workshop, prepare
 from trainables.results import TrialResult
 from trainables.training import finetune
+from trainables.training.clock import Clock
 from trainables.training.feed import Feed
+from trainables.training.run import begin, state_before
 
 FUSION = ("blip", "albef")
 OPTIONS: dict[str, dict[str, Any]] = {"corruption": {"kind": "fog"}, "caption-noise": {"kind": "keyboard"}}
@@ -173,7 +175,7 @@ def test_the_host_waits_for_nothing_in_a_step(trial: TrialConfig, prepared: Prep
     point = Point(**attacked, contrastive_weight=0.5, temperature_learned=True)
     config, own = trial.model_copy(update={"point": point}), with_base(prepared, family)
     with simulated_device() as reads:
-        begun = finetune._begin(config, own, DEVICE, finetune._state(config, own, None, ()))
+        begun = begin(config, own, DEVICE, state_before(config, own, None, (), -1), Clock(DEVICE), lambda: None)
         for step, batch in enumerate(Feed(config, own, DEVICE).batches(0, 2)):
             reads.clear()
             with Uploads() as uploads:
