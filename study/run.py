@@ -30,9 +30,9 @@ FREE_BYTES = 500_000_000
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     with exit_on_input_error(), stopped_by_signals("stopped before the study was begun"):
-        from study.ledger.lease import driver_lock
-
         config = parse(arguments)
+        from study.ledger.lease import driver_lock  # not before help was given
+
         made = prepare_folder(config.paths)
         try:
             with driver_lock(config):

@@ -69,7 +69,7 @@ def read_study(paths: StudyPaths) -> StudyView:
             cannot be read or is of another study.
     """
     from study.ledger.ledger import read_records
-    from study.ledger.ownership import held_study
+    from study.ledger.ownership import held_study, refuse_lost
     from study.ledger.sessions import now_of, sessions
     from study.ledger.store import open_storage, storage_as_input_errors
     from study.ledger.strays import marks, refuse_strays
@@ -83,7 +83,9 @@ def read_study(paths: StudyPaths) -> StudyView:
     records: list[TrialRecord] = []
     rows: list[SessionRow] = []
     now = time.time()
-    if config.storage is not None or paths.database.exists() or left:
+    if config.storage is None and not paths.database.exists():
+        refuse_lost(config, ())
+    else:
         with storage_as_input_errors(config):
             storage = open_storage(paths, config.storage, make=False)
             if held_study(config, paths, storage) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -44,15 +45,8 @@ def held_study(config: StudyConfig, paths: StudyPaths, storage: optuna.storages.
     try:
         study = optuna.load_study(study_name=config.name, storage=storage)
     except KeyError:
-        left = left_on_disk(paths)
-        if not left:
-            return None
-        others = ", ".join(optuna.get_all_study_names(storage)) or "none"
-        raise InputError(
-            f"storage: {where} has no study {config.name!r}, but {paths.root} has {len(left)} trials of it; studies "
-            f"there: {others}. Give the --storage that the study was begun with, or put its database back, or make the "
-            f"study there from its files: {paths.rebuild_command(config.storage)}"
-        ) from None
+        refuse_lost(config, optuna.get_all_study_names(storage))
+        return None
     _refuse_another(config, paths, study, storage.engine)
     if paths.config.exists():
         accepted, space = read_frozen(paths).accepted, load_frozen(paths).space
@@ -64,6 +58,26 @@ def held_study(config: StudyConfig, paths: StudyPaths, storage: optuna.storages.
                 "program added them, or use another --name; what shall be tried is given as points"
             )
     return study
+
+
+def refuse_lost(config: StudyConfig, others: Sequence[str]) -> None:
+    """See that a study which its database does not have was not begun.
+
+    Args:
+        config: of the study.
+        others: that are there.
+
+    Raises:
+        InputError: it was.
+    """
+    paths = config.paths
+    if left := left_on_disk(paths):
+        raise InputError(
+            f"storage: {redacted(config.storage or str(paths.database))} has no study {config.name!r}, but {paths.root}"
+            f" has {len(left)} trials of it; studies there: {', '.join(others) or 'none'}. Give the --storage that the "
+            "study was begun with, or put its database back, or make the study there from its files: "
+            f"{paths.rebuild_command(config.storage)}"
+        )
 
 
 def _refuse_another(config: StudyConfig, paths: StudyPaths, study: optuna.Study, engine: sa.Engine) -> None:

@@ -62,4 +62,5 @@ def database_reason(error: BaseException) -> str:
     """What a database says is wrong, in one line and without passwords."""
     while error.__cause__ is not None and not isinstance(error, sa.exc.DBAPIError):
         error = error.__cause__
-    return (redacted(str(error)).splitlines() or [type(error).__name__])[0]
+    said = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+    return (redacted(str(said)).splitlines() or [type(error).__name__])[0]

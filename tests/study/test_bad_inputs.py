@@ -229,7 +229,7 @@ def test_bad_input_is_one_message(name: str, tmp_path: Path, capfd: pytest.Captu
     assert expected in told.err
     assert "Traceback" not in told.err
     assert "secret@" not in told.err
-    assert not list(tmp_path.glob("studies/*/trials/*"))
+    assert not list(tmp_path.glob("studies/*/trials/*/events.jsonl"))
 
 
 def test_all_mistakes_are_told_at_once_also_those_that_depend_on_other_fields(tmp_path: Path) -> None:

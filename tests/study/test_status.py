@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from study.view import read_study
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.cli.command import read_config
 from trainables.config import TrialConfig
+from trainables.errors import InputError
 from trainables.results import Attempt, Cause, Outcome
 
 
@@ -150,9 +152,18 @@ def test_a_study_is_finished_by_the_limit_that_is_reached(config: StudyConfig) -
 
 def test_a_study_that_was_only_begun(config: StudyConfig) -> None:
     opened(config)
+    shutil.rmtree(config.paths.root / "trials")
     config.paths.database.unlink()
     told = status.status_of(read_study(config.paths))
     assert (told.state, told.states, told.front) == ("interrupted", {}, [])
+
+
+def test_a_study_that_has_lost_its_database(config: StudyConfig) -> None:
+    opened(config)
+    config.paths.database.unlink()
+    with pytest.raises(InputError, match=r"study\.rebuild --name"):
+        read_study(config.paths)
+    assert not config.paths.database.exists(), "who looks makes nothing"
 
 
 def test_unknown_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 
 import optuna
 import pytest
@@ -21,7 +22,7 @@ def known_study(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> FakeStudy:
         name="study", studies_dir=study.paths.root.parent, objectives=OBJECTIVES, budget=Budget(trials=5)
     )
     study.paths.config.unlink()
-    freeze(config, {}, accept_changes=False)
+    study.fingerprint = freeze(config, {}, accept_changes=False)
     optuna.create_study(study_name="study", storage=open_storage(study.paths, None))
     monkeypatch.setattr("study.ledger.ledger.read_records", lambda name, storage: study.records)
     for _ in study.life():
@@ -67,6 +68,6 @@ def test_the_command_refuses_what_it_cannot_use(known_study: FakeStudy, capsys: 
 def test_a_study_with_something_left_to_do_is_interrupted(
     known_study: FakeStudy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known_study.records = known_study.records[:-1]
+    shutil.rmtree(known_study.paths.manifest(known_study.records.pop().key).parent)
     assert run_track(known_study) == 0
     assert "the study is interrupted" in capsys.readouterr().out

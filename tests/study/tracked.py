@@ -46,6 +46,7 @@ class FakeStudy:
         self.paths = StudyPaths(root)
         self.records: list[TrialRecord] = []
         self.time = 1_000_000.0
+        self.fingerprint = "f"
         root.mkdir(parents=True, exist_ok=True)
         self.paths.config.write_text(f"name: study\nid: {root}\n")
 
@@ -92,7 +93,7 @@ class FakeStudy:
             "metrics": metrics if state == "complete" else {},
             "cost": {"device_seconds": 7.0, "attempts": 1},
             "attempts": TRIES if number == 4 else [],
-            "fingerprint": "f",
+            "fingerprint": self.fingerprint,
             "ended": self.time,
         }
         write_manifest(self.paths.manifest(record.key), Manifest.model_validate(manifest))

@@ -96,7 +96,7 @@ def test_a_wrong_password_is_told_without_it(
     with pytest.raises(SystemExit):
         status.main(["--name", "s", "--studies-dir", str(tmp_path)])
     told = capsys.readouterr().err
-    assert "the study's database postgresql+psycopg://me:***@127.0.0.1" in told
+    assert "the study's database postgresql+psycopg://me@127.0.0.1" in told
     assert "wrong-secret" not in told
 
 

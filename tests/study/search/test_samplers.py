@@ -8,22 +8,19 @@ from typing import Any, get_args
 import numpy as np
 import optuna
 import pytest
-from numpy.random import Generator
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
 from search_spaces.joint import JOINT
 from study.config import Budget, EarlyStopping, Objective, SamplerName, StudyConfig
 from study.execution.simulator import Clock, Surrogate, simulate
-from study.front.dominance import Floats
 from study.front.hypervolume import hypervolume_history
 from study.ledger.frozen import fingerprint, freeze
 from study.ledger.ledger import Ledger
-from study.ledger.store import HISTORY, MirroredStorage, open_storage
-from study.search import samplers
-from study.search.gp_sampler import Known, read_trials
+from study.ledger.store import HISTORY, MirroredStorage
+from study.search.gp_sampler import read_trials
 from study.search.samplers import RepeatableSampler, reason
-from study.search.unit_box import UnitBox, Values
+from study.search.unit_box import UnitBox
 from trainables.config import Protocol, TrainingConfig, TrialConfig, content_hash
 from trainables.errors import InputError
 
@@ -95,34 +92,6 @@ def test_auto_is_gp_first_and_tpe_after_that(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(RepeatableSampler, "sample_independent", counted)
     run(config(sampler="auto"))
     assert set(drawn) == {10, 11, 12, 13}
-
-
-def test_a_draw_that_was_cut_off_goes_on_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = config(tmp_path, sampler="gp", early_stopping=EarlyStopping(enabled=False))
-    run(settings, opened(settings))
-    more = settings.model_copy(update={"budget": Budget(trials=20)})
-    record = opened(more).take()
-    storage = open_storage(settings.paths, None)
-    study = optuna.load_study(study_name="s", storage=storage)
-    trial = study.trials[record.number]
-    with storage.engine.begin() as connection:  # as if the driver had been killed between two parameters
-        kept = "contrastive_weight"
-        connection.exec_driver_sql(
-            f"DELETE FROM trial_params WHERE trial_id = {trial._trial_id} AND param_name != '{kept}'"
-        )
-    ledger = opened(more)
-    assert ledger.records()[record.number].params == {kept: record.params[kept]}
-    seen = {}
-
-    def propose(known: Known, box: UnitBox, given: Values, rng: Generator) -> Floats:
-        seen.update(given)
-        return original(known, box, given, rng)
-
-    original = samplers.propose
-    monkeypatch.setattr(samplers, "propose", propose)
-    again = ledger.take(record.number)
-    assert again.params.keys() == record.params.keys()
-    assert again.params[kept] == seen[kept] == record.params[kept]
 
 
 def test_gp_begins_spread_over_every_knob() -> None:
