@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from trainables.config import TrialConfig
 from trainables.files import opened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = "evaluation-"
 """What the names of folders begin with; they end with what an evaluation is of."""
@@ -52,6 +53,7 @@ class Shelf:
     def load(self) -> Iterator[dict[str, Tensor]]:
         """All pieces that are whole."""
         from pyarrow.fs import FileSelector
+        from safetensors.torch import load
 
         there = self._files.get_file_info(FileSelector(self._folder, allow_not_found=True))
         for name in sorted(found.base_name for found in there):
@@ -66,6 +68,8 @@ class Shelf:
 
     def save(self, piece: dict[str, Tensor]) -> None:
         """Write a piece."""
+        from safetensors.torch import save
+
         content = save({name: tensor.contiguous() for name, tensor in piece.items()})
         self._files.create_dir(self._folder, recursive=True)
         with self._files.open_output_stream(f"{self._folder}/{_digest(content)}") as stream:
