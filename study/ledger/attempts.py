@@ -56,8 +56,9 @@ def unseen_ends(events: Sequence[Event], sessions: Sequence[SessionRow]) -> list
         beats = [row.heartbeat for row in sessions if row.started <= attempt.began]
         ended = max([attempt.began, *beats[-1:], *(event.time for event in own)])
         to_step = max([attempt.to_step, *(event.step for event in own if event.event in ("rung", "final"))])
-        reason = "its driver was killed"
-        changes = {"ended": ended, "to_step": to_step, "cause": "interrupted", "reason": reason}
+        from_step = max([attempt.from_step, *(event.step for event in own if event.event == "resume")])
+        steps = {"from_step": from_step, "to_step": max(from_step, to_step)}
+        changes = {"ended": ended, **steps, "cause": "interrupted", "reason": "its driver was killed"}
         found.append(attempt.model_copy(update=changes))
     return found
 

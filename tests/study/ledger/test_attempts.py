@@ -42,6 +42,8 @@ def test_an_end_that_nobody_saw_is_the_last_sign_of_its_driver() -> None:
     assert (closed.began, closed.ended, closed.cause, closed.to_step) == (30, 45, "interrupted", 0)
     (closed,) = unseen_ends([told(attempt(30, from_step=7)), rung], sessions)
     assert (closed.ended, closed.from_step, closed.to_step) == (46, 7, 14), "something of it was logged after the beat"
+    (closed,) = unseen_ends([told(attempt(30)), Event(time=45, event="resume", step=7), rung], sessions)
+    assert (closed.from_step, closed.to_step) == (7, 14), "what it went on from was known later"
     (closed,) = unseen_ends([told(attempt(30))], [])
     assert closed.ended == 30, "no session is known"
 
