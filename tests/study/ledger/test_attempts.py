@@ -39,7 +39,7 @@ def test_an_end_that_nobody_saw_is_the_last_sign_of_its_driver() -> None:
     rung = Event(time=46, event="rung", step=14)
     sessions = [session(0, 45), session(100, 160)]
     (closed,) = unseen_ends([told(attempt(10, 20, "bug")), told(attempt(30, from_step=7))], sessions)
-    assert (closed.began, closed.ended, closed.cause, closed.to_step) == (30, 45, "interrupted", 0)
+    assert (closed.began, closed.ended, closed.cause, closed.to_step) == (30, 45, "interrupted", 7)
     (closed,) = unseen_ends([told(attempt(30, from_step=7)), rung], sessions)
     assert (closed.ended, closed.from_step, closed.to_step) == (46, 7, 14), "something of it was logged after the beat"
     (closed,) = unseen_ends([told(attempt(30)), Event(time=45, event="resume", step=7), rung], sessions)
