@@ -71,6 +71,12 @@ def open_attempt(driver: Driver) -> dict[str, Any] | None:
     return found[-1] if found and found[-1]["ended"] is None else None
 
 
+def under_way(driver: Driver) -> bool:
+    """Whether the newest attempt runs and has told of a rung: its workers are there."""
+    attempt = open_attempt(driver)
+    return attempt is not None and any(event["time"] > attempt["began"] for event in driver.events("rung"))
+
+
 def node_of(cluster: Any, driver: Driver, rank: int) -> Any:
     """The node with the worker of a rank."""
     attempt = open_attempt(driver)
@@ -155,7 +161,7 @@ def endure(cluster: Any, driver: Driver, process: subprocess.Popen[str], done: l
             continue
         assert another_rung(driver, process), "the study ended before everything was done"
         time.sleep(draw.uniform(0, 1))
-        assert wait_for(lambda: open_attempt(driver) is not None, process)
+        assert wait_for(lambda: under_way(driver), process)  # that rung may be a last word of the attempt before
         process = disturb(cluster, driver, process, what)
     driver.output, _ = process.communicate(timeout=3000)
     assert process.returncode == 0, driver.output
