@@ -68,6 +68,6 @@ def _published(name: str) -> str | None:
                 if any(file.rfilename.endswith(".safetensors") for file in converted.siblings or ()):
                     info = converted
                     break
-    except Exception:  # no network, no such model: told where it is loaded
+    except Exception:  # no network, no such model, in whatever words: loading it tells what is wrong
         return None
     return None if info.sha is None else str(info.sha)

@@ -208,7 +208,7 @@ def test_devices_come_late_and_go(tmp_path: Path, cluster: Any, long_chaos: bool
 @pytest.fixture
 def in_full(long_chaos: bool) -> None:
     """Before any other fixture, which would start a cluster."""
-    if not long_chaos:
+    if not long_chaos:  # nine losses, each with cold processes; the form before it has one, and always runs
         pytest.skip("a quarter of an hour: run with --long-chaos")
 
 

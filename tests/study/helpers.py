@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +74,18 @@ def run_next(ledger: Ledger, config: StudyConfig, outcome: Outcome, held: float 
     ledger.rung(record, 2, 1, rung)
     ledger.log(record, Event(time=time.time(), event="rung", step=2, metrics=rung, history=history))
     return ledger.finish(record, outcome, TrialConfig())
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Do it in a process of its own, whose number this is; its exit code is 1 if it raises."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return child

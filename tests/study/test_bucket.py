@@ -103,7 +103,7 @@ def measured(study: Study, to: Path) -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(autouse=True)
 def in_full(long_chaos: bool) -> None:
-    if not long_chaos:
+    if not long_chaos:  # minutes each: a lease has to expire, a server to be away for long
         pytest.skip("sessions of Ray; test_urls.py, test_outages.py and test_fence.py have short forms without Ray")
 
 

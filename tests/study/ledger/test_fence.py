@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from study.ledger.ledger import Ledger
 from study.ledger.sessions import sessions
 from study.ledger.store import open_storage
 from study.records import Event
-from tests.study.helpers import complete, opened, study
+from tests.study.helpers import complete, forked, opened, study
 from trainables.config import TrialConfig
 from trainables.execution.signals import RESUMABLE
 
@@ -62,17 +61,7 @@ def drive(config: StudyConfig, step: Callable[[str], None]) -> None:
 
 def start(config: StudyConfig, step: Callable[[str], None]) -> int:
     """A driver in a process of its own: its number."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            drive(config, step)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return child
+    return forked(lambda: drive(config, step))
 
 
 def stopping_at(number: int) -> Callable[[str], None]:

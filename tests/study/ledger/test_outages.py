@@ -28,7 +28,7 @@ from study.ledger.rows import write_trial
 from study.ledger.store import open_storage
 from study.records import StudyPaths
 from tests.study.conftest import Server
-from tests.study.helpers import complete, ended, opened, study
+from tests.study.helpers import complete, ended, forked, opened, study
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.execution.signals import RESUMABLE
@@ -104,17 +104,11 @@ def test_the_server_restarts_in_the_middle(postgresql: str, postgresql_server: S
 
 def started(config: StudyConfig) -> int:
     """A driver in a process of its own: its number."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            drive(config, open_storage(config.paths, config.storage), PACE, 0.3)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    return child
+    return forked(lambda: drive(config, open_storage(config.paths, config.storage), PACE, 0.3))
+
+
+def ended_on_disk(config: StudyConfig) -> int:
+    return len(list(config.paths.root.glob("trials/*/manifest.json")))
 
 
 @pytest.mark.timeout(300)
@@ -125,14 +119,13 @@ def test_a_server_that_stays_away_ends_the_driver_in_time(
     config = study(tmp_path, TRIALS, storage=postgresql, sampler="random")
     opened(config)._storage._database.engine.dispose()  # a fork must not share its connections
     child = started(config)
-    manifests = lambda: list(config.paths.root.glob("trials/*/manifest.json"))  # noqa: E731
-    while not manifests():
+    while not ended_on_disk(config):
         time.sleep(0.01)
     postgresql_server.stop()
-    before, began = len(manifests()), time.monotonic()
+    before, began = ended_on_disk(config), time.monotonic()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == RESUMABLE
     assert time.monotonic() - began < PACE.expiry
-    assert len(manifests()) > before
+    assert ended_on_disk(config) > before
     postgresql_server.start()
     time.sleep(PACE.expiry)
     assert os.waitpid(started(config), 0)[1] == 0
