@@ -85,7 +85,7 @@ class LedgerSearcher(Searcher):
         """The next trial's configuration, None if there are no devices yet, or no database, or FINISHED."""
         if not self._places.due() or not self._ledger.in_touch():
             return None
-        left = len(self._queue) or (self._ledger.left() if self._may_start() else 0)
+        left = len(self._queue) + (self._ledger.left() if self._may_start() else 0)
         place = self._places.take(len(self._taken), left)
         if place is None:
             return None if left or self._taken else str(Searcher.FINISHED)
