@@ -40,7 +40,8 @@ from study.ledger.ledger import Ledger, read_records
 from study.ledger.ownership import claim
 from study.ledger.store import open_storage
 from study.ledger.trials import trial_key, trial_template
-from study.records import Event, Manifest, StudyPaths, append_event, read_frozen, read_manifests, study_id
+from study.paths import StudyPaths
+from study.records import Event, Manifest, append_event, read_frozen, read_manifests, study_id
 from study.tracking.mlflow_store import POINTS_TAG, import_mlflow
 from study.tracking.projection import Projection, default_uri, trial_run
 from trainables.config import Point

@@ -21,7 +21,8 @@ from dashboards.pareto_page import pareto_page
 from study.execution.display import front_table
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
-from study.records import StudyPaths, write_if_changed
+from study.paths import StudyPaths
+from study.records import write_if_changed
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error
 from trainables.errors import InputError

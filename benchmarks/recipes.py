@@ -14,7 +14,8 @@ from pathlib import Path
 
 from search_spaces.recipes import RECIPES, Recipe
 from study.front.estimates import mean_metric
-from study.records import Manifest, StudyPaths
+from study.paths import StudyPaths
+from study.records import Manifest
 from study.view import read_study
 from trainables.results import Metric
 

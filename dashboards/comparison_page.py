@@ -27,7 +27,7 @@ from dashboards.page import (
 from dashboards.scatter import axis_title, pairs_by_conflict
 from search_spaces.notation import in_words, number, ordered
 from study.front.dominance import front_mask, oriented, values_at
-from study.records import short_key
+from study.paths import short_key
 from trainables.results import Metric
 
 if TYPE_CHECKING:

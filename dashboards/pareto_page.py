@@ -39,7 +39,8 @@ from study.config import Objective
 from study.front.caveats import study_caveats
 from study.front.estimates import CONFIDENCE, Estimate, FrontEntry, estimates, front, write_front
 from study.front.hypervolume import Row, hypervolume_history
-from study.records import Manifest, StudyPaths, short_key, write_if_changed
+from study.paths import StudyPaths, short_key
+from study.records import Manifest, write_if_changed
 from trainables.config import Protocol
 from trainables.results import Caveat
 

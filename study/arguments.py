@@ -13,7 +13,8 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from study.config import StudyConfig
-from study.records import StudyPaths, read_frozen
+from study.paths import StudyPaths
+from study.records import read_frozen
 from trainables.cli.command import read_yaml
 from trainables.cli.flags import Flags, from_command_line
 from trainables.config.fields import Place, Separated

@@ -21,7 +21,8 @@ from pydantic import Field, ValidationError
 from study.config import COSTS, Objective
 from study.front.dominance import front_mask, measured, oriented
 from study.front.estimates import FrontEntry, front
-from study.records import Manifest, StudyPaths, read_account, write_atomically
+from study.paths import StudyPaths
+from study.records import Manifest, read_account, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import all_mistakes, exit_on_input_error
 from trainables.config import CLEAN, Model, Point, TrialConfig

@@ -19,7 +19,8 @@ from study.front.comparison import Comparison, Side
 from study.front.dominance import measured, oriented
 from study.front.estimates import front
 from study.front.hypervolume import attainment, hypervolume_history, hypervolume_share
-from study.records import StudyPaths, read_frozen, write_if_changed
+from study.paths import StudyPaths
+from study.records import read_frozen, write_if_changed
 from study.view import StudyView, read_study
 from trainables.cli.command import argument, command_parser, exit_on_input_error, place, place_or_url
 from trainables.config import BATCH_IMAGES

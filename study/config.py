@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 from search_spaces.joint import JOINT, SPACES
 from search_spaces.recipes import Recipe, recipe_point
 from search_spaces.space import Knob, Space, check_space, corners, example_of, typed, typed_space, wrong_point
-from study.records import StudyPaths
+from study.paths import StudyPaths
 from trainables.config import (
     DIRECTIONS,
     DataConfig,

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from study.ledger.attempts import message_of, read_attempts
-from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events, write_atomically
+from study.paths import StudyPaths
+from study.records import Event, Manifest, TrialRecord, read_events, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error, place
 from trainables.cli.yaml_core import dump

@@ -24,13 +24,8 @@ from study.ledger.ownership import held_study
 from study.ledger.remake import FINGERPRINT, MOVED, asked_on_disk, make_room, make_study
 from study.ledger.sessions import SESSIONS, make_sessions_table, sessions
 from study.ledger.store import open_storage, storage_as_input_errors
-from study.records import (
-    StudyPaths,
-    TrialRecord,
-    read_frozen,
-    sqlite_url,
-    write_atomically,
-)
+from study.paths import StudyPaths, sqlite_url
+from study.records import TrialRecord, read_frozen, write_atomically
 from study.view import study_parser, with_passwords
 from trainables.cli.command import exit_on_input_error
 from trainables.cli.passwords import hide_passwords

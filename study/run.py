@@ -12,7 +12,8 @@ from pathlib import Path
 from study.arguments import Arguments, parse
 from study.config import StudyConfig, trials_of, wrong_trials
 from study.ledger.frozen import fingerprint
-from study.records import Frozen, StudyPaths, read_frozen, study_id
+from study.paths import StudyPaths
+from study.records import Frozen, read_frozen, study_id
 from trainables.caveats import foreseen
 from trainables.cli.command import exit_on_input_error
 from trainables.cli.passwords import hide_passwords

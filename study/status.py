@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.notation import duration
 from study.costs.budget import Limit, device_kind, ended_by, known_money, limits, remaining_seconds, usage
 from study.ledger.attempts import Attempts, causes, lost_seconds, message_of, read_attempts, troubles
-from study.records import StudyPaths, read_events, short_key
+from study.paths import StudyPaths, short_key
+from study.records import read_events
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error
 from trainables.config import Model

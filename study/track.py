@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from study.records import StudyPaths
+from study.paths import StudyPaths
 from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import Final, Projection, ui_command
 from study.view import read_study, study_parser

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
-from study.records import Manifest, StudyPaths, TrialRecord, accounted, left_on_disk, read_manifests
+from study.paths import StudyPaths
+from study.records import Manifest, TrialRecord, accounted, left_on_disk, read_manifests
 from trainables.cli.command import argument, command_parser, place_or_url
 from trainables.config.fields import check_name
 from trainables.errors import InputError, without_password

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from study.arguments import PRESETS
 from study.config import StudyConfig
-from study.records import StudyPaths
+from study.paths import StudyPaths
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "cluster.yaml").read_text()

@@ -21,7 +21,7 @@ import study.plan
 import trainables.evaluate
 from search_spaces.recipes import RECIPES, recipe_point
 from study.arguments import PRESETS, parse
-from study.records import StudyPaths
+from study.paths import StudyPaths
 from tests.commands import read_by_click, read_command
 from tests.study.helpers import complete, opened, run_next
 from tests.study.helpers import study as small_study

@@ -20,7 +20,8 @@ from search_spaces.recipes import title
 from study.config import Objective
 from study.front.estimates import CONFIDENCE, FrontEntry, estimates
 from study.ledger.attempts import ENDS, in_words
-from study.records import Event, Manifest, TrialRecord, short_key
+from study.paths import short_key
+from study.records import Event, Manifest, TrialRecord
 from trainables.results import Metric
 
 UNKNOWN_WIDTH = 180

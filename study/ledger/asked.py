@@ -15,7 +15,8 @@ from search_spaces.space import Space, is_inside
 from study.config import StudyConfig
 from study.ledger.rows import EARLIER, KEPT, OUTSIDE
 from study.ledger.store import MirroredStorage
-from study.records import Asked, Manifest, StudyPaths, TrialRecord, read_account, write_if_changed
+from study.paths import StudyPaths
+from study.records import Asked, Manifest, TrialRecord, read_account, write_if_changed
 from study.search.unit_box import UnitBox
 from trainables.errors import InputError
 from trainables.files import below

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from search_spaces.notation import duration
 from study.config import COST
-from study.records import Event, Manifest, StudyPaths, TrialRecord, read_events, read_manifest
+from study.paths import StudyPaths
+from study.records import Event, Manifest, TrialRecord, read_events, read_manifest
 from trainables.files import below
 from trainables.results import Attempt
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from study.arguments import Arguments
 from study.config import COSTS, StudyConfig
-from study.records import Frozen, StudyPaths, left_on_disk, read_frozen, study_id, write_atomically
+from study.paths import StudyPaths
+from study.records import Frozen, left_on_disk, read_frozen, study_id, write_atomically
 from trainables.cli.command import all_mistakes
 from trainables.cli.yaml_core import dump
 from trainables.config import content_hash

@@ -29,12 +29,12 @@ from study.ledger.sessions import sessions
 from study.ledger.store import MirroredStorage, open_storage
 from study.ledger.strays import marks, refuse_strays
 from study.ledger.trials import replicate_key, trial_of
+from study.paths import StudyPaths
 from study.records import (
     INFEASIBLE,
     Ended,
     Event,
     Manifest,
-    StudyPaths,
     TrialRecord,
     accounted,
     append_event,

@@ -30,7 +30,8 @@ from study.ledger.remake import (
 from study.ledger.rows import KEPT
 from study.ledger.sessions import sessions
 from study.ledger.strays import marks
-from study.records import StudyPaths, left_on_disk, manifest_ids, read_frozen, read_manifests, study_id
+from study.paths import StudyPaths
+from study.records import left_on_disk, manifest_ids, read_frozen, read_manifests, study_id
 from trainables.errors import InputError, redacted
 
 

@@ -10,7 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 from study.config import StudyConfig
 from study.ledger.frozen import load_frozen
 from study.ledger.store import open_storage
-from study.records import StudyPaths, read_frozen
+from study.paths import StudyPaths
+from study.records import read_frozen
 from trainables.errors import InputError
 from trainables.identity import differences
 

@@ -14,7 +14,8 @@ from search_spaces.space import params_of
 from study.config import StudyConfig
 from study.front.dominance import measured
 from study.ledger.asked import as_trial, asked_before, read_asked
-from study.records import Asked, Manifest, StudyPaths, left_on_disk, read_manifest, study_id
+from study.paths import StudyPaths
+from study.records import Asked, Manifest, left_on_disk, read_manifest, study_id
 from trainables.errors import InputError, redacted
 
 Storage = optuna.storages.RDBStorage

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from study.records import Event, StudyPaths, TrialRecord, append_event, read_manifest
+from study.paths import StudyPaths
+from study.records import Event, TrialRecord, append_event, read_manifest
 from trainables.errors import InputError
 from trainables.files import Location, move
 

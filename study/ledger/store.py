@@ -27,7 +27,7 @@ from study.config import StudyConfig
 from study.ledger.retries import OPENING_SECONDS, database_reason, passes, persistently
 from study.ledger.rows import write_trial
 from study.ledger.sessions import make_sessions_table
-from study.records import StudyPaths, sqlite_url
+from study.paths import StudyPaths, sqlite_url
 from trainables.errors import Away, InputError, redacted
 
 HISTORY = 500

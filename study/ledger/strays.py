@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from study.config import StudyConfig
-from study.records import Manifest, StudyPaths, TrialRecord, study_id
+from study.paths import StudyPaths
+from study.records import Manifest, TrialRecord, study_id
 from trainables.cli.command import read_yaml
 from trainables.errors import InputError
 from trainables.files import Location

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
-from study.records import sqlite_url
+from study.paths import sqlite_url
 from trainables.errors import redacted
 from trainables.files import Location, local_copy
 

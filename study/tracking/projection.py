@@ -16,16 +16,8 @@ from study.config import Objective
 from study.front.estimates import Members
 from study.front.hypervolume import History, Row
 from study.ledger.attempts import attempts_of, causes, lost_seconds
-from study.records import (
-    Event,
-    Manifest,
-    StudyPaths,
-    TrialRecord,
-    read_events,
-    read_manifest,
-    sqlite_url,
-    study_id,
-)
+from study.paths import StudyPaths, sqlite_url
+from study.records import Event, Manifest, TrialRecord, read_events, read_manifest, study_id
 from study.tracking.mlflow_store import (
     KIND_TAG,
     RERUN_TAG,

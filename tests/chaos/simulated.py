@@ -32,7 +32,8 @@ from study.ledger.ledger import Ledger
 from study.ledger.ownership import claim
 from study.ledger.store import open_storage
 from study.ledger.trials import point_of
-from study.records import Event, Manifest, StudyPaths, TrialRecord, write_atomically
+from study.paths import StudyPaths
+from study.records import Event, Manifest, TrialRecord, write_atomically
 from study.run import prepare_folder
 from study.tracking.background import Background
 from study.tracking.mlflow_store import TrackingError, import_mlflow

@@ -15,7 +15,8 @@ from search_spaces.recipes import recipe_point
 from study.config import Objective
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
-from study.records import Manifest, StudyPaths
+from study.paths import StudyPaths
+from study.records import Manifest
 from tests.pages import dom_of, layout_of, measured, needs_browser, traces_of
 from trainables.config import Protocol
 from trainables.results import Caveat

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from study.arguments import parse
 from study.config import StudyConfig
 from study.ledger.store import open_storage
-from study.records import StudyPaths
+from study.paths import StudyPaths
 from study.run import main
 from trainables.config import Point
 from trainables.errors import InputError

@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from study.records import StudyPaths, read_events
+from study.paths import StudyPaths
+from study.records import read_events
 from tests.study.conftest import Server
 from trainables.files import Location, UrlPath, below
 

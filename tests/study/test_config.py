@@ -13,7 +13,8 @@ import yaml
 
 from study.arguments import PRESETS, Arguments, parse
 from study.ledger.frozen import fingerprint, freeze, load_frozen
-from study.records import StudyPaths, read_frozen
+from study.paths import StudyPaths
+from study.records import read_frozen
 from study.run import opening_line
 from trainables.errors import InputError
 from trainables.identity import differences

@@ -14,7 +14,8 @@ from study import export, run, status
 from study.arguments import parse
 from study.config import StudyConfig
 from study.ledger.set_aside import set_aside
-from study.records import StudyPaths, read_manifest
+from study.paths import StudyPaths
+from study.records import read_manifest
 from study.tracking.mlflow_store import TrackingError, open_experiment
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig

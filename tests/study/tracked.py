@@ -9,16 +9,8 @@ from typing import Any
 
 from dashboards.pareto_page import write_front_files
 from study.config import Objective
-from study.records import (
-    Event,
-    Manifest,
-    State,
-    StudyPaths,
-    TrialRecord,
-    append_event,
-    read_manifest,
-    write_manifest,
-)
+from study.paths import StudyPaths
+from study.records import Event, Manifest, State, TrialRecord, append_event, read_manifest, write_manifest
 from study.tracking.mlflow_store import import_mlflow
 from study.tracking.projection import Projection
 from trainables.config import Protocol

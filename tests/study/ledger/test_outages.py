@@ -26,7 +26,7 @@ from study.ledger.ledger import Ledger
 from study.ledger.retries import passes, persistently
 from study.ledger.rows import write_trial
 from study.ledger.store import open_storage
-from study.records import StudyPaths
+from study.paths import StudyPaths
 from tests.study.conftest import Server
 from tests.study.helpers import complete, ended, forked, opened, study
 from trainables.config import TrialConfig

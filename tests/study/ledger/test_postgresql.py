@@ -25,7 +25,7 @@ from study.ledger.lease import Lease
 from study.ledger.ledger import Ledger
 from study.ledger.sessions import sessions
 from study.ledger.store import open_storage
-from study.records import StudyPaths
+from study.paths import StudyPaths
 from tests.study.conftest import PASSWORD
 from tests.study.helpers import study
 from trainables.errors import InputError

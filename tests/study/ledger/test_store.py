@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from study.ledger.prior_studies import prior_trials
 from study.ledger.store import open_storage
-from study.records import StudyPaths
+from study.paths import StudyPaths
 from study.tracking.mlflow_store import open_experiment
 from study.tracking.projection import default_uri
 from tests.study.helpers import complete, opened, run_next, study

@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 from tracked import CALLS, FakeStudy, client_of, dump, live, projection, runs_of
 
-from study.records import (
-    Event,
-    StudyPaths,
-)
+from study.paths import StudyPaths
+from study.records import Event
 from study.tracking.mlflow_store import TrackingError, _create_database, import_mlflow, metric_name
 from study.tracking.projection import default_uri, event_points, ui_command
 from trainables.errors import redacted
