@@ -55,16 +55,23 @@ def read_frozen(paths: StudyPaths) -> Frozen:
     """What the study was begun with.
 
     Raises:
-        InputError: it is not there, or is cut short, or of another program or version.
+        InputError: it is not there, or is cut short, or of another program or version, or the folder has another name
+            than its study.
     """
     try:
-        return Frozen.model_validate(read_yaml(paths.config))
+        frozen = Frozen.model_validate(read_yaml(paths.config))
     except ValidationError as error:
         wrong = ", ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
         raise InputError(
             f"{paths.config}: is not what a study was begun with: it is cut short, or of another program or version "
             f"({wrong}). Put it back, or use another --name"
         ) from None
+    if (name := frozen.config.get("name")) != paths.root.name:
+        raise InputError(
+            f"{paths.root}: is the folder of study {name!r}, whose name it has to have. Give it that name again (a "
+            "copy needs another --studies-dir), or use another --name"
+        )
+    return frozen
 
 
 @dataclass(frozen=True)
@@ -279,8 +286,8 @@ def accounted(records: Sequence[TrialRecord], manifests: Sequence[Manifest]) -> 
 
 
 def left_on_disk(paths: StudyPaths) -> dict[str, Location]:
-    """A folder of every trial of which something is on disk, by key."""
-    key = re.compile(re.escape(paths.root.name) + r"-t\d{5,}-s\d+")
+    """A folder of every trial of which something is on disk, by key; of whichever study."""
+    key = re.compile(r".+-t\d{5,}-s\d+")
     folders = (paths.runs, paths.root / "trials")
     return {path.name: path for folder in folders for path in below(folder, "*") if key.fullmatch(path.name)}
 

@@ -119,8 +119,6 @@ def load_frozen(paths: StudyPaths) -> StudyConfig:
         InputError: it cannot be read, or is of a study of another name.
     """
     frozen = read_frozen(paths)
-    if (name := frozen.config.get("name")) != paths.root.name:
-        raise InputError(f"{paths.root}: is the folder of study {name!r}, whose name it has to have")
     try:
         return StudyConfig.model_validate({**frozen.config, "studies_dir": paths.root.parent})
     except ValidationError as error:

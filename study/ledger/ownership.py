@@ -75,7 +75,7 @@ def refuse_lost(config: StudyConfig, others: Sequence[str]) -> None:
     if left := left_on_disk(paths):
         raise InputError(
             f"storage: {redacted(config.storage or str(paths.database))} has no study {config.name!r}, but {paths.root}"
-            f" has {len(left)} trials of it; studies there: {', '.join(others) or 'none'}. Give the --storage that the "
+            f" has trials ({len(left)}); studies there: {', '.join(others) or 'none'}. Give the --storage that the "
             "study was begun with, or put its database back, or make the study there from its files: "
             f"{paths.rebuild_command(config.storage)}"
         )

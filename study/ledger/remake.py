@@ -72,7 +72,10 @@ def asked_on_disk(paths: StudyPaths) -> dict[int, Asked]:
     """
     found: dict[int, Asked] = {}
     mine, mistakes = study_id(paths), []
-    for key in left_on_disk(paths):
+    for key, folder in left_on_disk(paths).items():
+        if key.rpartition("-t")[0] != paths.root.name:
+            mistakes.append(f"{folder}: is of a study of another name")
+            continue
         try:
             asked, manifest = read_asked(paths, key), read_manifest(paths.manifest(key))
         except InputError as error:

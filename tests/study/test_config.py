@@ -153,8 +153,12 @@ def test_a_moved_study_is_found_where_it_is_and_a_renamed_one_is_told(tmp_path: 
     assert (moved.budget.trials, moved.paths.root) == (7, tmp_path / "b" / "mine")
     assert load_frozen(moved.paths).paths == moved.paths
     moved.paths.root.rename(tmp_path / "b" / "yours")
-    with pytest.raises(InputError, match="is the folder of study 'mine'"):
-        load_frozen(StudyPaths(tmp_path / "b" / "yours"))
+    for read in (
+        lambda: frozen(tmp_path / "b", "--name", "yours"),
+        lambda: load_frozen(StudyPaths(tmp_path / "b" / "yours")),
+    ):
+        with pytest.raises(InputError, match="is the folder of study 'mine'"):
+            read()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from study.config import StudyConfig
 from study.ledger.ledger import read_records
-from study.ledger.remake import EARLIER_ID, FINGERPRINT, ID
+from study.ledger.remake import EARLIER_ID, FINGERPRINT, ID, asked_on_disk
 from study.ledger.set_aside import set_aside
 from study.ledger.store import open_storage
 from study.records import INFEASIBLE, Event, read_frozen, read_manifest
@@ -194,6 +194,16 @@ def test_without_it_one_message_says_what_to_do(done: StudyConfig, piece: str) -
     assert len(told) == 1
     assert expected.format(root=done.paths.root) in told.pop()
     assert not database or len(done.paths.database.read_bytes()) >= len(database), "nothing is lost"
+
+
+def test_a_folder_that_was_renamed_with_its_study_yaml_edited_is_told(done: StudyConfig) -> None:
+    renamed = done.model_copy(update={"name": "copy"})
+    done.paths.root.rename(renamed.paths.root)
+    renamed.paths.config.write_text(renamed.paths.config.read_text().replace("  name: s\n", "  name: copy\n", 1))
+    with pytest.raises(InputError, match=r"has no study 'copy', but .*/copy has trials \(6\); studies there: s"):
+        drive(renamed, 0, with_mlflow=False)
+    with pytest.raises(InputError, match="s-t00000-s0: is of a study of another name"):
+        asked_on_disk(renamed.paths)
 
 
 def test_nobody_counts_another_programs_trials(done: StudyConfig) -> None:
