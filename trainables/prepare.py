@@ -28,6 +28,7 @@ from trainables.evaluation.robustness import Gallery
 from trainables.identity import model_files_digest
 from trainables.models import RetrievalModel, check_length
 from trainables.models.loading import family_of, load, load_masked_lm
+from trainables.training.exchange import alone
 from trainables.training.pretraining import Log, make_base, make_masked_lm, make_tokenizer
 
 transformers.logging.set_verbosity_error()
@@ -290,7 +291,8 @@ class Workshop:
                     part = folder.with_name(f"{folder.name}.part")
                     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
                     part.mkdir(parents=True)
-                    make(part)
+                    with alone():  # another worker's node may have it
+                        make(part)
                     os.replace(part, folder)
         return folder
 

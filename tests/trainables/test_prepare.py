@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tokenizer_kinds import characters, wrapped
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import BertConfig, BertForMaskedLM
 
 from trainables import prepare
@@ -140,9 +142,13 @@ def test_a_masked_language_model_of_characters_is_refused_where_words_are_change
 
 
 def test_nodes_with_caches_of_their_own_make_the_same(tiny_trial: TrialConfig, tmp_path: Path) -> None:
-    one, other = (
-        prepare.prepare(tiny_trial.model_copy(update={"cache_dir": tmp_path / name})) for name in ("one", "other")
-    )
+    one = prepare.prepare(tiny_trial.model_copy(update={"cache_dir": tmp_path / "one"}))
+    # Beside another worker, whose node has everything: it does not take part.
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        other = prepare.prepare(tiny_trial.model_copy(update={"cache_dir": tmp_path / "other"}))
+    finally:
+        dist.destroy_process_group()
     assert one.hashes == other.hashes
     weights = (prepared.base.state_dict() for prepared in (one, other))
     assert all(torch.equal(a, b) for a, b in zip(*(states.values() for states in weights), strict=True))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ReportCallback, WorkerGroupCallback
 from ray.train.v2.api.exceptions import PreemptionError
+from ray.util import get_node_ip_address
 
 from trainables.config import TrialConfig
 from trainables.execution.blame import Blame, blame, kind_of, told
@@ -83,6 +87,35 @@ class Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()
         return [callback for callback in made if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+class Backend(_TorchBackend):
+    """With workers that find each other wherever their nodes do."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Called by Ray Train."""
+        worker_group.execute(meet_by_network_of_ray)
+        super().on_start(worker_group, backend_config)
+
+
+class Meeting(TorchConfig):
+    """How workers meet: over `Backend`."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """Asked by Ray Train."""
+        return Backend
+
+
+def meet_by_network_of_ray() -> None:
+    """Have gloo use the interface with this node's address, unless GLOO_SOCKET_IFNAME names another.
+
+    By itself it takes that of the machine's name, which Debian and Ubuntu set to 127.0.1.1: no other node gets there.
+    """
+    address = get_node_ip_address()
+    for name, known in psutil.net_if_addrs().items():
+        if any(one.address == address for one in known):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def attempt(
@@ -205,7 +238,7 @@ def _trainer(
             "checkpoint": checkpoint and checkpoint.path,
             "passed_over": passed_over,
         },
-        torch_config=TorchConfig(backend="nccl" if workers.gpus_per_worker else "gloo"),
+        torch_config=Meeting(backend="nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=bool(workers.gpus_per_worker),
