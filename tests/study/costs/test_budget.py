@@ -14,6 +14,7 @@ from study.costs.budget import (
     known_money,
     limits,
     money,
+    planned_trials,
     reached,
     remaining_seconds,
     stagnation,
@@ -87,6 +88,12 @@ def test_remaining_time_is_that_of_the_nearest_limit() -> None:
     assert remaining_seconds(found, USED.wall_seconds) == pytest.approx(7200)
     assert remaining_seconds(limits(Budget(), PRICE, USED), USED.wall_seconds) == pytest.approx(3 * 7200)
     assert remaining_seconds([], 0) is None
+
+
+def test_trials_beyond_a_smaller_budget_stay_planned() -> None:
+    searched = [running(number) for number in range(3)]
+    recipe = TrialRecord(3, "s-t00003-s0", "waiting", {}, "fare")
+    assert [planned_trials(Budget(trials=trials), [*searched, recipe]) for trials in (2, 5)] == [4, 6]
 
 
 def test_usage_counts_every_attempt(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,8 @@ def test_whether_there_is_a_place_elsewhere_counts_all_workers_of_an_attempt(clu
     places = opened([])
     assert places.elsewhere(["host a"]), "two fit on the other"
     assert not places.elsewhere(["host b"])
+    places.leave_out({"host b": ["1", "2"]})
+    assert not places.elsewhere([]), "it stays left out"
 
 
 def test_so_many_side_by_side_are_as_many_as_are_wanted(cluster: Cluster) -> None:
@@ -94,11 +97,17 @@ def test_waiting_has_no_end_and_is_told_once(cluster: Cluster) -> None:
     assert len(cluster.asked) == cluster.made == 1, "it keeps its place in the queue"
     assert not places.due()
     cluster.room = 1
-    assert places.take(0, 5) is not None
+    place = places.take(0, 5)
+    assert place is not None
     cluster.room = 0
-    for _ in range(12):
+    for _ in range(4):
         assert places.take(1, 4) is None
+        time.sleep(admission.SAID_AFTER_SECONDS / 2)
     assert len(said) == 1, "others run meanwhile"
+    assert places.take(1, 4) is None
+    assert not places.due()
+    places.give_back(place)
+    assert places.due(), "there is room now"
     places.close()
     assert cluster.asked == []
 

@@ -28,7 +28,7 @@ LOST, DONE = on("a", "infrastructure"), on("b", "complete", 9)
         ({"1": [DONE, LOST], "2": [DONE, LOST]}, {}),  # not later
         ({"1": [on("a", "preempted"), DONE], "2": [on("a", "bug"), DONE], "3": [on("a", "queued"), DONE]}, {}),
         ({"1": [on("a", "infrastructure", 5), on("b", None, 9)], "2": [LOST, DONE]}, {}),  # it still runs
-        ({"1": [on("a+b", "infrastructure"), DONE], "2": [on("a+b", "infrastructure"), DONE]}, {}),  # which one?
+        ({key: [on("a+b", "infrastructure"), on("c", "complete", 9)] for key in "12"}, {}),  # which one?
         (
             {key: [on("b+a", "infrastructure", failed_on="a"), DONE] for key in "12"},
             {"a": ["1", "2"]},

@@ -99,12 +99,19 @@ def test_where_there_is_nothing_yet_it_is_waited_for(
     gpus: float,
     told: str | None,
 ) -> None:
-    monkeypatch.setattr(preparation, "make_part", lambda config, part: [])
+    parts: list[str] = []
+
+    def make(config: dict[str, Any], part: str) -> list[str]:
+        parts.append(part)
+        return []
+
+    monkeypatch.setattr(preparation, "make_part", make)
     said: list[str] = []
     workers = WorkersConfig(gpus_per_worker=gpus_per_worker)
     prepare_on_cluster(TrialConfig(workers=workers), cpus, gpus, said.append)
     assert [line for line in said if "waiting" in line] == ([f"waiting for devices: {told}"] if told else [])
     assert {options["num_gpus"] for options in ray.options} == {gpus_per_worker or 0}
+    assert set(parts) == {"base", "substitutes"}, "by the first node that comes"
 
 
 def test_what_cannot_be_used_is_refused(ray: AtOnce, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,8 +74,9 @@ def test_a_retried_trial_has_its_patience_anew_and_costs_everything(tmp_path: Pa
 def test_an_account_that_was_not_told_yet_is_retried_too(tmp_path: Path) -> None:
     config, _ = failed_study(tmp_path)
     with open_storage(config.paths, None).engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trials SET state = 'RUNNING' WHERE number = 0")
+        connection.exec_driver_sql("UPDATE trials SET state = 'RUNNING' WHERE number IN (0, 1)")
     ledger = retried(config)
+    assert ledger.records()[1].state == "infeasible", "it did not fail, so its account counts"
     assert ledger.remaining().resume == [0, 2, 3]
     assert ledger.failures(ledger.records()[0]) == []
 

@@ -67,17 +67,39 @@ def test_a_failure_is_kept_warned_of_once_and_tried_again(caplog: pytest.LogCapt
 
 
 def test_a_long_call_is_followed_by_a_longer_rest() -> None:
-    began: list[float] = []
+    began: list[int] = []
+    done: list[float] = []
 
     def busy(asked: int) -> None:
-        began.append(time.thread_time())
-        while time.thread_time() - began[-1] < 0.1:
+        began.append(asked)
+        start = time.thread_time()
+        while time.thread_time() - start < 0.1:
             pass
+        done.append(time.monotonic())
 
     worker = Background("it", busy, interval_seconds=0.01)
     worker.request(1)
-    wait_for(lambda: began)
+    wait_for(lambda: done)
     worker.request(2)
-    time.sleep(0.3)
-    assert len(began) == 1, "of 0.5 s in all it works a fifth"
+    while time.monotonic() < done[0] + 0.3:
+        assert began == [1], "of 0.5 s in all it works a fifth"
+        time.sleep(0.005)
     worker.finish(3)
+
+
+def test_the_last_call_is_made_alone() -> None:
+    """It waits for the one under way, and in the thread of the caller."""
+    inside, threads = threading.Semaphore(1), list[threading.Thread]()
+
+    def alone(asked: int) -> None:
+        assert inside.acquire(blocking=False), "two at once"
+        threads.append(threading.current_thread())
+        time.sleep(0.1)
+        inside.release()
+
+    worker = Background("it", alone)
+    worker.request(1)
+    wait_for(lambda: threads)
+    worker.finish(2)
+    assert worker.last_error is None
+    assert threads[1:] == [threading.current_thread()]
