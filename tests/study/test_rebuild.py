@@ -14,9 +14,10 @@ from study import rebuild as command
 from study.config import Budget, EarlyStopping, StudyConfig
 from study.export import tables
 from study.ledger.frozen import load_frozen
+from study.ledger.lease import Lease
 from study.ledger.ledger import Ledger
 from study.ledger.ownership import claim
-from study.ledger.remake import ID, MOVED, UNFINISHED
+from study.ledger.remake import FINGERPRINT, ID, MOVED, UNFINISHED
 from study.ledger.sessions import sessions
 from study.ledger.store import open_storage
 from study.records import Event, read_frozen
@@ -112,6 +113,8 @@ def test_between_sqlite_and_postgresql_and_back(
     monkeypatch.setenv("PGPASSFILE", str(passwords))
     server = postgresql.replace(f":{PASSWORD}@", "@")
     config = lived(tmp_path, 3, replicates=1)
+    with Lease(open_storage(config.paths, None).engine, "s", print) as lease:
+        lease.use("worked before")
     before, shown, id_ = told(config), exported(config), read_frozen(config.paths).id
     with pytest.raises(InputError, match=r"--studies-dir .* --storage postgresql"):
         open_(config.model_copy(update={"storage": server}))
@@ -121,6 +124,7 @@ def test_between_sqlite_and_postgresql_and_back(
     assert exported(there) == shown
     attributes = optuna.load_study(study_name="s", storage=server).user_attrs
     assert (attributes[ID], attributes[UNFINISHED], attributes.get(MOVED)) == (id_, False, None)
+    assert attributes[FINGERPRINT] == read_frozen(config.paths).hash
     with pytest.raises(InputError, match=r"was moved from .*study.db to postgresql"):
         open_(config)
     assert rebuilt(config) == there
@@ -138,7 +142,8 @@ def test_between_sqlite_and_postgresql_and_back(
         open_(there)
     assert open_(back).records() == ledger.records()
     engines = [open_storage(config.paths, url).engine for url in (None, server)]
-    assert all(len(sessions(engine, "s")) >= 1 for engine in engines)
+    for engine in engines:
+        assert [row.device for row in sessions(engine, "s")].count("worked before") == 1, "its time goes with it, once"
 
 
 def test_a_password_is_asked_for_and_kept_nowhere(
@@ -176,10 +181,8 @@ def test_an_older_copy_is_refused_and_made_again(tmp_path: Path) -> None:
     assert told(config) == before
 
 
-def test_a_stop_in_the_middle_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = lived(tmp_path, 6)
-    before = told(config)
-    config.paths.database.unlink()
+def stopped_in_the_middle(config: StudyConfig) -> None:
+    """After three trials."""
     made = optuna.storages.RDBStorage.create_new_trial
     calls = iter(range(99))
 
@@ -188,10 +191,17 @@ def test_a_stop_in_the_middle_is_gone_on_with(tmp_path: Path, monkeypatch: pytes
             raise KeyboardInterrupt
         return made(self, *given)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optuna.storages.RDBStorage, "create_new_trial", stopped)
         with pytest.raises(KeyboardInterrupt):
             rebuilt(config)
+
+
+def test_a_stop_in_the_middle_is_gone_on_with(tmp_path: Path) -> None:
+    config = lived(tmp_path, 6)
+    before = told(config)
+    config.paths.database.unlink()
+    stopped_in_the_middle(config)
     with pytest.raises(InputError, match="was being made from its files"):
         open_(config)
     rebuilt(config)
@@ -203,6 +213,7 @@ def test_a_trial_that_left_nothing_is_asked_anew(tmp_path: Path, capsys: pytest.
     numbers = [record.number for record in open_(config).records()]
     config.paths.database.unlink()
     shutil.rmtree(config.paths.root / "trials" / "s-t00001-s0")
+    stopped_in_the_middle(config)
     rebuilt(config)
     assert "trial 1 left nothing on disk: it is asked anew" in capsys.readouterr().out
     again = open_(config).records()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,15 @@ def test_money_is_by_the_kind_that_was_held() -> None:
     held = {"a100": 36000.0, "l4": 3600.0}
     assert money(PRICE, held, 4 * 3600) == 54
     assert money(PRICE, {}, 4 * 3600) == 2, "nothing was held yet"
-    assert money(PRICE.model_copy(update={"device": "l4"}), held, 0) == 22
+    assert money(PRICE.model_copy(update={"device": "l4"}), {**held, "h100": 3600}, 0) == 24, "whatever Ray calls it"
     with pytest.raises(InputError, match=r"no price for 'h100', .* prices are for l4, a100"):
         money(PRICE, {**held, "h100": 1.0}, 0)
     assert known_money(PRICE, {"h100": 1.0}, 0) is None
+
+
+def test_device_hours_are_those_of_all_kinds() -> None:
+    used = replace(USED, held={"l4": 18000, "a100": 18000})
+    assert str(reached(limits(Budget(device_hours=9), PRICE, used))) == "budget.device_hours: 10 of 9 device-hours"
 
 
 def test_kind_of_device() -> None:
@@ -87,6 +93,8 @@ def test_remaining_time_is_that_of_the_nearest_limit() -> None:
     found = limits(Budget(device_hours=20), PRICE, USED)  # 3 of 12 trials in 2 h, 10 of 20 device-hours
     assert remaining_seconds(found, USED.wall_seconds) == pytest.approx(7200)
     assert remaining_seconds(limits(Budget(), PRICE, USED), USED.wall_seconds) == pytest.approx(3 * 7200)
+    plateau = limits(Budget(plateau_trials=3), PRICE, USED)
+    assert remaining_seconds(plateau, USED.wall_seconds) == pytest.approx(3 * 7200), "growth goes on as it likes"
     assert remaining_seconds([], 0) is None
 
 

@@ -48,3 +48,4 @@ def test_the_last_node_stays() -> None:
     assert left_out(bad, ["a", "b", "d"]).keys() == {"b", "a"}
     assert left_out(bad, ["a", "b"]) == {"b": "3 trials failed on host b and came further elsewhere: 1, 2, 3"}
     assert left_out(bad, ["a"]) == {}
+    assert left_out({"gone c": ["1", "2"]}, ["a", "b"]) == {}, "it is not there"
