@@ -64,9 +64,9 @@ def lived(folder: Path, seed: int, trials: int = 12, **fields: Any) -> StudyConf
 
 
 def told(config: StudyConfig) -> list[dict[str, Any]]:
-    """All of a database that is not the time of writing."""
+    """All of a database that is not the time of an end."""
     found = optuna.load_study(study_name=config.name, storage=open_storage(config.paths, config.storage))
-    kept = ("number", "state", "params", "distributions", "values", "user_attrs", "system_attrs")
+    kept = ("number", "state", "params", "distributions", "values", "user_attrs", "system_attrs", "datetime_start")
     return [
         {"attributes": found._storage.get_study_system_attrs(found._study_id), "directions": found.directions},
         *({name: getattr(trial, name) for name in kept} for trial in found.trials),

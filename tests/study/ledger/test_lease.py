@@ -176,13 +176,14 @@ def test_a_database_that_stays_away_ends_the_driver_before_the_lease_expires(eng
 
 
 def test_time_is_added_up_over_sessions(engine: sa.Engine) -> None:
-    for seconds in (10, 20):
+    for seconds, before, device in ((10, 0, "l4"), (20, 10, "h100")):
         with Lease(engine, "s", never) as lease:
-            lease.use("l4")
+            assert lease.worked_seconds() == pytest.approx(before, abs=2)
+            lease.use(device)
             last = sessions(engine, "s")[-1]
             with engine.begin() as connection:
                 connection.execute(
                     sa.update(SESSIONS).where(SESSIONS.c.id == last.id).values(started=time.time() - seconds)
                 )
-            assert lease.last_device == "l4"
+            assert lease.last_device == device
     assert sum(row.seconds() for row in sessions(engine, "s")) == pytest.approx(30, abs=2)
