@@ -106,12 +106,15 @@ def test_an_interrupted_evaluation_does_the_rest_only(family: str, rounded: bool
         assert len(Counted.attacked) == left, "of twelve"
 
 
-def test_what_is_partly_another_workers_is_done_again(tiny_trial: TrialConfig) -> None:
+def test_what_is_partly_another_workers_is_done_again_and_what_is_there_twice_counts_once(
+    tiny_trial: TrialConfig,
+) -> None:
     whole, memory = measured(tiny_trial, "clip"), Memory()
     measured(tiny_trial, "clip", memory)
     stray = {**memory.pieces[0], "images": torch.tensor([0, 1, 99])}
     Counted.attacked.clear()
-    same(whole, measured(tiny_trial, "clip", Memory([stray, *memory.pieces[2:]])))
+    twice = memory.pieces[-1]
+    same(whole, measured(tiny_trial, "clip", Memory([stray, *memory.pieces[2:], twice])))
     assert sorted(Counted.attacked) == list(range(6))
 
 
