@@ -219,6 +219,7 @@ def test_a_cluster_may_have_nothing_yet(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"or give cluster\.address"):
         here._sized(2, 0, {})
     assert here._most(here._sized(16, 0, {}), 16, 0) == 2
+    assert here._most(here._sized(64, 4, {}), 64, 4) == 2, "cores for eight, GPUs for two"
 
 
 def test_tune_waits_for_the_first_trial_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
