@@ -82,6 +82,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage: str, run: tuple[TrialConfig
     before = RunFolder(config).begin(passed_over)
     assert before is not None
     assert before.name == "checkpoint_2"
+    assert (folder / "checkpoint_4").is_dir(), "it can be looked at"
     torn(folder / "checkpoint_2")
     assert RunFolder(config).begin(passed_over | RunFolder(config).incomplete()) is None, "it begins anew"
 
@@ -98,10 +99,12 @@ def test_a_torn_account_of_ray_train_does_not_matter(run: tuple[TrialConfig, Pat
 def test_two_checkpoints_are_kept_and_one_at_the_end(run: tuple[TrialConfig, Path], written: tuple[Path, Any]) -> None:
     config, folder = run
     shutil.copytree(written[0] / "step-6", folder / "checkpoint_6")
+    shutil.copytree(folder / "checkpoint_2", folder / "checkpoint_1")
     torn(folder / "checkpoint_4")
     newest = RunFolder(config).begin(())
     assert newest is not None
     assert newest.name == "checkpoint_6"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint_2", "checkpoint_6"]
     RunFolder(config).keep(1)
     assert [path.name for path in folder.iterdir()] == ["checkpoint_6"]
 

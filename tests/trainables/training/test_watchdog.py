@@ -69,11 +69,14 @@ def test_a_process_that_hangs_is_ended() -> None:
     script = """
 import time
 from trainables.training.watchdog import Watchdog
-with Watchdog(0.2):
-    pass
-time.sleep(0.5)  # the work is over: nobody waits for it
+with Watchdog(0.2) as dog:
+    dog.step()
+time.sleep(0.5)
+print("the work was over: nobody waits for it", flush=True)
 with Watchdog(0.2) as dog:
     dog.step()
     time.sleep(60)
 """
-    assert subprocess.run([sys.executable, "-c", script], timeout=30, check=False).returncode == STUCK
+    ended = subprocess.run([sys.executable, "-c", script], timeout=30, check=False, capture_output=True, text=True)
+    assert ended.returncode == STUCK
+    assert ended.stdout == "the work was over: nobody waits for it\n"
