@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from study.config import COSTS, Objective
-from study.front.dominance import Floats, measured
+from study.front.dominance import BLOCK, Floats, measured
 from study.front.estimates import Estimate, FrontEntry, estimates
 from study.records import Manifest
 from trainables.caveats import at_chance, idle_attacks, in_words, small_gallery
@@ -106,15 +105,18 @@ def _like_a_recipe(
     if not recipes or not recalls or not searched:
         return []
     told = []
-    for member in searched:
-        alike = []
-        for recipe in recipes:
-            differences = {name: paired_difference(member, recipe, name, confidence) for name in recalls}
-            if not any(d.low > 0 or d.high < 0 for d in differences.values()):
-                name, most = max(differences.items(), key=lambda item: abs(item[1].value))
-                words = f"{member.first.key} from {recipe.first.recipe} ({name} by {in_words(most)} at most)"
-                alike.append((abs(most.value), words))
-        told += [words for _, words in sorted(alike)[:1]]  # the nearest recipe
+    for start in range(0, len(searched), BLOCK):
+        members = searched[start : start + BLOCK]
+        found = np.stack([_differences(members, recipes, name, confidence) for name in recalls], axis=2)
+        like = ~((found[..., 1] > 0) | (found[..., 2] < 0)).any(axis=2)
+        for place in np.flatnonzero(like.any(axis=1)):
+            alike = []
+            for other in np.flatnonzero(like[place]):
+                differences = map(_metric, found[place, other])
+                name, most = max(zip(recalls, differences, strict=True), key=lambda item: abs(item[1].value))
+                words = f"{members[place].first.key} from {recipes[other].first.recipe}"
+                alike.append((abs(most.value), f"{words} ({name} by {in_words(most)} at most)"))
+            told.append(min(alike)[1])  # the nearest recipe
     if not told:
         return []
     text = f"{len(told)} of {len(searched)} searched trials on the front cannot be told from a recipe"
@@ -130,15 +132,47 @@ def paired_difference(one: Estimate, other: Estimate, metric: str, confidence: f
     other: images that are hard for one model are hard for the other. Where the bits of the queries are not known for
     the same gallery, the errors count as independent.
     """
-    first, second = (_by_image(estimate, metric) for estimate in (one, other))
-    value = one.metrics[metric].value - other.metrics[metric].value
-    if first is None or second is None or not np.array_equal(first[1], second[1]):
-        half = math.hypot(*((m.high - m.low) / 2 for m in (one.metrics[metric], other.metrics[metric])))
-        return Metric(value=value, low=value - half, high=value + half)
-    weights = _resampled(first[1].shape[1])
-    draws = ((weights @ (first[0] - second[0]).T) / (weights @ first[1].T)).mean(axis=1)
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Metric(value=value, low=float(low), high=float(high))
+    return _metric(_differences([one], [other], metric, confidence)[0, 0])
+
+
+def _metric(ends: Floats) -> Metric:
+    value, low, high = ends.tolist()
+    return Metric(value=value, low=low, high=high)
+
+
+def _differences(ones: Sequence[Estimate], others: Sequence[Estimate], metric: str, confidence: float) -> Floats:
+    """`paired_difference` of each one and each other: (ones, others, 3), the value and the ends of its interval."""
+    first, second = (np.array([_ends(one.metrics[metric]) for one in side]) for side in (ones, others))
+    values = first[:, None, 0] - second[:, 0]
+    half = np.hypot(first[:, None, 1], second[:, 1])
+    found: Floats = np.stack([values, values - half, values + half], axis=2)
+    galleries, other_galleries = _galleries(ones, metric), _galleries(others, metric)
+    for asked in galleries.keys() & other_galleries.keys():
+        (rows, hits, totals), (columns, other_hits, _) = galleries[asked], other_galleries[asked]
+        draws = ((hits[:, None] - other_hits) / totals).mean(axis=2)
+        ends = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=2, overwrite_input=True)
+        found[np.ix_(rows, columns, [1, 2])] = np.moveaxis(ends, 0, 2)
+    return found
+
+
+def _ends(metric: Metric) -> tuple[float, float]:
+    """A value, and half the width of its interval."""
+    return metric.value, (metric.high - metric.low) / 2
+
+
+def _galleries(side: Sequence[Estimate], metric: str) -> dict[bytes, tuple[list[int], Floats, Floats]]:
+    """By the queries of a gallery: places of the estimates that were measured on it, what each answers of its
+    resampled images, (estimates, directions, `DRAWS`), and what is asked there, (directions, `DRAWS`)."""
+    measured_on: dict[bytes, list[tuple[int, Floats, Floats]]] = {}
+    for place, estimate in enumerate(side):
+        if (known := _by_image(estimate, metric)) is not None:
+            measured_on.setdefault(known[1].tobytes(), []).append((place, *known))
+    found = {}
+    for key, group in measured_on.items():
+        places, answered, asked = zip(*group, strict=True)
+        weights = _resampled(asked[0].shape[1]).T
+        found[key] = list(places), np.tensordot(np.array(answered), weights, 1), asked[0] @ weights
+    return found
 
 
 def _by_image(estimate: Estimate, metric: str) -> tuple[Floats, Floats] | None:

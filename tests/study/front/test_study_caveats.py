@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from typing import Any
 
 import numpy as np
 import pytest
 
 from study.config import Objective
-from study.front.caveats import paired_difference, study_caveats
-from study.front.estimates import estimates, front
+from study.front.caveats import _differences, paired_difference, study_caveats
+from study.front.estimates import Estimate, estimates, front
 from study.records import Manifest
 from trainables.config import Protocol
 from trainables.results import Caveat, Metric
@@ -202,3 +202,35 @@ def test_replicates_are_taken_together() -> None:
     found = paired_difference(pair, other, "both/mr_r1", 0.95)
     assert found.value == pytest.approx(0.2)
     assert found.low < 0.2 < found.high
+
+
+def test_many_differences_at_once_are_those_of_each_pair() -> None:
+    """A plain reference, over more members than are taken at once, of which some were not measured alike."""
+    draw = np.random.default_rng(0)
+    members = [trial(number, draw.random(IMAGES) < draw.random(), draw.random(IMAGES) < 0.5) for number in range(130)]
+    recipes = [trial(200 + number, draw.random(IMAGES) < 0.5, answered(0.5), recipe="mat") for number in range(3)]
+    members[1] = members[1].model_copy(update={"correct": {}})
+    members[2] = trial(2, answered(0.5), answered(0.3), captions_per_image=[1, 9] + [OWN] * (IMAGES - 2))
+    members.append(trial(999, answered(0.1), answered(0.7), key="s-t00000-s1", replicate=1))
+    ones, others = estimates(members, OBJECTIVES), estimates(recipes, OBJECTIVES)
+    weights = np.random.default_rng(0).multinomial(IMAGES, np.full(IMAGES, 1 / IMAGES), 1000)
+
+    def bits(estimate: Estimate) -> np.ndarray:
+        hits = [
+            np.unpackbits(np.frombuffer(b64decode(run.correct["clean/tr_r1"]), np.uint8), count=IMAGES)
+            for run in estimate.runs
+        ]
+        return np.mean(hits, axis=0)
+
+    found = _differences(ones, others, "clean/mr_r1", 0.9)
+    assert found.shape == (130, 3, 3)
+    for one, row in zip(ones, found, strict=True):
+        for other, (value, low, high) in zip(others, row, strict=True):
+            first, second = one.metrics["clean/mr_r1"], other.metrics["clean/mr_r1"]
+            assert value == first.value - second.value
+            if one.first.number in (1, 2):
+                half = np.hypot((first.high - first.low) / 2, (second.high - second.low) / 2)
+                assert (low, high) == pytest.approx((value - half, value + half))
+            else:
+                draws = weights @ (bits(one) - bits(other)) / IMAGES  # captions are answered as their images are
+                assert (low, high) == pytest.approx(tuple(np.quantile(draws, [0.05, 0.95])))
