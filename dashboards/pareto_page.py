@@ -37,7 +37,7 @@ from dashboards.scatter import (
 from search_spaces.notation import ordered
 from study.config import Objective
 from study.front.caveats import study_caveats
-from study.front.estimates import CONFIDENCE, Estimate, FrontEntry, estimates, front, write_front
+from study.front.estimates import CONFIDENCE, Estimate, FrontEntry, estimates, excerpt, front, write_front
 from study.front.hypervolume import Row, hypervolume_history
 from study.paths import StudyPaths, short_key
 from study.records import Manifest, write_if_changed
@@ -47,6 +47,9 @@ from trainables.results import Caveat
 History = Sequence[Row]
 
 HISTORY_LINE = "#0072b2"
+
+STEPS = 500
+"""Of the progress that are drawn."""
 
 OWN_STYLE = """
 .key { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; margin: 0 0 .5rem; padding: 0;
@@ -70,7 +73,7 @@ def pareto_page(
     """The whole page; the same input gives the same bytes.
 
     Args:
-        manifests: the ended trials; those that are complete are drawn.
+        manifests: the ended trials; those that are complete are drawn, or what stands for them (`excerpt`).
         entries: the front (`study.front.estimates.front`).
         objectives: 1 to 4; every pair gets a plot, the one that conflicts most the large one.
         history: `study.front.hypervolume.hypervolume_history`.
@@ -80,7 +83,10 @@ def pareto_page(
     """
     found = estimates(manifests, objectives, confidence)
     if found:
-        points = Points(found, frozenset(entry.key for entry in entries))
+        members = frozenset(entry.key for entry in entries)
+        sides = [[one for one in found if (one.first.key in members) == side] for side in (True, False)]
+        drawn = {one.first.key for side in sides for one in excerpt(side, objectives)}
+        points = Points(found, members, [one for one in found if one.first.key in drawn])
         axes = [objective_axis(objective, points) for objective in objectives]
         body = (
             caveat_section(caveats)
@@ -145,7 +151,7 @@ def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Ob
     figures = []
     for index, (x, y, chosen) in enumerate(pairs):
         figure = pair_figure(points, x, y, chosen, height=360 if index else 480)
-        label = escape(f"{len(points.estimates)} trials, {y.name} against {x.name}; the table below lists the front")
+        label = escape(f"{len(points.drawn)} trials, {y.name} against {x.name}; the table below lists the front")
         name = f"pair-{index}" if index else "front"
         figures.append(f"<figure>{plot(figure, name, label, library=not index)}</figure>\n")
     others = f'<div class="pairs">\n{"".join(figures[1:])}</div>\n' if figures[1:] else ""
@@ -153,6 +159,9 @@ def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Ob
     if others:
         caption += " The pair of objectives that conflicts most is the large one."
     beyond = sum(any(_beyond(axis, one) for axis in axes) for one in points.estimates)
+    if len(points.drawn) < len(points.estimates):
+        caption += f" Of {len(points.estimates)} complete trials {len(points.drawn)} are drawn, here and below, spread "
+        caption += "over the objectives; lines and edges are those of all."
     if beyond:
         caption += f" {beyond} of the trials lie beyond the edges, far from the front: double-click shows all."
     caption = f'<p class="note">{caption}</p>\n'
@@ -193,7 +202,7 @@ def _knobs_section(points: Points, axes: Sequence[Axis]) -> str:
     figures = ""
     for index, name in enumerate(names):
         knob = knob_axis(name, points)
-        label = escape(f"{', '.join(axis.name for axis in axes)} of {len(points.estimates)} trials against {name}")
+        label = escape(f"{', '.join(axis.name for axis in axes)} of {len(points.drawn)} trials against {name}")
         figures += f"<figure>{plot(knob_figure(points, knob, axes), f'knob-{index}', label)}</figure>\n"
     return (
         f'<section>\n<h2>Knobs</h2>\n<div class="knobs">\n{figures}</div>\n<p class="note">Every objective against '
@@ -210,13 +219,16 @@ def _knobs(points: Points) -> list[str]:
 def _history_section(history: History) -> str:
     import plotly.graph_objects as go
 
+    step = max(1, math.ceil(len(history) / STEPS))
+    drawn = history[::-step][::-1]  # with the last one
+    marked = f" One trial in {step} has a mark." if step > 1 else ""
     figure = go.Figure()
     figure.add_scatter(
-        x=[count for _, count, _, _ in history],
-        y=[100 * share for _, _, _, share in history],
+        x=[count for _, count, _, _ in drawn],
+        y=[100 * share for _, _, _, share in drawn],
         hovertext=[
             f"{count} trials, {duration(seconds)} of device time<br>hypervolume {100 * share:.3g} %"
-            for _, count, seconds, share in history
+            for _, count, seconds, share in drawn
         ],
         hoverinfo="text",
         mode="lines+markers",
@@ -225,13 +237,11 @@ def _history_section(history: History) -> str:
     )
     lay_out(figure, "trials ended", "hypervolume, % of the box", height=320)
     percent_axis(figure)
-    label = (
-        f"Hypervolume after each of {len(history)} trials, at the end {100 * history[-1][3]:.3g} %" if history else ""
-    )
+    label = f"Hypervolume after each of {len(drawn)} trials, at the end {100 * history[-1][3]:.3g} %" if history else ""
     return (
         f"<section>\n<h2>Progress</h2>\n<figure>\n{plot(figure, 'history', label)}"
         "<figcaption>What the front dominates of the box from the best ends of the objectives to the reference point."
-        "</figcaption>\n</figure>\n</section>\n"
+        f"{marked}</figcaption>\n</figure>\n</section>\n"
     )
 
 
@@ -240,15 +250,18 @@ def _table_section(points: Points, entries: Sequence[FrontEntry], objectives: Se
     heads = ["trial", "recipe", "on the front", *(objective.metric for objective in objectives), *map(symbol, knobs)]
     of = {one.first.key: one for one in points.estimates}
     probabilities = {entry.key: f"{entry.probability:.2f}" for entry in entries}
-    others = {key: "no" for key, one in of.items() if one.first.recipe and key not in probabilities}
+    others = [key for key, one in of.items() if one.first.recipe and key not in probabilities]
+    drawn = {one.first.key for one in points.drawn}
     rows = []
-    for key, place in {**probabilities, **others}.items():
+    for key in (key for key in (*probabilities, *others) if key in drawn):
         metrics = [of[key].metrics[objective.metric] for objective in objectives]
         cells = [
             f'<span title="{escape(key)}">{escape(short_key(key))}</span>',
             recipe_name(of[key].first.recipe),
-            place,
+            probabilities.get(key, "no"),
         ]
         rows.append([*cells, *map(interval_cell, metrics), *knob_cells(knobs, settings(of[key]))])
     note = f"on the front: the probability to be there, if every value errs as its interval says; {knob_legend(knobs)}"
+    if left := len(probabilities.keys() - drawn):
+        note = f"{left} more points of the front are in front.json; {note}"
     return table_section("The front, and the recipes beside it", "table", heads, rows, note)

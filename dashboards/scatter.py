@@ -51,15 +51,17 @@ class Axis:
 
 @dataclass(frozen=True)
 class Points:
-    """What all plots of a page draw.
+    """What all plots of a page are made of.
 
     Attributes:
         estimates: complete trials, replicates taken together.
         members: keys of the front of all objectives.
+        drawn: those of the estimates that have a mark.
     """
 
     estimates: Sequence[Estimate]
     members: frozenset[str]
+    drawn: Sequence[Estimate]
 
     @property
     def strongest(self) -> float:
@@ -211,7 +213,7 @@ def _traces(points: Points, x: Axis, y: Axis, small: bool = False) -> list[dict[
         for member in (False, True):
             shown = [
                 one
-                for one in points.estimates
+                for one in points.drawn
                 if (one.first.recipe is not None) == recipe and points.on_front(one) == member
             ]
             if not shown:
@@ -247,11 +249,11 @@ def _labels(points: Points, x: Axis, y: Axis, front: Sequence[tuple[float, float
         low, high = axis.range or (0.0, 1.0)
         return (value - low) / (high - low)
 
-    at = [(x.read(one).value, y.read(one).value) for one in points.estimates]
+    at = [(x.read(one).value, y.read(one).value) for one in points.drawn]
     parts = [(part(across, x), part(up, y)) for across, up in at]
     drawn = [index for index, pair in enumerate(at) if all(map(math.isfinite, pair))]
-    recipes = [index for index in drawn if points.estimates[index].first.recipe is not None]
-    names = [recipe_name(points.estimates[index].first.recipe) for index in recipes]
+    recipes = [index for index in drawn if points.drawn[index].first.recipe is not None]
+    names = [recipe_name(points.drawn[index].first.recipe) for index in recipes]
     others = [parts[index] for index in drawn if index not in recipes]
     line = [(part(across, x), part(up, y)) for across, up in step_corners(front, x.rising)]
     offsets = place_labels(names, [parts[index] for index in recipes], others, line)

@@ -18,7 +18,7 @@ from rich.text import Text
 from search_spaces.notation import SYMBOLS, number, ordered, written
 from search_spaces.recipes import title
 from study.config import Objective
-from study.front.estimates import CONFIDENCE, FrontEntry, estimates
+from study.front.estimates import CONFIDENCE, FrontEntry, estimates, excerpt
 from study.ledger.attempts import ENDS, in_words
 from study.paths import short_key
 from study.records import Event, Manifest, TrialRecord
@@ -212,12 +212,14 @@ class FrontTable:
         objectives: a column each.
         knobs: a column each.
         rows: trial and recipe; probability and objectives; cost of training and knobs.
+        left_out: points of the front that have no row.
         confidence: of the intervals.
     """
 
     objectives: Sequence[Objective]
     knobs: Sequence[str]
     rows: Sequence[tuple[list[str], list[str], list[str]]]
+    left_out: int
     confidence: float
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -230,6 +232,8 @@ class FrontTable:
             yield self._table(values=True, knobs=False)
             yield Text()
             yield self._table(values=False, knobs=True)
+        if self.left_out:
+            yield Text(f"and {self.left_out} more on the front; the rows are spread over the objectives")
         legend = "* on the front, with probability p if every value errs as its "
         legend += f"{100 * self.confidence:g} % interval says; training: seconds "
         yield Text(f"{legend}with its attack, and how many times MAT's; {_legend(self.knobs)}", style="dim")
@@ -270,14 +274,15 @@ def front_table(
     others = [key for key, estimate in of.items() if estimate.first.recipe and key not in probabilities]
     costs = _training_costs(manifests)
     rows = []
-    for key in [*probabilities, *others]:
+    members = excerpt([of[key] for key in probabilities], objectives)
+    for key in [*(one.first.key for one in members), *others]:
         first, metrics = of[key].first, of[key].metrics
         probability = f"{probabilities[key]:.2f}" if key in probabilities else ""
         head = [_starred(key, key in probabilities), title(first.recipe)]
         values = [probability, *(_with_interval(metrics[objective.metric]) for objective in objectives)]
         settings = _knob_cells(knobs, {**first.params, **first.point})
         rows.append((head, values, [costs.get(key, ""), *settings]))
-    return FrontTable(objectives, knobs, rows, confidence)
+    return FrontTable(objectives, knobs, rows, len(entries) - len(members), confidence)
 
 
 def _training_costs(manifests: Sequence[Manifest]) -> dict[str, str]:

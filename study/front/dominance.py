@@ -105,6 +105,31 @@ def beaten(points: Floats, by: Floats) -> npt.NDArray[np.bool_]:
     return np.concatenate(found) if found else np.zeros(0, dtype=bool)
 
 
+def spread(costs: Floats, most: int) -> list[int]:
+    """Places of a few points that stand for all: the best on each axis, then each time the one farthest from these.
+
+    (Gonzalez 1985, "Clustering to minimize the maximum intercluster distance", axes scaled to what the points span.)
+
+    Args:
+        costs: (n, m). Points with a NaN or an infinite cost are not chosen.
+        most: places to return; fewer where one is best on several axes, or points are equal.
+
+    Returns:
+        In ascending order.
+    """
+    finite = np.flatnonzero(np.isfinite(costs).all(axis=1))
+    points = costs[finite]
+    if len(points) <= most:
+        return finite.tolist()
+    points = points / np.maximum(np.ptp(points, axis=0), np.finfo(float).tiny)
+    chosen: list[int] = []
+    away = np.full(len(points), np.inf)
+    for turn in range(most):
+        chosen.append(int(points[:, turn].argmin() if turn < points.shape[1] else away.argmax()))
+        away = np.minimum(away, np.square(points - points[chosen[-1]]).sum(axis=1))
+    return sorted(set(finite[chosen].tolist()))
+
+
 class Archive:
     """Which of several points no other one dominates, see `front_mask`, while points come and change.
 

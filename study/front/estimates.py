@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from study.config import Objective
-from study.front.dominance import Archive, Floats, beaten, front_mask, measured, oriented
+from study.front.dominance import Archive, Floats, beaten, front_mask, measured, oriented, spread
 from study.records import Manifest, write_if_changed
 from trainables.config import Model, Protocol
 from trainables.files import Location
@@ -20,6 +20,9 @@ from trainables.results import Metric
 
 NEAR = 0.05
 """Probability of being on the front from which a trial is near it."""
+
+SHOWN = 150
+"""Searched points of a front that are shown; of a front of thousands nobody reads more."""
 
 DRAWS = 400
 
@@ -107,6 +110,17 @@ def mean_metric(runs: Sequence[Metric], confidence: float = CONFIDENCE) -> Metri
     within = np.mean([((run.high - run.low) / (2 * z)) ** 2 for run in runs])
     half = z * math.sqrt(within + values.var(ddof=1) / len(runs))
     return Metric(value=values.mean(), low=values.mean() - half, high=values.mean() + half)
+
+
+def excerpt(found: Sequence[Estimate], objectives: Sequence[Objective]) -> list[Estimate]:
+    """All recipes, and at most `SHOWN` searched points, spread over the objectives; in their order."""
+    costs, *_ = costs_of([list(one.metrics.values()) for one in found], objectives)
+    searched = np.array([one.first.recipe is None for one in found], dtype=bool)
+    if searched.sum() <= SHOWN:
+        return list(found)
+    costs[~searched] = np.nan
+    kept = sorted([*spread(costs, SHOWN), *np.flatnonzero(~searched).tolist()])
+    return [found[place] for place in kept]
 
 
 def front_probability(values: Floats, deviations: Floats, draws: int = DRAWS, seed: int = 0) -> Floats:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dashboards.page import INK
@@ -314,6 +316,45 @@ def test_foreign_strings_are_escaped() -> None:
     shown = json.dumps(traces_of(page, "front"))
     assert "<script" not in shown
     assert "<img" not in shown
+
+
+def test_of_a_large_study_some_trials_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn of it looks as it does where all are drawn."""
+    arc = [(math.sin(turn), math.cos(turn)) for turn in np.linspace(0, math.pi / 2, 200)]
+    trials = [manifest(number, x, y) for number, (x, y) in enumerate(arc)]
+    trials += [manifest(200 + number, 0.6 * x, 0.6 * y) for number, (x, y) in enumerate(arc)]
+    trials += [manifest(400 + number, 0.4, 0.4, recipe="mat") for number in range(3)]
+    trials += [manifest(403 + number, 0, 0, state="stopped") for number in range(700)]
+    page = page_of(trials)
+    assert "Of 403 complete trials 303 are drawn, here and below, spread over the objectives" in page
+    assert "One trial in 3 has a mark" in page
+    assert "50 more points of the front are in front.json" in page
+    assert len(table_of(page)) == 150 + 3
+    progress = traces_of(page, "history")["hypervolume"]["x"]
+    assert len(progress) == 368
+    assert progress[-1] == 1103
+    monkeypatch.setattr("study.front.estimates.SHOWN", 1000)
+    whole = page_of(trials)
+    assert "trials 403 are drawn" not in whole
+    assert "more points" not in whole
+    assert len(table_of(whole)) == 200 + 3
+    assert layout_of(page, "front") == layout_of(whole, "front")
+    assert all(row in table_of(whole) for row in table_of(page))
+    for name in ("front", "knob-0"):
+        drawn, full = traces_of(page, name), traces_of(whole, name)
+        assert drawn.keys() == full.keys()
+        assert drawn.get("front") == full.get("front"), "the line is that of all trials"
+        for trace in ("searched", "searched, on the front", "published recipe"):
+            marks, others = marks_of(drawn[trace]), marks_of(full[trace])
+            assert marks <= others
+            assert len(marks) == min(len(others), 150)
+            assert {min(marks)[:2], max(marks)[:2]} == {min(others)[:2], max(others)[:2]}, "the best ones are there"
+
+
+def marks_of(trace: dict[str, Any]) -> set[tuple[Any, ...]]:
+    """Place, colour and hover text of each mark with its bars."""
+    bars = (trace["error_x"]["array"], trace["error_y"]["arrayminus"])
+    return set(zip(trace["x"], trace["y"], trace["marker"]["color"], trace["hovertext"], *bars, strict=True))
 
 
 @needs_browser

@@ -91,6 +91,18 @@ def test_a_wide_terminal_has_one_table_and_a_narrow_one_two() -> None:
     assert heads[0][0].split() == [*heads[1][0].split(), *heads[1][1].split()[2:]]
 
 
+def test_of_a_large_front_some_rows_stand_for_all() -> None:
+    axes = OBJECTIVES[:2]
+    runs = [manifest(number, [0.001 * number, 0.5 - 0.001 * number]) for number in range(400)]
+    lines = shown(front_table(front(runs, axes), runs, axes), 200)
+    assert sum(line.startswith("*t") for line in lines) == 150
+    assert any(line.startswith("and 250 more on the front; ") for line in lines)
+    assert lines[2].split()[0] == "*t00399", "the best in the first objective"
+    few = shown(front_table(front(runs[:150], axes), runs[:150], axes), 200)
+    assert sum(line.startswith("*t") for line in few) == 150
+    assert "more on the front" not in " ".join(few)
+
+
 def test_recipes_stand_below_the_front_once_whatever_their_replicates() -> None:
     axes = OBJECTIVES[:3]
     runs = [*TRIALS, manifest(8, [0.5, 0.5, 0.05], recipe="mat", key="my-study-t00001-s1", replicate=1)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from study.config import Objective
-from study.front.dominance import front_mask, oriented
+from study.front.dominance import front_mask, oriented, spread
 from study.front.estimates import estimates, front, front_probability, near_front, write_front
 from study.front.hypervolume import attainment, hypervolume, hypervolume_history, hypervolume_share
 from study.records import Manifest
@@ -138,6 +138,16 @@ def test_hypervolume_agrees_with_sampling(objectives: int, points: int, seed: in
     samples = rng.random((40_000, objectives)) * 1.1
     share = np.mean((costs[None] <= samples[:, None]).all(axis=2).any(axis=1))
     assert hypervolume_share(costs) == pytest.approx(share, abs=5 * 0.5 / np.sqrt(len(samples)))
+
+
+def test_what_stands_for_many_points_has_the_best_ends_and_no_gaps() -> None:
+    line = np.array([[x, 100 - x] for x in range(101)], dtype=float)
+    assert spread(line, 2) == [0, 100]
+    assert spread(line, 5) == [0, 25, 50, 75, 100]
+    assert spread(line * [1, 1000], 5) == [0, 25, 50, 75, 100], "whatever the units are"
+    assert spread(np.vstack([[[np.nan, 0]], line[:3]]), 3) == [1, 2, 3]
+    assert spread(np.ones((5, 2)), 3) == [0]
+    assert spread(np.zeros((0, 2)), 3) == []
 
 
 def test_front_takes_complete_trials_best_first_with_their_intervals() -> None:
