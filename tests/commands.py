@@ -7,11 +7,13 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+import study.cluster
 import study.plan
 import trainables.evaluate
 from study.arguments import parse
 
 WHOLE = {
+    "study.cluster": study.cluster.parse,
     "study.run": parse,
     "study.plan": lambda given: parse(given, study.plan.Arguments),
     "trainables.evaluate": trainables.evaluate.parse,

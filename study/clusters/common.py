@@ -1,0 +1,216 @@
+"""What all kinds of clusters share: where things are on a node, how it is set up, and how Ray starts there.
+
+Pure functions that give text. Each kind (`aws`, `gcp`, `local`, ...) adds what differs.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from study.arguments import known_presets
+from trainables.cli.flags import Flags
+from trainables.config.fields import check_name
+
+TRIAL_DRIVERS = 64
+"""Trials whose own processes a head takes: each asks for a hundredth of a `trial_driver`, which no other node has."""
+UV = "0.13.9"
+PROJECT_FILES = ("pyproject.toml", "README.md", "LICENSE", "study", "trainables", "search_spaces", "dashboards")
+"""What the project is built from."""
+TOKEN = "~/.ray/auth_token"
+"""Where Ray looks for the token that the nodes of a cluster share."""
+AUTHENTICATION = "RAY_AUTH_MODE=token"
+"""Before every command that speaks with Ray: a process without it cannot join."""
+PORT, OBJECT_PORT, DASHBOARD_PORT = 6379, 8076, 8265
+
+
+def _preset(name: str) -> str:
+    if name not in known_presets():
+        raise ValueError(f"there is none of that name; presets are {', '.join(known_presets())}")
+    return name
+
+
+Preset = Annotated[str, AfterValidator(_preset)]
+
+
+class Cluster(Flags):
+    """What every kind of cluster is told. Variables are those of a study: PARETOVL_PRESET means the same here."""
+
+    provider: str
+    cluster_name: Annotated[str, AfterValidator(check_name)] = Field("paretovl", description="of the nodes")
+    preset: Preset = Field("coco_clip_b16", description="the study that its comments begin and price")
+    nodes: int = Field(8, ge=1, description="workers there are at most")
+    idle_minutes: float = Field(15, gt=0, description="a worker without work is given back after these")
+
+    def plan_flags(self) -> list[str]:
+        """Of the `study.plan` that says what the preset's study costs there; none where nothing is paid."""
+        return []
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are on every node.
+
+    Attributes:
+        home: of the user that everything runs as.
+        studies: folder or bucket that all nodes share.
+        data: folder with images and captions, the same on every node.
+        cache: folder on the node's own disk, for what can be made again.
+    """
+
+    home: str = "/home/ubuntu"
+    studies: str = "/mnt/paretovl/studies"
+    data: str = "/mnt/paretovl/data"
+    cache: str = "/mnt/cache"
+
+    @property
+    def project(self) -> str:
+        """The source."""
+        return f"{self.home}/paretovl"
+
+    @property
+    def environment(self) -> str:
+        """The virtual environment with everything."""
+        return f"{self.home}/venv"
+
+    @property
+    def uv(self) -> str:
+        """The virtual environment with uv alone."""
+        return f"{self.home}/uv"
+
+    def program(self, name: str) -> str:
+        """One of the environment's programs: python, ray, mlflow."""
+        return f"{self.environment}/bin/{name}"
+
+
+def study_variables(places: Places, **further: str) -> dict[str, str]:
+    """What every study on a cluster has to be told, as variables: the head has them, so no command repeats them.
+
+    Args:
+        places: of the nodes.
+        further: fields of a study by their variables' names, such as STORAGE.
+    """
+    found = {"STUDIES_DIR": places.studies, "CACHE_DIR": places.cache, "CLUSTER__ADDRESS": "auto", **further}
+    return {f"PARETOVL_{name}": value for name, value in found.items()}
+
+
+def variables_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the head of a cluster file has in its environment.
+
+    Args:
+        config: the file, parsed.
+    """
+    starts = " ".join(map(str, config.get("head_start_ray_commands") or ()))
+    return dict(re.findall(r"(?<!\S)([A-Z][A-Z0-9_]*)=(\S+)", starts))
+
+
+def study_command(places: Places, *flags: str) -> str:
+    """Begins a study, or goes on with it, as a job on the head."""
+    job = f"{places.program('ray')} job submit --address=http://127.0.0.1:{DASHBOARD_PORT} --no-wait"
+    return f"{AUTHENTICATION} {job} -- {places.program('python')} -m study.run {' '.join(flags)}"
+
+
+def file_mounts(places: Places, *further: str) -> str:
+    """The section with what is copied from the machine that runs `ray up`.
+
+    Args:
+        places: of the nodes.
+        further: files that have the same place there and here, such as ~/.pgpass.
+    """
+    mounts = {f"{places.project}/{name}": name for name in PROJECT_FILES} | {name: name for name in (TOKEN, *further)}
+    lines = "\n".join(f"  {there}: {here}" for there, here in mounts.items())
+    return f"""\
+# What the project is built from and nothing else. Ray reads every mounted file for its hash, whatever rsync_exclude
+# says: the whole project folder would bring in .venv (gigabytes), .git and studies that are being written.
+file_mounts:
+{lines}
+rsync_exclude: [__pycache__, .DS_Store]
+"""
+
+
+def setup(places: Places, packages: Sequence[str], python: str, link: str) -> str:
+    """The sections that make the environment, once a node.
+
+    Args:
+        places: of the nodes.
+        packages: to be there besides the project's, such as boto3.
+        python: interpreter, by path or version.
+        link: a path on everyone's PATH for `ray`, with `sudo` before it where that needs it.
+    """
+    sudo, _, link_path = link.rpartition(" ")
+    return f"""\
+# The same on every node. Versions follow from exclude-newer in pyproject.toml, also those of the last install: the job
+# server and the autoscaler need packages that a study on one machine does not.
+setup_commands:
+  - python3 -m venv {places.uv} && {places.uv}/bin/pip install -q uv=={UV}
+  - >-
+    cd {places.project} &&
+    UV_PROJECT_ENVIRONMENT={places.environment}
+    {places.uv}/bin/uv sync -q --no-dev --inexact --python {python}
+  - >-
+    cd {places.project} && {places.uv}/bin/uv pip install -q --python {places.environment} {" ".join(packages)}
+    "ray[default]==$({places.program("python")} -c 'import ray; print(ray.__version__)')"
+  # `ray down` calls a plain `ray`.
+  - {f"{sudo} ".lstrip()}ln -sf {places.program("ray")} {link_path}
+# Said because Ray has defaults of its own, which install into the system's Python.
+head_setup_commands: []
+worker_setup_commands: []
+"""
+
+
+def start(places: Places, variables: Mapping[str, str], head_flags: str = "", *, watched: bool = True) -> str:
+    """The sections that start Ray.
+
+    Args:
+        places: of the nodes.
+        variables: that studies on the head find; see `study_variables`.
+        head_flags: of `ray start` on the head, besides the usual ones.
+        watched: whether workers may be taken away with a notice, which `study.clusters.notices` then reads.
+    """
+    ray, usage = places.program("ray"), "RAY_USAGE_STATS_ENABLED=0"
+    found = folded([f"{name}={value}" for name, value in variables.items()])
+    head = f"{ray} start --head --port={PORT} --object-manager-port={OBJECT_PORT} --dashboard-host=127.0.0.1"
+    autoscaler = f"--autoscaling-config=~/ray_bootstrap_config.yaml {head_flags}".rstrip()
+    worker = f"{ray} start --address=$RAY_HEAD_IP:{PORT} --object-manager-port={OBJECT_PORT}"
+    watcher = f"""
+  # Turns the notice that the node is about to be taken away into a drain with a deadline.
+  - >-
+    {AUTHENTICATION} setsid -f {places.program("python")} -m study.clusters.notices
+    >>/tmp/ray/notices.log 2>&1 </dev/null
+"""
+    return f"""\
+# RAY_AUTH_MODE has to be equal everywhere: a node without it cannot join. Studies on the head read PARETOVL_..., what
+# is true of the cluster and needs no flag. A node that is not there, or not set up, in 20 minutes is given up (Ray
+# would wait for 60 and 30), and one that is no longer needed before it is there, after five (Ray would keep it).
+head_start_ray_commands:
+  - {ray} stop
+  - >-
+    ulimit -n 65536; {AUTHENTICATION} {usage}
+    RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S=300 RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S=1200
+    RAY_AUTOSCALER_RECONCILE_RAY_INSTALL_STATUS_TIMEOUT_S=1200
+{textwrap.indent(found, "    ")}
+    {head}
+    {autoscaler}
+worker_start_ray_commands:
+  - {ray} stop
+  - >-
+    ulimit -n 65536; {AUTHENTICATION} {usage}
+    {worker}{watcher if watched else ""}"""
+
+
+def folded(words: Iterable[str], width: int = 110) -> str:
+    """Words in lines, none of them broken; for text that YAML folds."""
+    return textwrap.fill(" ".join(words), width, break_long_words=False, break_on_hyphens=False)
+
+
+def commented(text: str) -> str:
+    """Paragraphs as comments of 120 columns; indented lines, such as commands, stay as they are."""
+    lines: list[str] = []
+    for line in text.strip("\n").splitlines():
+        lines += [line] if line.startswith("  ") or not line else folded(line.split(" "), 118).splitlines()
+    return "\n".join(f"# {line}".rstrip() for line in lines) + "\n"

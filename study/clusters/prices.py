@@ -1,0 +1,61 @@
+"""What machines are and cost, and what a study on them would: for comments that a person reads before paying."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from study.costs.page import Plan
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A type of machine.
+
+    Attributes:
+        name: of the type.
+        cpus: virtual ones.
+        price: USD an hour, on demand.
+        gpus: that it has.
+        device: their kind, as `study.plan` names it; empty without GPUs.
+    """
+
+    name: str
+    cpus: int
+    price: float
+    gpus: int = 0
+    device: str = ""
+
+    @property
+    def device_hour(self) -> float:
+        """USD an hour of one of its GPUs."""
+        return self.price / self.gpus
+
+
+def plan_flags(preset: str, head: Machine, workers: Sequence[Machine], nodes: int) -> list[str]:
+    """Of the `study.plan` that says what the preset's study costs at most, on the dearest workers."""
+    dearest = max(workers, key=lambda machine: machine.price)
+    return [
+        *("--preset", preset, "--device", dearest.device, "--devices", str(nodes * dearest.gpus)),
+        *("--price.device-hour", f"{dearest.device}={dearest.device_hour:.4g}", "--price.head-hour", f"{head.price}"),
+    ]
+
+
+def cost(preset: str, head: Machine, workers: Sequence[Machine], nodes: int, found: Plan) -> str:
+    """What the cluster costs an hour, and what the preset's study costs on it, both at most.
+
+    Args:
+        preset: of the study.
+        head: that is always there.
+        workers: types of one kind of GPU.
+        nodes: workers there are at most.
+        found: for `plan_flags`.
+    """
+    most = head.price + nodes * max(machine.price for machine in workers)
+    each = ", ".join(f"{machine.price:.2f} ({machine.name})" for machine in workers)
+    return f"""\
+an hour: {head.price:.2f} for the head, and for each worker while it is there {each}; at most {most:.2f}
+the study {preset}: {found.trials} trials on {found.devices} x {found.device} in {found.wall_hours:.1f} hours, \
+{found.device_hours:.1f} device-hours; at most {found.money:.0f}, from
+  python -m study.plan {" ".join(plan_flags(preset, head, workers, nodes))}
+"""
