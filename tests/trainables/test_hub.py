@@ -41,6 +41,8 @@ def test_an_id_stands_for_the_revision_in_the_cache(hub: Path, tmp_path: Path, m
     assert pinned("org/name") == "org/name", "nobody knows"
     published(hub, OLD)
     assert pinned("org/name") == f"org/name@{OLD}" == pinned(f"org/name@{OLD}")
+    (hub / "refs" / "main").write_text(NEW)
+    assert pinned("org/name") == "org/name", "nothing of it is here yet"
     published(hub, NEW)
     assert pinned("org/name") == f"org/name@{NEW}"
     assert Path(located(f"org/name@{OLD}")) == hub / "snapshots" / OLD

@@ -209,7 +209,7 @@ def evaluate(
                 kept.save(joined(unsaved).piece(made))
                 unsaved.clear()
         features = {}
-        own = joined(sorted(parts, key=lambda part: int(part.images[0])))
+        own = joined(parts)
         for target, (image, text) in own.scored.items():
             features[target] = _shared(image, own.images, images), _shared(text, own.captions, count)
         ranks = {

@@ -47,6 +47,7 @@ KINDS: dict[str, list[Callable[[], Exception]]] = {
         lambda: raised(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
         lambda: raised(RuntimeError("NCCL error: ... Cuda failure 2 'out of memory'")),
         lambda: raised(MemoryError()),
+        lambda: raised(OSError(errno.ENOMEM, "in another language")),
         lambda: raised(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ...")),
     ],
     "point": [lambda: raised(Diverged("the loss became nan by step 3")), lambda: raised(TooLong("70 s by step 3"))],
@@ -64,6 +65,7 @@ KINDS: dict[str, list[Callable[[], Exception]]] = {
         lambda: raised(RuntimeError("CUDA error: unspecified launch failure")),
     ],
     "storage": [
+        lambda: raised(OSError(errno.EHOSTUNREACH, "in another language")),
         lambda: raised(OSError(errno.ESTALE, "Stale file handle", "/mnt/x")),
         lambda: raised(OSError(errno.EIO, "Input/output error")),
         lambda: raised(OSError(errno.ENOSPC, "No space left on device")),

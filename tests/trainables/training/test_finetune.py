@@ -119,6 +119,16 @@ def test_the_phases_of_an_attempt_are_all_of_it(tiny_trial: TrialConfig, tmp_pat
     assert sum(result.seconds.values()) == pytest.approx(result.device_seconds, rel=0.03)
 
 
+def test_a_phase_that_goes_on_is_added_up_until_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("trainables.training.clock.time.perf_counter", lambda: now[0])
+    clock, found = Clock(CPU), []
+    for now[0] in (2.0, 2.0, 5.0):
+        clock.settle()
+        found.append(clock.seconds["load"])
+    assert found == [2, 2, 5]
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(
     tiny_trial: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
