@@ -5,6 +5,7 @@ Ray is asked for the devices of the next attempts, which its autoscaler sees; ho
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,20 +105,28 @@ class Anywhere:
 class Admission:
     """Keeps asking Ray for the devices of the next attempts.
 
-    Without a limit, as many are asked for as run already and one more, so that a cluster which starts nodes on demand
-    grows 1, 2, 4, ... as far as it can.
+    Where nobody says how many there can be, as many are asked for as run already and one more, so that a cluster which
+    starts nodes on demand grows 1, 2, 4, ... as far as it can.
 
     Args:
         workers: of every attempt.
         most: attempts side by side; None: no limit.
         say: told once what is waited for, when there is nothing else.
         kind: what a kind of device is called, of what Ray found.
+        grows_to: attempts that fit once the autoscaler has started all nodes that it may; None: nobody knows. No more
+            is ever asked for, unless nodes join from elsewhere.
     """
 
     def __init__(
-        self, workers: WorkersConfig, most: int | None, say: Callable[[str], None], kind: Callable[[str], str]
+        self,
+        workers: WorkersConfig,
+        most: int | None,
+        say: Callable[[str], None],
+        kind: Callable[[str], str],
+        grows_to: int | None = None,
     ) -> None:
         self._workers, self._most, self._say, self._kind = workers, most, say, kind
+        self._grows_to = grows_to
         self._asked: list[Any] = []
         self._taken: dict[str, Any] = {}
         self._left_out: frozenset[str] = frozenset()
@@ -130,7 +139,7 @@ class Admission:
 
     def take(self, running: int, left: int) -> Place | None:
         """Devices for one more attempt, if they have come."""
-        self._ask(wanted(running, left, self._most))
+        self._ask(wanted(running, left, self._limit()))
         found = self._first_held()
         end = time.monotonic() + LOOK_SECONDS
         while found is None and self._asked and not running and time.monotonic() < end:
@@ -180,6 +189,12 @@ class Admission:
             give_back(group)
         self._taken.clear()
 
+    def _limit(self) -> int | None:
+        if self._grows_to is None:
+            return self._most
+        now = sum(able_nodes(self._workers).values()) // self._workers.count
+        return min(max(self._grows_to, now), self._most or sys.maxsize)
+
     def _ask(self, count: int) -> None:
         while len(self._asked) > count:
             give_back(self._asked.pop())
@@ -212,6 +227,25 @@ def wanted(running: int, left: int, most: int | None) -> int:
         ([1, 2, 4, 8], 1, 2)
     """
     return max(0, min(left, running + 1 if most is None else most - running))
+
+
+def at_once(most: int | None, grows_to: int | None) -> str:
+    """How many trials run side by side, in words.
+
+    Args:
+        most: that are wanted; None: no limit.
+        grows_to: see `Admission`.
+
+    Example:
+        >>> at_once(4, 8), at_once(None, None)
+        ('4 at once', 'as many at once as the cluster holds')
+        >>> at_once(16, 8)
+        'up to 8 at once, on all nodes that the autoscaler may start: fewer than cluster.concurrency 16'
+    """
+    if grows_to is None or (most is not None and most <= grows_to):
+        return "as many at once as the cluster holds" if most is None else f"{most} at once"
+    fewer = "" if most is None else f": fewer than cluster.concurrency {most}"
+    return f"up to {grows_to} at once, on all nodes that the autoscaler may start{fewer}"
 
 
 def needed(workers: WorkersConfig) -> str:

@@ -4,13 +4,79 @@ from __future__ import annotations
 
 import gc
 import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from trainables.config import WorkersConfig
+from trainables.execution.reserved import fit
 
 
-def growth() -> dict[str, float]:
-    """What the cluster's autoscaler could add, by resource; nothing where there is none, or none that says so."""
-    from ray._private.state import state
+@dataclass(frozen=True)
+class Growth:
+    """What the autoscaler of a cluster makes it at most.
 
-    return {name: float(most) for name, most in (state.get_max_resources_from_cluster_config() or {}).items()}
+    Attributes:
+        head: resources of the head.
+        kinds: resources of a worker node, and how many of them there may be, by kind of node.
+        nodes: worker nodes of all kinds together, at most.
+    """
+
+    head: Mapping[str, float]
+    kinds: tuple[tuple[Mapping[str, float], int], ...]
+    nodes: int
+
+    def of(self, resource: str) -> float:
+        """How much of it the nodes have at most; those of kinds with more of it are taken first."""
+        return self.head.get(resource, 0) + self._most(lambda node: node.get(resource, 0))
+
+    def side_by_side(self, workers: WorkersConfig) -> int:
+        """Trials that fit at once on all nodes that there may be.
+
+        Example:
+            >>> gpus = Growth({"CPU": 8}, (({"CPU": 8, "GPU": 4}, 3), ({"CPU": 8, "GPU": 1}, 10)), nodes=5)
+            >>> gpus.side_by_side(WorkersConfig(gpus_per_worker=1)), gpus.of("GPU")
+            (14, 14)
+        """
+        return int(fit(self.head, workers) + self._most(lambda node: fit(node, workers))) // workers.count
+
+    def _most(self, of: Callable[[Mapping[str, float]], float]) -> float:
+        nodes = [of(node) for node, count in self.kinds for _ in range(min(count, self.nodes))]
+        return sum(sorted(nodes, reverse=True)[: self.nodes])
+
+
+def growth(address: str) -> Growth | None:
+    """As the configuration of the autoscaler says that runs on this machine, the head; None where there is none.
+
+    Ray has no call for it: its autoscaler tells nobody what it may start. So its process is looked for, by its flags.
+
+    Args:
+        address: of the cluster's head.
+    """
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            flags = dict(flag.split("=", 1) for flag in process.cmdline() if flag.startswith("--") and "=" in flag)
+            if flags.get("--gcs-address") == address and "--autoscaling-config" in flags:
+                return growth_in(Path(flags["--autoscaling-config"]).expanduser())
+    return None
+
+
+def growth_in(path: Path) -> Growth | None:
+    """What a file for Ray's autoscaler allows; None where it cannot be read, or does not say what its nodes have."""
+    try:
+        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        kinds = dict(found["available_node_types"])
+        head = kinds.pop(found["head_node_type"])
+        most = int(found["max_workers"])
+        each = tuple((dict(kind["resources"]), int(kind.get("max_workers", most))) for kind in kinds.values())
+        return Growth(dict(head["resources"]), each, most)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return None
 
 
 def shut_down_ray() -> None:

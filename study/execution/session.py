@@ -10,14 +10,15 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from study.config import StudyConfig
 from study.costs.budget import Limit, Usage, device_kind, ended_by, limits, reached
-from study.execution.cluster import growth, shut_down_ray, speaks_grpc
+from study.execution.admission import Admission, at_once, needed
+from study.execution.cluster import Growth, growth, shut_down_ray, speaks_grpc
 from study.execution.display import Display, front_table
 from study.execution.failures import AlikeFailures
 from study.execution.fork_server import ForkServer
@@ -145,21 +146,23 @@ class Session:
         stack = ExitStack()
         try:
             cpus, gpus = self._connect(stack)
-            template = self._sized(cpus, gpus, growth())
+            grown = self._growth()
+            template = self._sized(cpus, gpus, grown)
             if template.workers.gpus_per_worker and not gpus:  # none has come yet
                 self._device = device_kind(self._config.price, self._config.price.device_hour)
             self._lease.use(self._device)
             self._limits()  # tells now if the device has no price
             prepare_on_cluster(template, cpus, gpus, say)
             most = self._most(template, cpus, gpus)
-            say(f"{trials} trials to do, " + (f"{most} at once" if most else "as many at once as the cluster can hold"))
+            grows_to = None if grown is None else grown.side_by_side(template.workers)
+            say(f"{trials} trials to do, {at_once(most, grows_to)}")
             if again := self._ledger.reopened:
                 say(f"these had ended and are done again: {', '.join(again)}")
             if note := reason(self._config):
                 say(note)
             self._tracking.request((self._ledger.records(), None))
             with self._display:
-                self._tune(template, most)
+                self._tune(template, most, grows_to)
         except KeyboardInterrupt:  # not kept: its frames may hold the database open
             self._stopped_with = stopped_code()
             say("stopping")
@@ -246,27 +249,35 @@ class Session:
         self._device = device_kind(self._config.price, kinds)
         return float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
 
-    def _sized(self, cpus: float, gpus: float, more: Mapping[str, float]) -> TrialConfig:
+    def _growth(self) -> Growth | None:
+        import ray
+
+        return growth(ray.get_runtime_context().gcs_address) if self._config.cluster.address is not None else None
+
+    def _sized(self, cpus: float, gpus: float, grown: Growth | None) -> TrialConfig:
         """The template with GPUs per worker decided.
 
         Args:
             cpus: that there are.
             gpus: that there are.
-            more: see `growth`.
+            grown: what the cluster may become.
 
         Raises:
             InputError: one trial can never be run here.
         """
         workers = self._template.workers
-        cpus, gpus = cpus + more.get("CPU", 0), gpus + more.get("GPU", 0)
+        if grown is not None:
+            cpus, gpus = max(cpus, grown.of("CPU")), max(gpus, grown.of("GPU"))
         per_worker = workers.gpus_per_worker if workers.gpus_per_worker is not None else float(gpus > 0)
         sized = workers.model_copy(update={"gpus_per_worker": per_worker})
         lacking = sized.lacking(cpus, gpus)
         if lacking and self._config.cluster.address is None:
             raise InputError(f"trial.workers: {lacking}, or give cluster.address")
-        if lacking and more:  # another cluster may get nodes that nobody has told Ray about
-            grown = lacking.replace("this machine has", "the cluster, as large as its autoscaler makes it, has")
-            raise InputError(f"trial.workers: {grown}")
+        if grown is not None and not grown.side_by_side(sized):  # another cluster may get nodes that nobody tells of
+            raise InputError(
+                f"trial.workers: a trial needs {needed(sized)}, for which the nodes that the autoscaler may start "
+                "have no room; lower workers.count, cpus_per_worker or gpus_per_worker, or raise max_workers"
+            )
         return self._template.model_copy(update={"workers": sized})
 
     def _most(self, template: TrialConfig, cpus: float, gpus: float) -> int | None:
@@ -279,16 +290,19 @@ class Session:
             fit = min(fit, workers.side_by_side(gpus))
         return max(1, int(fit + 1e-9))
 
-    def _tune(self, template: TrialConfig, most: int | None) -> None:
+    def _tune(self, template: TrialConfig, most: int | None, grows_to: int | None) -> None:
         import ray
         from ray import tune
 
-        from study.execution.admission import Admission
         from study.execution.tune_searcher import HalvingScheduler, LedgerSearcher
 
         make = partial(self._ledger.trial, template)
         places = Admission(
-            template.workers, most, self._display.say, lambda found: self._config.price.device or found or self._device
+            template.workers,
+            most,
+            self._display.say,
+            lambda found: self._config.price.device or found or self._device,
+            grows_to,
         )
         searcher = LedgerSearcher(self._ledger, make, self._patience(), self._may_start, self._changed, places=places)
         # Where there are nodes for them, trials' own processes keep off those that may be taken away.

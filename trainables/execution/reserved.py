@@ -6,7 +6,7 @@ have to wait, and which stays booked when its controller is killed: so its worke
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,13 +90,18 @@ def able_nodes(workers: WorkersConfig) -> dict[str, int]:
     """Ids of the nodes, alive now, that a worker fits on while nothing else is there; and how many do."""
     import ray
 
-    needed = [(name, amount) for name, amount in demand(workers).items() if amount]
-    fit = {
-        node["NodeID"]: min(int(node["Resources"].get(name, 0) / amount + 1e-9) for name, amount in needed)
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-    return {node: count for node, count in fit.items() if count}
+    able = {node["NodeID"]: fit(node["Resources"], workers) for node in ray.nodes() if node["Alive"]}
+    return {node: count for node, count in able.items() if count}
+
+
+def fit(resources: Mapping[str, float], workers: WorkersConfig) -> int:
+    """How many workers fit on a node that has so much.
+
+    Example:
+        >>> fit({"CPU": 8, "GPU": 4}, WorkersConfig(gpus_per_worker=0.5)), fit({"CPU": 1}, WorkersConfig())
+        (8, 1)
+    """
+    return min(int(resources.get(name, 0) / amount + 1e-9) for name, amount in demand(workers).items())
 
 
 def devices_on(ids: Sequence[str]) -> Devices:

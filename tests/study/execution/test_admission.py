@@ -48,8 +48,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return made
 
 
-def opened(said: list[str], most: int | None = None) -> Admission:
-    return Admission(WorkersConfig(count=2, cpus_per_worker=4, gpus_per_worker=1), most, said.append, str.upper)
+def opened(said: list[str], most: int | None = None, grows_to: int | None = None) -> Admission:
+    workers = WorkersConfig(count=2, cpus_per_worker=4, gpus_per_worker=1)
+    return Admission(workers, most, said.append, str.upper, grows_to)
 
 
 def test_a_cluster_grows_as_far_as_it_can_and_asks_for_no_more_than_is_left(cluster: Cluster) -> None:
@@ -86,6 +87,37 @@ def test_so_many_side_by_side_are_as_many_as_are_wanted(cluster: Cluster) -> Non
     while places.take(taken, 50) is not None:
         taken += 1
     assert (taken, len(cluster.asked)) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("most", "grows_to", "nodes", "asked"),
+    [
+        (None, 5, {"a": 2}, 5),  # all that the autoscaler may start, at once
+        (3, 5, {"a": 2}, 3),
+        (9, 5, {"a": 2}, 5),  # never more than there may be
+        (None, 5, {"a": 8, "b": 6}, 7),  # nodes that came from elsewhere
+        (9, 0, {}, 0),
+        (None, None, {}, 1),
+    ],
+)
+def test_no_more_is_asked_for_than_there_may_be(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, most: int | None, grows_to: int | None, nodes: Any, asked: int
+) -> None:
+    monkeypatch.setattr(admission, "able_nodes", lambda workers: nodes)
+    assert opened([], most, grows_to).take(0, 50) is None
+    assert len(cluster.asked) == asked
+
+
+def test_what_is_asked_for_follows_the_nodes(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {"a": 2}
+    monkeypatch.setattr(admission, "able_nodes", lambda workers: nodes)
+    places = opened([], grows_to=1)
+    demand = []
+    for count in (2, 8, 4):
+        nodes["a"] = count
+        places.take(0, 50)
+        demand.append(len(cluster.asked))
+    assert demand == [1, 4, 2]
 
 
 def test_waiting_has_no_end_and_is_told_once(cluster: Cluster) -> None:

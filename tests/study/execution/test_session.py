@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from dashboards import pareto_page
 from study.config import Budget, ClusterConfig, Price, TrialTemplate
 from study.execution import session as session_module
+from study.execution.cluster import Growth
 from study.execution.session import DONE, FAILED, Session
 from study.ledger.ledger import Ledger
 from study.records import Event
@@ -209,17 +211,17 @@ def test_a_cluster_may_have_nothing_yet(tmp_path: Path) -> None:
     workers = TrialTemplate(workers=WorkersConfig(count=2, cpus_per_worker=4))
     config = study(tmp_path, cluster=ClusterConfig(address="auto"), trial=workers)
     session = session_of(config, opened(config), TrialConfig(workers=workers.workers))
-    grows = {"CPU": 64.0, "GPU": 8.0}
+    grows = Growth({"CPU": 1}, (({"CPU": 8, "GPU": 1}, 8),), 8)
     assert session._sized(0, 0, grows).workers.gpus_per_worker == 1
-    assert session._sized(0, 0, {}).workers.gpus_per_worker == 0
-    with pytest.raises(InputError, match=r"needs 8 CPUs and 2 GPUs, the cluster, as large as its autoscaler makes it"):
-        session._sized(0, 0, {"CPU": 4.0, "GPU": 8.0})
+    assert session._sized(0, 0, None).workers.gpus_per_worker == 0
+    with pytest.raises(InputError, match=r"needs 2 x {CPU: 3.2, GPU: 1}, for which the nodes that"):
+        session._sized(0, 0, replace(grows, nodes=1))
     assert session._most(session._sized(0, 0, grows), 0, 0) is None, "how many fit is for the cluster to say"
     here = session_of(study(tmp_path / "here"), opened(study(tmp_path / "here")), TrialConfig(workers=workers.workers))
     with pytest.raises(InputError, match=r"or give cluster\.address"):
-        here._sized(2, 0, {})
-    assert here._most(here._sized(16, 0, {}), 16, 0) == 2
-    assert here._most(here._sized(64, 4, {}), 64, 4) == 2, "cores for eight, GPUs for two"
+        here._sized(2, 0, None)
+    assert here._most(here._sized(16, 0, None), 16, 0) == 2
+    assert here._most(here._sized(64, 4, None), 64, 4) == 2, "cores for eight, GPUs for two"
 
 
 def test_tune_waits_for_the_first_trial_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
