@@ -440,3 +440,9 @@ class StudyConfig(Model):
             if isinstance(self.studies_dir, UrlPath)
             else self.studies_dir / ".cache"
         )
+
+    @property
+    def shared_cache(self) -> str | None:
+        """Where the machines of a cluster give each other what they made; None where all see one cache."""
+        one = self.cache_dir is None and isinstance(self.studies_dir, Path)
+        return None if one or self.cluster.address is None else str(self.studies_dir / ".shared")

@@ -23,6 +23,7 @@ from trainables.captions import CaptionText, bare_text, caption_text, refuse_uns
 from trainables.config import TrialConfig, content_hash
 from trainables.data import Dataset, load_dataset
 from trainables.data.cache import locked, remembered_array
+from trainables.data.depot import bring, give, offered
 from trainables.errors import InputError
 from trainables.evaluation.robustness import Gallery
 from trainables.identity import model_files_digest
@@ -143,6 +144,10 @@ class Workshop:
             "quirks": sorted(quirks),
         }
         path = self.cache / f"substitutes-{content_hash(identity)}"
+        if Substitutes.load(path) is None and offered(path):
+            with locked(path):
+                if Substitutes.load(path) is None:
+                    bring(path)
         found = Substitutes.load(path) or self._make_substitutes(path, captions, quirks)
         if self._changes_words and found.empty:
             raise InputError(
@@ -179,6 +184,8 @@ class Workshop:
                     raise OSError(f"{folder} does not read back as written; is the file system of the cache sound?")
                 found = Substitutes.join(parts)
                 found.save(path)
+                give(path)
+                found = Substitutes.load(path) or found  # of another node, if that was faster
                 shutil.rmtree(folder)
         return found
 
@@ -287,13 +294,14 @@ class Workshop:
         folder = self.cache / f"{name}-{content_hash(identity)}"
         if not folder.is_dir():
             with locked(folder):
-                if not folder.is_dir():
+                if not folder.is_dir() and not bring(folder):
                     part = folder.with_name(f"{folder.name}.part")
                     shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
                     part.mkdir(parents=True)
                     with alone():  # another worker's node may have it
                         make(part)
                     os.replace(part, folder)
+                    give(folder)
         return folder
 
 

@@ -81,6 +81,10 @@ class TrialResult(Model):
         None, ge=0, description="1e9 bytes, most that a worker held: of its GPU, or resident on CPUs"
     )
     seconds: dict[str, float] = Field(description="of the last attempt: load, attack, train, evaluate, audit, save")
+    moved_bytes: dict[str, int] = Field(
+        {},
+        description="of the last attempt, until this was written: prepared, brought from other nodes, and checkpoints",
+    )
     evaluation_images: int | None = Field(
         None, description="attacked at once by the first worker in the end, fewer where its memory held no more"
     )

@@ -61,11 +61,13 @@ def make_part(config: dict[str, Any], part: str) -> list[str]:
     import torch
 
     from trainables.attacks.registry import build_attacks
+    from trainables.data.depot import sharing
     from trainables.prepare import Workshop
 
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     trial = TrialConfig.model_validate(config)
     build_attacks(trial.protocol)  # what is wrong with them is told now, not by every trial
-    made = getattr(Workshop(trial, print), part)()
+    with sharing(trial.shared_cache):
+        made = getattr(Workshop(trial, print), part)()
     return [f"{trial.model.base}: {guess}" for guess in made.guesses] if part == "base" else []

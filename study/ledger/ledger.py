@@ -341,6 +341,7 @@ class Ledger:
             "cost": {
                 **{COSTS[metric]: value for metric, value in costs.items()},
                 "seconds": result.seconds,
+                "moved_bytes": result.moved_bytes,
                 "steps": result.steps,
                 "resumed_from_steps": result.resumed_from_steps,
                 "passed_over": result.passed_over,

@@ -55,6 +55,7 @@ def trial_template(config: StudyConfig) -> TrialConfig:
             workers=config.trial.workers,
             seed=config.seed,
             cache_dir=config.cache,
+            shared_cache=config.shared_cache,
             storage_path=str(config.paths.runs),
         )
     )

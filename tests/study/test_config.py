@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from study.arguments import PRESETS, Arguments, parse
+from study.config import StudyConfig
 from study.ledger.frozen import fingerprint, freeze, load_frozen
+from study.ledger.trials import trial_template
 from study.paths import StudyPaths
 from study.records import read_frozen
 from study.run import opening_line
@@ -221,3 +223,18 @@ def test_a_run_says_whether_the_study_is_new_and_what_changed(tmp_path: Path) ->
         "study mine goes on with what it was begun with, but for",
         "  budget.trials: 12 -> 99",
     ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"cache_dir": "/nvme"}, None),  # one machine
+        ({"cluster": {"address": "auto"}}, None),  # all nodes see studies_dir, and the cache in it
+        ({"cluster": {"address": "auto"}, "cache_dir": "/nvme"}, "studies/.shared"),
+    ],
+)
+def test_nodes_with_disks_of_their_own_share_what_they_prepare(fields: dict[str, Any], expected: str | None) -> None:
+    config = StudyConfig(**fields)
+    assert config.shared_cache == expected
+    template = trial_template(config)
+    assert template.shared_cache == (None if expected is None else str(Path(expected).resolve()))

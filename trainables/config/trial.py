@@ -242,6 +242,9 @@ class TrialConfig(Model):
     workers: WorkersConfig = WorkersConfig()
     seed: Seed = 0
     cache_dir: Place = Field(Path("studies/.cache"), description="prepared data and base models, shared by trials")
+    shared_cache: Url | None = Field(
+        None, description="where nodes with disks of their own give each other what they prepared (path or URL)"
+    )
     storage_path: Url = Field("studies/.runs", description="where Ray Train keeps checkpoints (path or URL)")
 
     @model_validator(mode="after")

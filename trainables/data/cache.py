@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from trainables.data.depot import bring, give
 from trainables.data.errors import DataError
 
 VERSION = 2
@@ -148,21 +149,25 @@ def content_digest(files: Sequence[ImageFile], folder: Path) -> str:
 def remembered(path: Path, make: Callable[[], str]) -> str:
     """The text at `path`, which is made if there is none; its name tells all that shapes it."""
     with locked(path):
-        if not path.exists():
+        if not path.exists() and not bring(path):
             part = path.with_name(f"{path.name}.tmp")
             part.write_text(make(), encoding="utf-8")
             os.replace(part, path)
+            give(path)
     return path.read_text(encoding="utf-8")
 
 
 def remembered_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array at `path`, which is made if there is none or it is damaged; its name tells all that shapes it."""
     with locked(path):
-        with contextlib.suppress(OSError, EOFError, ValueError):
-            return np.asarray(np.load(path, allow_pickle=False))
+        for there in (path.exists, lambda: bring(path)):
+            with contextlib.suppress(OSError, EOFError, ValueError):
+                if there():
+                    return np.asarray(np.load(path, allow_pickle=False))
         part = path.with_name(f"{path.name}.tmp.npy")
         np.save(part, made := make())
         os.replace(part, path)
+        give(path)
     return made
 
 
@@ -187,8 +192,11 @@ def load_pixels(files: Sequence[ImageFile], pixels: int, resize: Resize, path: P
         return found
     with locked(path):
         found = _open(path, shape)
+        if found is None and bring(path):
+            found = _open(path, shape)
         if found is None:
             _build(files, resize, path, shape)
+            give(path)
             found = _open(path, shape)
     if found is None:
         raise OSError(f"{path} was written but does not read back; is the file system of the cache sound?")

@@ -29,14 +29,14 @@ def absolute(config: TrialConfig) -> TrialConfig:
     pretrain = model.pretrain.model_copy(update={"root": _resolved(model.pretrain.root)})
     data: dict[str, Any] = {name: _resolved(getattr(config.data, name)) for name in ("root", "generated_captions")}
     data["linked_folders"] = tuple(folder.resolve() for folder in config.data.linked_folders)
-    storage = config.storage_path
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
             "model": model.model_copy(update={**local, "pretrain": pretrain}),
             "protocol": config.protocol.model_copy(update={"attacks": tuple(map(_found, config.protocol.attacks))}),
             "cache_dir": config.cache_dir.resolve(),
-            "storage_path": storage if "://" in storage else str(Path(storage).resolve()),
+            "storage_path": _resolved_url(config.storage_path),
+            "shared_cache": config.shared_cache and _resolved_url(config.shared_cache),
         }
     )
 
@@ -52,10 +52,12 @@ def open_named(config: TrialConfig) -> Dataset:
         InputError: with all that is not there or cannot be used: models, attacks, data.
     """
     from trainables.data import DataError, load_dataset
+    from trainables.data.depot import sharing
 
     problems = [*_missing_models(config.model), *_wrong_attacks(config.protocol)]
     try:
-        dataset = load_dataset(config.data, config.cache_dir)
+        with sharing(config.shared_cache):
+            dataset = load_dataset(config.data, config.cache_dir)
     except DataError as error:
         problems.append(str(error))
     if problems:
@@ -110,6 +112,10 @@ def _found(attack: AttackConfig) -> AttackConfig:
     if attack.file is None:
         return attack
     return attack.model_copy(update={"attack": f"{attack.file.resolve()}:{attack.attack.rpartition(':')[2]}"})
+
+
+def _resolved_url(place: str) -> str:
+    return place if "://" in place else str(Path(place).resolve())
 
 
 def _resolved(path: Path | None) -> Path | None:

@@ -21,10 +21,11 @@ class Uploads:
 
     Args:
         scratch: where checkpoints are written; what was copied from there is removed.
+        moved: bytes of all checkpoints are added to its `checkpoints`.
     """
 
-    def __init__(self, scratch: Path) -> None:
-        self._scratch, self._ended = scratch, list[threading.Event]()
+    def __init__(self, scratch: Path, moved: dict[str, int]) -> None:
+        self._scratch, self._moved, self._ended = scratch, moved, list[threading.Event]()
 
     def __enter__(self) -> Uploads:
         return self
@@ -51,7 +52,9 @@ class Uploads:
             assert written is not None
             try:
                 folder = written.result()
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 stored = storage.persist_current_checkpoint(Checkpoint(str(folder)), name)
+                self._moved["checkpoints"] += size
                 if folder.is_relative_to(self._scratch):
                     shutil.rmtree(folder, ignore_errors=True)
             except Exception as error:

@@ -108,9 +108,10 @@ def worker(config: dict[str, Any]) -> None:
     import torch.distributed as dist
     from ray.train.torch import get_device
 
+    from trainables.data import depot
     from trainables.prepare import prepare
     from trainables.training.agreement import Agreement
-    from trainables.training.clock import Clock
+    from trainables.training.clock import Clock, by_all
     from trainables.training.finetune import finetune
     from trainables.training.watchdog import Watchdog
 
@@ -147,10 +148,12 @@ def worker(config: dict[str, Any]) -> None:
     try:
         with watchdog, tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             scratch, begun = Path(folder), None
-            uploads = stack.enter_context(Uploads(scratch))
+            uploads = stack.enter_context(Uploads(scratch, clock.moved))
             if checkpoint is not None:
                 begun = Path(stack.enter_context(checkpoint.as_directory()))
-            prepared = prepare(trial, lambda line: watchdog.beat(), watchdog.beat)
+            with depot.sharing(trial.shared_cache):
+                prepared = prepare(trial, lambda line: watchdog.beat(), watchdog.beat)
+            clock.moved["prepared"] = by_all(depot.copied_bytes, device)
             finetune(
                 trial,
                 prepared,

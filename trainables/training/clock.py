@@ -24,12 +24,15 @@ class Clock:
         held_before: seconds that earlier attempts held their devices; None if that is known from checkpoints only.
         began: seconds since 1970.
         seconds: by phase; the first is `load`.
+        moved: bytes: `prepared`, that this trial's workers brought from other nodes, and `checkpoints` put into the
+            storage.
     """
 
     device: torch.device
     held_before: float | None = None
     began: float = field(default_factory=time.time)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    moved: dict[str, int] = field(default_factory=lambda: {"prepared": 0, "checkpoints": 0})
     _marks: list[tuple[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -74,3 +77,11 @@ def peak_memory_gb(device: torch.device) -> float:
     if dist.is_initialized():
         dist.all_reduce(most, dist.ReduceOp.MAX)
     return float(most)
+
+
+def by_all(count: int, device: torch.device) -> int:
+    """The sum of what all workers count."""
+    total = torch.tensor(count, dtype=torch.int64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return int(total)

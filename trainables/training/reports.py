@@ -110,6 +110,7 @@ def _result(run: Run, message: dict[str, Any], measured: Measured) -> TrialResul
         device_seconds=run.device_seconds,
         peak_memory_gb=message["peak_memory_gb"],
         seconds=dict(run.clock.seconds),
+        moved_bytes=dict(run.clock.moved),
         steps=run.steps,
         evaluation_images=found.images_at_once or None,
         resumed_from_steps=run.state["resumed_from_steps"],

@@ -47,10 +47,11 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
 
 def test_only_the_last_report_waits_and_leaving_waits_for_all(train: Train, tmp_path: Path) -> None:
     written: Future[Path] = Future()
-    left = threading.Event()
+    left, moved = threading.Event(), {"checkpoints": 5}
+    (tmp_path / "scratch" / "step-2" / "weights").write_bytes(b"1234567")
 
     def worker() -> None:
-        with Uploads(tmp_path / "scratch") as uploads:
+        with Uploads(tmp_path / "scratch", moved) as uploads:
             uploads.report({"step": 2, "last": False}, written)
             uploads.report({"step": 4, "last": True}, None)
         left.set()
@@ -66,12 +67,13 @@ def test_only_the_last_report_waits_and_leaving_waits_for_all(train: Train, tmp_
     assert train.modes == [CheckpointUploadMode.ASYNC, CheckpointUploadMode.SYNC]
     assert [path.name for path in (tmp_path / "storage").iterdir()] == ["checkpoint_2"]
     assert list((tmp_path / "scratch").iterdir()) == []
+    assert moved == {"checkpoints": 12}
 
 
 def test_what_could_not_be_written_is_the_trials_own_fault(train: Train, tmp_path: Path) -> None:
     written: Future[Path] = Future()
     written.set_exception(OSError("no space left"))
-    with Uploads(tmp_path / "scratch") as uploads:
+    with Uploads(tmp_path / "scratch", {"checkpoints": 0}) as uploads:
         uploads.report({"step": 2, "last": False}, written)
         with pytest.raises(OSError, match="no space left") as raised:
             train.uploads[0]()
@@ -83,5 +85,5 @@ def test_a_report_that_fails_is_not_waited_for(train: Train, tmp_path: Path, mon
         raise ConnectionError("the other workers are gone")
 
     monkeypatch.setattr(ray.train, "report", lost)
-    with pytest.raises(ConnectionError), Uploads(tmp_path / "scratch") as uploads:
+    with pytest.raises(ConnectionError), Uploads(tmp_path / "scratch", {"checkpoints": 0}) as uploads:
         uploads.report({"step": 2, "last": False}, Future())
