@@ -64,10 +64,12 @@ Given = TypeVar("Given", bound=Arguments)
 
 
 @overload
-def parse(arguments: Sequence[str] | None = None) -> Arguments: ...
+def parse(arguments: Sequence[str] | None = None, *, begun: bool = True) -> Arguments: ...
 @overload
-def parse(arguments: Sequence[str] | None, schema: type[Given]) -> Given: ...
-def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Arguments) -> Arguments:
+def parse(arguments: Sequence[str] | None, schema: type[Given], *, begun: bool = True) -> Given: ...
+def parse(
+    arguments: Sequence[str] | None = None, schema: type[Arguments] = Arguments, *, begun: bool = True
+) -> Arguments:
     """The study that the command line, the environment, a file and a preset describe together.
 
     One that was begun goes on with what it was begun with, wherever nothing else is given.
@@ -75,6 +77,7 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
     Args:
         arguments: of the command line; None: those of this process.
         schema: what the command takes besides.
+        begun: whether to look for a study of the name, which may be where this machine cannot look.
 
     Raises:
         InputError: with all mistakes at once.
@@ -93,7 +96,7 @@ def parse(arguments: Sequence[str] | None = None, schema: type[Arguments] = Argu
     root = _place("studies_dir", where.studies_dir or own.get("studies_dir", "studies"))
     paths = StudyPaths(root / str(name))
     what = "the study's configuration"
-    if paths.config.exists():
+    if begun and paths.config.exists():
         frozen = read_frozen(paths)
         if where.preset is not None and frozen.preset not in (None, where.preset):
             raise InputError(

@@ -1,12 +1,15 @@
-"""`python -m study.export`: a study as three tables, one row a trial, one row an attempt and one row a logged value; or
-one of its trials as the configuration that `python -m trainables.trial` runs.
+"""`python -m study.export`: a study as three tables, one row a trial, one row an attempt and one row a logged value;
+these with the front and the configuration in one archive; or one of its trials as the configuration that
+`python -m trainables.trial` runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import shlex
 import sys
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +105,30 @@ def tables(view: StudyView) -> dict[str, pd.DataFrame]:
     }
 
 
+def archive(view: StudyView, format: str) -> bytes:
+    """A .tar.gz with what one looks at: configuration, front, page, and the tables below `export/`."""
+    paths, made = view.paths, io.BytesIO()
+    files = (paths.config, paths.front, paths.pareto_page, paths.certified_front)
+    found = {path.name: path.read_bytes() for path in files if path.exists()}
+    found |= {f"export/{name}.{format}": written(table, format) for name, table in tables(view).items()}
+    with tarfile.open(fileobj=made, mode="w:gz") as tar:
+        for name, content in found.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return made.getvalue()
+
+
+def written(table: pd.DataFrame, format: str) -> bytes:
+    """A table as a file."""
+    made = io.BytesIO()
+    if format == "csv":
+        table.to_csv(made, index=False)
+    else:
+        table.to_parquet(made, index=False)
+    return made.getvalue()
+
+
 def trial_yaml(view: StudyView, key: str) -> str:
     """A trial's configuration. Its checkpoints are not those of the study, so it runs from the start.
 
@@ -125,6 +152,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=place, metavar="PATH", help="folder for the files (default: export in the study's folder)"
     )
+    parser.add_argument(
+        "--archive", type=place, metavar="FILE", help="the tables, study.yaml and the front in one .tar.gz"
+    )
     parser.add_argument("--trial", metavar="KEY", help="this trial's configuration, instead of the tables")
     return parser
 
@@ -140,13 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_atomically(path, trial_yaml(view, options.trial))
             print(f"{path}: to run it alone: {shlex.join(['python', '-m', 'trainables.trial', str(path)])}")
             return 0
+        if options.archive is not None:
+            options.archive.write_bytes(archive(view, options.format))
+            print(f"{options.archive}: study.yaml, the front, and the tables")
+            return 0
         with filled(folder) as disk:
             for name, table in tables(view).items():
                 file = f"{name}.{options.format}"
-                if options.format == "csv":
-                    table.to_csv(disk / file, index=False)
-                else:
-                    table.to_parquet(disk / file, index=False)
+                (disk / file).write_bytes(written(table, options.format))
                 print(f"{folder / file}: {len(table)} rows, {len(table.columns)} columns")
     return 0
 

@@ -21,7 +21,10 @@ from trainables.config import TrialConfig
 from trainables.errors import InputError
 
 COMMANDS = [
-    *(f"study.{name}" for name in ("run", "plan", "status", "certify", "compare", "export", "track", "cluster")),
+    *(
+        f"study.{name}"
+        for name in ("run", "plan", "status", "certify", "compare", "export", "track", "cluster", "submit")
+    ),
     *(f"trainables.{name}" for name in ("trial", "evaluate", "pretrain")),
 ]
 SCHEMAS: list[type[Flags]] = [Arguments, study.plan.Arguments, trainables.evaluate.Arguments]

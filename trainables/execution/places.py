@@ -85,11 +85,12 @@ def _missing_models(model: ModelConfig) -> list[str]:
     return lost + [
         f"model.{name}: there is no {value}; give a hub id, a folder, or a file of weights"
         for name in MODELS
-        if (value := getattr(model, name)) is not None and _is_path(value) and not Path(value).exists()
+        if (value := getattr(model, name)) is not None and is_path(value) and not Path(value).exists()
     ]
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether a model's name is written as a path; others may be hub ids."""
     return name.startswith((".", "/")) or name.count("/") > 1 or name.endswith(WEIGHTS)
 
 
