@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from study.config import COSTS, Objective
 from study.front.dominance import BLOCK, Floats, measured
@@ -108,8 +109,8 @@ def _like_a_recipe(
     for start in range(0, len(searched), BLOCK):
         members = searched[start : start + BLOCK]
         found = np.stack([_differences(members, recipes, name, confidence) for name in recalls], axis=2)
-        like = ~((found[..., 1] > 0) | (found[..., 2] < 0)).any(axis=2)
-        for place in np.flatnonzero(like.any(axis=1)):
+        like: npt.NDArray[np.bool_] = ~np.any((found[..., 1] > 0) | (found[..., 2] < 0), axis=2)
+        for place in np.flatnonzero(np.any(like, axis=1)):
             alike = []
             for other in np.flatnonzero(like[place]):
                 differences = map(_metric, found[place, other])
