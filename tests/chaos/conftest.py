@@ -30,6 +30,7 @@ def tell(request: pytest.FixtureRequest) -> Tell:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the table."""
     rows = config.stash.get(ROWS, [])
+    config.stash[ROWS] = []  # other folders of tests have the same table
     if not rows:
         return
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]

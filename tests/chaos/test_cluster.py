@@ -52,17 +52,15 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.shutdown()
 
 
-def two_workers(folder: Path, name: str, points: int, epochs: int, cores: float, **fields: Any) -> Driver:
-    (folder / name).mkdir()
+def two_workers(points: int, epochs: int, cores: float) -> dict[str, Any]:
+    """Fields of a study whose trials have two workers of so many cores."""
     training = {**CONFIG["trial"]["training"], "epochs": epochs}
-    given = {
-        "cache_dir": str(folder / "cache"),  # what is prepared for one is there for the other
+    return {
         "budget": {"trials": points},
         "recipes": [],
         "points": POINTS[:points],
         "trial": {**CONFIG["trial"], "training": training, "workers": {"count": 2, "cpus_per_worker": cores}},
     }
-    return Driver(folder / name, **{**given, **fields})
 
 
 def open_attempt(driver: Driver) -> dict[str, Any] | None:
@@ -165,8 +163,13 @@ def endure(cluster: Any, driver: Driver, process: subprocess.Popen[str], done: l
         process = disturb(cluster, driver, process, what)
     driver.output, _ = process.communicate(timeout=3000)
     assert process.returncode == 0, driver.output
-    tries = ended(driver)
     causes = [CAUSED.get(what.split()[0], "infrastructure") for what in done if what != NEXT]
+    all_accounted_for(driver, causes)
+
+
+def all_accounted_for(driver: Driver, causes: list[str]) -> None:
+    """Attempts that were not the last of their trial ended so, in this order, and the next went on where they were."""
+    tries = ended(driver)
     assert [attempt["cause"] for attempt in tries if attempt["cause"] != "complete"] == causes
     assert len([event for event in driver.events("attempt") if event["attempt"]["ended"] is None]) >= len(tries)
     for key in driver.manifests():
@@ -180,9 +183,16 @@ def endure(cluster: Any, driver: Driver, process: subprocess.Popen[str], done: l
 
 def both(folder: Path, points: int, epochs: int, cluster: Any, retries: int) -> tuple[Driver, Driver]:
     """A study on the cluster, and the same one on this machine."""
-    whole = two_workers(folder, "undisturbed", points, epochs, 1.0)
-    fields = {"cluster": {"address": cluster.address}, "budget": {"trials": points, "max_failures": retries}}
-    return two_workers(folder, "disturbed", points, epochs, 1.3, **fields), whole
+    shared = {"cache_dir": str(folder / "cache")}  # what is prepared for one is there for the other
+    given = {"cluster": {"address": cluster.address}, "budget": {"trials": points, "max_failures": retries}}
+    fields = {
+        "disturbed": {**two_workers(points, epochs, 1.3), **given},
+        "undisturbed": two_workers(points, epochs, 1.0),
+    }
+    for name in fields:
+        (folder / name).mkdir()
+    disturbed, whole = (Driver(folder / name, **fields[name], **shared) for name in fields)
+    return disturbed, whole
 
 
 @pytest.mark.timeout(1500)

@@ -143,10 +143,11 @@ def test_a_masked_language_model_of_characters_is_refused_where_words_are_change
 
 def test_nodes_with_caches_of_their_own_make_the_same(tiny_trial: TrialConfig, tmp_path: Path) -> None:
     one = prepare.prepare(tiny_trial.model_copy(update={"cache_dir": tmp_path / "one"}))
-    # Beside another worker, whose node has everything: it does not take part.
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    # Beside another worker, whose node has everything: it does not take part, and `transformers` saves on rank 0 alone.
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
     try:
         other = prepare.prepare(tiny_trial.model_copy(update={"cache_dir": tmp_path / "other"}))
+        assert dist.get_world_size() == 2
     finally:
         dist.destroy_process_group()
     assert one.hashes == other.hashes

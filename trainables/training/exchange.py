@@ -7,29 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_ALONE = ContextVar("alone", default=False)
-
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within, there are no other workers: for what one makes because its own node lacks it."""
-    before = _ALONE.set(True)
+    """Within, there are no other workers, for no library either: for what one makes because its own node lacks it.
+
+    Others than this thread must not speak with workers meanwhile.
+    """
+    group, dist.GroupMember.WORLD = dist.GroupMember.WORLD, None
     try:
         yield
     finally:
-        _ALONE.reset(before)
+        dist.GroupMember.WORLD = group
 
 
 def workers() -> int:
     """How many there are."""
-    return dist.get_world_size() if dist.is_initialized() and not _ALONE.get() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def summed(tensor: Tensor) -> Tensor:
