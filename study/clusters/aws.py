@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from study.clusters import common
-from study.clusters.common import Cluster, Places, commented
-from study.clusters.prices import Machine, cost, plan_flags
+from study.clusters.common import Cloud, Places, commented, fill_in
+from study.clusters.prices import Machine, cost, of_one_kind, plan_flags
 from study.costs.page import Plan
 from trainables.config.fields import Separated
 from trainables.errors import InputError
@@ -45,25 +45,13 @@ OUTPUTS = {
 """Of `docs/aws-stack.yaml`, with the fields that they fill in."""
 
 
-def _one_kind(names: tuple[str, ...]) -> tuple[str, ...]:
-    if unknown := [name for name in names if name not in MACHINES]:
-        raise ValueError(
-            f"{', '.join(unknown)}: known are {', '.join(MACHINES)}; for another edit the file that is made"
-        )
-    if not names:
-        raise ValueError("name one at least")
-    if len({(MACHINES[name].device, MACHINES[name].gpus) for name in names}) > 1:
-        raise ValueError("one kind and number of GPUs only: cost is measured in device-seconds, and trials fill nodes")
-    return names
-
-
 def _head(name: str) -> str:
     if name not in HEADS:
         raise ValueError(f"known are {', '.join(HEADS)}; for another edit the file that is made")
     return name
 
 
-class Settings(Cluster):
+class Settings(Cloud):
     """Write the file of a cluster on AWS. What is not known yet is marked FILL-IN."""
 
     model_config = SettingsConfigDict(cli_prog_name="python -m study.cluster --provider aws")
@@ -72,6 +60,8 @@ class Settings(Cluster):
         "python -m study.cluster --provider aws --stack paretovl",
         "python -m study.cluster --machines g6.48xlarge --nodes 2",
     )
+
+    scheme = "s3"
 
     provider: Literal["aws"] = Field("aws", description="whose machines")
     stack: str | None = Field(
@@ -82,20 +72,12 @@ class Settings(Cluster):
         (), description="availability zones, tried in this order; empty: a, b and c of the region"
     )
     head: Annotated[str, AfterValidator(_head)] = Field("m6i.2xlarge", description="type of the head")
-    machines: Annotated[tuple[str, ...], Separated, AfterValidator(_one_kind)] = Field(
+    machines: Annotated[tuple[str, ...], Separated, AfterValidator(of_one_kind(MACHINES))] = Field(
         ("g6.2xlarge", "g6.4xlarge"), description="types of workers with one kind of GPU, tried in this order"
     )
     image: str = Field("ami-FILL-IN", description="machine image")
     security_group: str = Field("sg-FILL-IN", description="of all nodes")
     file_system: str = Field("fs-FILL-IN", description="EFS that all nodes share")
-    bucket: str | None = Field(None, description="studies and data are in this bucket of S3 instead of on EFS")
-    storage: str | None = Field(None, description="with a bucket: database of the studies, a URL without password")
-
-    @model_validator(mode="after")
-    def _a_bucket_has_a_database(self) -> Settings:
-        if (self.bucket is None) != (self.storage is None):
-            raise ValueError("bucket and storage go together: a study in a bucket has its database on a server")
-        return self
 
     @property
     def zone_names(self) -> tuple[str, ...]:
@@ -149,59 +131,34 @@ def render(settings: Settings, found: Plan) -> str:
     """
     settings = filled_in(settings)
     machines, head = settings.machine_types, HEADS[settings.head]
-    efs = Places()
-    places = Places(studies=f"s3://{settings.bucket}/studies", data="/mnt/cache/data") if settings.bucket else efs
-    further = (
-        {"STORAGE": settings.storage, "TRACKING__URI": f"sqlite:///{efs.home}/mlflow.db"} if settings.storage else {}
-    )
-    variables = common.study_variables(places, **further)
-    packages = ["boto3", *(['"psycopg[binary]"'] if settings.bucket else [])]
     return "\n".join(
         (
-            _introduction(settings, machines, head, places, found),
+            _introduction(settings, machines, head, found),
             _cluster(settings, machines, head),
-            common.file_mounts(places, *(["~/.pgpass"] if settings.bucket else [])),
-            _initialization(settings, places),
-            common.setup(places, packages, "/usr/bin/python3.12", "sudo /usr/local/bin/ray"),
-            common.start(places, variables),
+            common.file_mounts(settings.places, *settings.own_files),
+            _initialization(settings, settings.places),
+            common.setup(
+                settings.places, ["boto3", *settings.packages], "/usr/bin/python3.12", "sudo /usr/local/bin/ray"
+            ),
+            common.start(settings.places, settings.variables()),
         )
     )
 
 
-def _introduction(settings: Settings, machines: list[Machine], head: Machine, places: Places, found: Plan) -> str:
-    shared = (
-        f"in the bucket {settings.bucket}, but for its database"
-        if settings.bucket
-        else "on one EFS file system below /mnt/paretovl, which all nodes share"
-    )
-    database = f"{places.studies}/{settings.preset}/mlflow.db" if not settings.bucket else f"{places.home}/mlflow.db"
-    upload = (
-        f"aws s3 sync ./coco s3://{settings.bucket}/data"
-        if settings.bucket
-        else f"ray rsync-up cluster.yaml ./coco/ {places.data}/"
-    )
-    mlflow = f"{places.program('mlflow')} ui --workers 1 --backend-store-uri sqlite:///{database}"
-    flags = ["--preset", settings.preset, "--data.root", places.data]
-    submit = common.study_command(places, *flags, "--cluster.concurrency", str(found.trials_at_once))
+def _introduction(settings: Settings, machines: list[Machine], head: Machine, found: Plan) -> str:
+    shared = "on one EFS file system below /mnt/paretovl, which all nodes share"
+    upload = f"ray rsync-up cluster.yaml ./coco/ {settings.places.data}/"
+    if settings.bucket:
+        shared = f"in the bucket {settings.bucket}, but for its database"
+        upload = f"aws s3 sync ./coco s3://{settings.bucket}/data"
+    concurrency = ("--cluster.concurrency", str(found.trials_at_once))
+    tools = ("docs/aws.md", "`uv pip install boto3`", upload, settings.tracking_uri)
     return commented(f"""\
 A Ray cluster on AWS for long studies: an on-demand head, and GPU workers that come and go with the trials: spot \
 where there is any, on demand where there is not. Everything a study knows is {shared}: a lost worker costs the \
 minutes since its last checkpoint, and after a lost head, or on another day, the same commands go on where it stopped.
 
-Written by `python -m study.cluster --provider aws`, and yours to edit; docs/aws.md goes from an empty account to \
-here. `python -m study.doctor --cluster cluster.yaml` says what would go wrong. In the project folder, with its \
-environment active, rsync and ssh at hand: `uv pip install boto3`, and once `ray get-auth-token --generate`.
-
-  ray up --no-restart cluster.yaml
-  {upload}
-  ray exec cluster.yaml '{submit}'
-  ray exec cluster.yaml --port-forward 5000 '{mlflow}'
-  ray down cluster.yaml
-
-Without --no-restart, `ray up` stops Ray on a head that is there, and with it the study. The job outlives the \
-connection; `ray dashboard cluster.yaml` shows its log at http://localhost:8265, the MLflow line serves \
-http://localhost:5000 until Ctrl-C.
-
+{common.usage(settings, settings.places, *tools, *concurrency)}
 What it costs ({PRICED}; spot is never dearer):
 {cost(settings.preset, head, machines, settings.nodes, found)}""")
 
@@ -235,10 +192,10 @@ available_node_types:
     max_workers: 0
     node_config:
       <<: &node
-        # {_fill_in(settings.image)}Ubuntu 24.04 with an NVIDIA driver for CUDA 13 (580 or newer), such as the AWS
+        # {fill_in(settings.image)}Ubuntu 24.04 with an NVIDIA driver for CUDA 13 (580 or newer), such as the AWS
         # Deep Learning Base OSS Nvidia Driver GPU AMI. Ray's own default image is too old.
         ImageId: {settings.image}
-        # {_fill_in(settings.security_group)}a security group that admits all traffic from itself, port 22 from your
+        # {fill_in(settings.security_group)}a security group that admits all traffic from itself, port 22 from your
         # own address, and nothing else. Without this line Ray makes a group whose port 22 is open to the world.
         SecurityGroupIds: [{settings.security_group}]
         BlockDeviceMappings:
@@ -288,7 +245,7 @@ def _spot(settings: Settings, machines: list[Machine], place: int) -> str:
 
 def _initialization(settings: Settings, places: Places) -> str:
     mount = f"""\
-  # {_fill_in(settings.file_system)}the id of an EFS file system with a mount target in every zone above, in the
+  # {fill_in(settings.file_system)}the id of an EFS file system with a mount target in every zone above, in the
   # security group above. NFS 4.1 has the byte-range locks SQLite relies on; only the head opens the databases.
   - >-
     sudo mkdir -p /mnt/paretovl && (mountpoint -q /mnt/paretovl ||
@@ -314,7 +271,3 @@ initialization_commands:
     [ -z "$disk" ] || {{ sudo mkfs.ext4 -q "$disk" && sudo mount -o noatime "$disk" {places.cache}; }}; fi
   - sudo chown ubuntu {places.cache}
 {fetch if settings.bucket else mount}"""
-
-
-def _fill_in(value: str) -> str:
-    return "FILL-IN: " if "FILL-IN" in value else ""

@@ -9,9 +9,9 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from study.arguments import known_presets
 from trainables.cli.flags import Flags
@@ -88,6 +88,52 @@ class Places:
         return f"{self.environment}/bin/{name}"
 
 
+class Cloud(Cluster):
+    """What a cluster of rented machines is told: studies are on a file system that all nodes mount, or in a bucket."""
+
+    scheme: ClassVar[str]
+    """Of the URLs of buckets."""
+
+    bucket: str | None = Field(None, description="studies and data are in this bucket instead of on a file system")
+    storage: str | None = Field(None, description="with a bucket: database of the studies, a URL without password")
+
+    @model_validator(mode="after")
+    def _a_bucket_has_a_database(self) -> Cloud:
+        if (self.bucket is None) != (self.storage is None):
+            raise ValueError("bucket and storage go together: a study in a bucket has its database on a server")
+        return self
+
+    @property
+    def places(self) -> Places:
+        """On the nodes."""
+        return (
+            Places(studies=f"{self.scheme}://{self.bucket}/studies", data="/mnt/cache/data")
+            if self.bucket
+            else Places()
+        )
+
+    @property
+    def tracking_uri(self) -> str:
+        """Of MLflow; with a bucket on the head's own disk, as it can be made again."""
+        folder = Places().home if self.bucket else f"{Places().studies}/{self.preset}"
+        return f"sqlite:///{folder}/mlflow.db"
+
+    @property
+    def packages(self) -> list[str]:
+        """That studies need besides the project's."""
+        return ['"psycopg[binary]"'] if self.storage else []
+
+    @property
+    def own_files(self) -> list[str]:
+        """To copy to the nodes."""
+        return ["~/.pgpass"] if self.storage else []
+
+    def variables(self) -> dict[str, str]:
+        """See `study_variables`."""
+        further = {"STORAGE": self.storage, "TRACKING__URI": self.tracking_uri} if self.storage else {}
+        return study_variables(self.places, **further)
+
+
 def study_variables(places: Places, **further: str) -> dict[str, str]:
     """What every study on a cluster has to be told, as variables: the head has them, so no command repeats them.
 
@@ -113,6 +159,44 @@ def study_command(places: Places, *flags: str) -> str:
     """Begins a study, or goes on with it, as a job on the head."""
     job = f"{places.program('ray')} job submit --address=http://127.0.0.1:{DASHBOARD_PORT} --no-wait"
     return f"{AUTHENTICATION} {job} -- {places.program('python')} -m study.run {' '.join(flags)}"
+
+
+def usage(
+    settings: Cluster, places: Places, guide: str, tools: str, upload: str, tracking_uri: str, *flags: str
+) -> str:
+    """How the file is used.
+
+    Args:
+        settings: of the cluster.
+        places: of its nodes.
+        guide: the page that tells more.
+        tools: what is done once on the machine that runs `ray up`.
+        upload: command that brings the data there.
+        tracking_uri: MLflow's database.
+        flags: of the study, besides preset and data.
+    """
+    submit = study_command(places, "--preset", settings.preset, "--data.root", places.data, *flags)
+    mlflow = f"{places.program('mlflow')} ui --workers 1 --backend-store-uri {tracking_uri}"
+    return f"""\
+Written by `python -m study.cluster --provider {settings.provider}`, and yours to edit; {guide} tells more, and \
+`python -m study.doctor --cluster cluster.yaml` what would go wrong. In the project folder, with its environment \
+active, rsync and ssh at hand, once: {tools}, and `ray get-auth-token --generate`.
+
+  ray up --no-restart cluster.yaml
+  {upload}
+  ray exec cluster.yaml '{submit}'
+  ray exec cluster.yaml --port-forward 5000 '{mlflow}'
+  ray down cluster.yaml
+
+Without --no-restart, `ray up` stops Ray on a head that is there, and with it the study. The job outlives the \
+connection; `ray dashboard cluster.yaml` shows its log at http://localhost:8265, the MLflow line serves \
+http://localhost:5000 until Ctrl-C.
+"""
+
+
+def fill_in(value: str) -> str:
+    """What a comment about a value begins with, if it is not known yet."""
+    return "FILL-IN: " if "FILL-IN" in value else ""
 
 
 def file_mounts(places: Places, *further: str) -> str:
@@ -143,6 +227,7 @@ def setup(places: Places, packages: Sequence[str], python: str, link: str) -> st
         link: a path on everyone's PATH for `ray`, with `sudo` before it where that needs it.
     """
     sudo, _, link_path = link.rpartition(" ")
+    further = f"\n    {' '.join(packages)}" if packages else ""
     return f"""\
 # The same on every node. Versions follow from exclude-newer in pyproject.toml, also those of the last install: the job
 # server and the autoscaler need packages that a study on one machine does not.
@@ -153,7 +238,7 @@ setup_commands:
     UV_PROJECT_ENVIRONMENT={places.environment}
     {places.uv}/bin/uv sync -q --no-dev --inexact --python {python}
   - >-
-    cd {places.project} && {places.uv}/bin/uv pip install -q --python {places.environment} {" ".join(packages)}
+    cd {places.project} && {places.uv}/bin/uv pip install -q --python {places.environment}{further}
     "ray[default]==$({places.program("python")} -c 'import ray; print(ray.__version__)')"
   # `ray down` calls a plain `ray`.
   - {f"{sudo} ".lstrip()}ln -sf {places.program("ray")} {link_path}
@@ -163,17 +248,22 @@ worker_setup_commands: []
 """
 
 
-def start(places: Places, variables: Mapping[str, str], head_flags: str = "", *, watched: bool = True) -> str:
+def start(places: Places, variables: Mapping[str, str], head_flags: str = "", *, rented: bool = True) -> str:
     """The sections that start Ray.
 
     Args:
         places: of the nodes.
         variables: that studies on the head find; see `study_variables`.
         head_flags: of `ray start` on the head, besides the usual ones.
-        watched: whether workers may be taken away with a notice, which `study.clusters.notices` then reads.
+        rented: whether nodes come, and may be taken away with a notice, which `study.clusters.notices` then reads.
     """
-    ray, usage = places.program("ray"), "RAY_USAGE_STATS_ENABLED=0"
-    found = folded([f"{name}={value}" for name, value in variables.items()])
+    ray, statistics = places.program("ray"), "RAY_USAGE_STATS_ENABLED=0"
+    given_up = {
+        "RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S": "300",
+        "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": "1200",
+        "RAY_AUTOSCALER_RECONCILE_RAY_INSTALL_STATUS_TIMEOUT_S": "1200",
+    }
+    found = folded(f"{name}={value}" for name, value in {**(given_up if rented else {}), **variables}.items())
     head = f"{ray} start --head --port={PORT} --object-manager-port={OBJECT_PORT} --dashboard-host=127.0.0.1"
     autoscaler = f"--autoscaling-config=~/ray_bootstrap_config.yaml {head_flags}".rstrip()
     worker = f"{ray} start --address=$RAY_HEAD_IP:{PORT} --object-manager-port={OBJECT_PORT}"
@@ -181,26 +271,25 @@ def start(places: Places, variables: Mapping[str, str], head_flags: str = "", *,
   # Turns the notice that the node is about to be taken away into a drain with a deadline.
   - >-
     {AUTHENTICATION} setsid -f {places.program("python")} -m study.clusters.notices
-    >>/tmp/ray/notices.log 2>&1 </dev/null
-"""
+    >>/tmp/ray/notices.log 2>&1 </dev/null"""
+    patience = """ A node that is not there, or not set up, in 20 minutes is given
+# up (Ray: 60 and 30), and one that is no longer needed before it is there, after five (Ray: never)."""
     return f"""\
 # RAY_AUTH_MODE has to be equal everywhere: a node without it cannot join. Studies on the head read PARETOVL_..., what
-# is true of the cluster and needs no flag. A node that is not there, or not set up, in 20 minutes is given up (Ray
-# would wait for 60 and 30), and one that is no longer needed before it is there, after five (Ray would keep it).
+# is true of the cluster and needs no flag.{patience if rented else ""}
 head_start_ray_commands:
   - {ray} stop
   - >-
-    ulimit -n 65536; {AUTHENTICATION} {usage}
-    RAY_AUTOSCALER_PENDING_NODE_IDLE_TIMEOUT_S=300 RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S=1200
-    RAY_AUTOSCALER_RECONCILE_RAY_INSTALL_STATUS_TIMEOUT_S=1200
+    ulimit -n 65536; {AUTHENTICATION} {statistics}
 {textwrap.indent(found, "    ")}
     {head}
     {autoscaler}
 worker_start_ray_commands:
   - {ray} stop
   - >-
-    ulimit -n 65536; {AUTHENTICATION} {usage}
-    {worker}{watcher if watched else ""}"""
+    ulimit -n 65536; {AUTHENTICATION} {statistics}
+    {worker}{watcher if rented else ""}
+"""
 
 
 def folded(words: Iterable[str], width: int = 110) -> str:
@@ -209,8 +298,9 @@ def folded(words: Iterable[str], width: int = 110) -> str:
 
 
 def commented(text: str) -> str:
-    """Paragraphs as comments of 120 columns; indented lines, such as commands, stay as they are."""
+    """Paragraphs as comments of 120 columns; indented lines stay as they are, what is in backticks is not broken."""
     lines: list[str] = []
     for line in text.strip("\n").splitlines():
-        lines += [line] if line.startswith("  ") or not line else folded(line.split(" "), 118).splitlines()
-    return "\n".join(f"# {line}".rstrip() for line in lines) + "\n"
+        whole = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), line)
+        lines += [line] if line.startswith("  ") or not line else folded(whole.split(" "), 118).splitlines()
+    return "\n".join(f"# {line}".rstrip() for line in lines).replace("\0", " ") + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from study.costs.page import Plan
@@ -32,6 +32,22 @@ class Machine:
         return self.price / self.gpus
 
 
+def of_one_kind(known: Mapping[str, Machine]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """A check of names of machines: all are known, and have as many GPUs of the same kind."""
+
+    def checked(names: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := [name for name in names if name not in known]:
+            accepted = ", ".join(known)
+            raise ValueError(f"{', '.join(unknown)}: known are {accepted}; for another edit the file that is made")
+        if not names:
+            raise ValueError("name one at least")
+        if len({(known[name].device, known[name].gpus) for name in names}) > 1:
+            raise ValueError("one kind and number of GPUs only: cost is in device-seconds, and trials fill whole nodes")
+        return names
+
+    return checked
+
+
 def plan_flags(preset: str, head: Machine, workers: Sequence[Machine], nodes: int) -> list[str]:
     """Of the `study.plan` that says what the preset's study costs at most, on the dearest workers."""
     dearest = max(workers, key=lambda machine: machine.price)
@@ -52,10 +68,10 @@ def cost(preset: str, head: Machine, workers: Sequence[Machine], nodes: int, fou
         found: for `plan_flags`.
     """
     most = head.price + nodes * max(machine.price for machine in workers)
-    each = ", ".join(f"{machine.price:.2f} ({machine.name})" for machine in workers)
+    each = " or ".join(f"{machine.price:.2f} ({machine.name})" for machine in workers)
     return f"""\
-an hour: {head.price:.2f} for the head, and for each worker while it is there {each}; at most {most:.2f}
+an hour: the head {head.price:.2f}, each worker that is there {each}; together at most {most:.2f}
 the study {preset}: {found.trials} trials on {found.devices} x {found.device} in {found.wall_hours:.1f} hours, \
-{found.device_hours:.1f} device-hours; at most {found.money:.0f}, from
+{found.device_hours:.1f} device-hours: at most {found.money:.0f}
   python -m study.plan {" ".join(plan_flags(preset, head, workers, nodes))}
 """
