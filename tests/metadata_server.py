@@ -16,7 +16,7 @@ class MetadataServer:
     """Of AWS (IMDSv2 only) or GCP.
 
     Attributes:
-        cloud: "AWS", "GCP", or anything else: then it answers 404.
+        cloud: "AWS", "GCP", or anything else: then it greets.
         action: the text of spot/instance-action, or of instance/preempted; None where AWS has no such item.
         token_seconds: a token is good for.
         status: of every answer but to a request for a token, if it is broken.
@@ -52,7 +52,7 @@ class MetadataServer:
                 elif made.cloud == "GCP":
                     self.answer_as_gcp()
                 else:
-                    self.answer(404)
+                    self.answer(200, "hello")
 
             def answer_as_aws(self) -> None:
                 if made.tokens.get(self.headers.get("X-aws-ec2-metadata-token", ""), 0) < time.time():

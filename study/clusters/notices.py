@@ -228,11 +228,21 @@ def log(line: str) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}", flush=True)
 
 
+HELP = """\
+Tell Ray when the cloud is about to take this machine away: AWS or GCP,
+whichever answers here. Trials on it write a checkpoint and go on elsewhere.
+
+examples:
+  python -m study.clusters.notices
+  python -m study.clusters.notices --leaves-in 120"""
+"""Filled by hand: the formatter of the other commands would double the memory."""
+
+
 def parser() -> argparse.ArgumentParser:
     """Of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m study.clusters.notices",
-        description=__doc__,
+        description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

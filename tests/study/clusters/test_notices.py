@@ -92,8 +92,14 @@ def test_a_token_is_used_until_it_is_too_old(server: MetadataServer, cloud: Clou
         ('{"action": "terminate", "time": 5}', NOW + 120),
     ],
 )
-def test_a_notice_of_aws_without_a_time_that_can_be_read_is_one(text: str, deadline: float) -> None:
-    assert aws_notice(text, NOW).deadline == deadline
+def test_a_notice_of_aws_without_a_time_that_can_be_read_is_one(
+    text: str, deadline: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        assert aws_notice(text, NOW).deadline == deadline
+    time.tzset()
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "[]", "null", '"terminate"', '{"time": "2001-09-09T01:46:40Z"}', "{"])
@@ -231,6 +237,11 @@ def test_a_deadline_in_the_past_leaves_trials_some_seconds(node: Node, monkeypat
 def test_a_node_that_ended_is_not_alive(node: Node) -> None:
     assert node.alive()
     node.process.kill()
+    end = time.time() + 30
+    while node.alive() and time.time() < end:
+        time.sleep(0.01)
+    assert node.process.status() == psutil.STATUS_ZOMBIE, "as long as nobody asks for its end"
+    assert not node.alive()
     node.process.wait()
     assert not node.alive()
 
