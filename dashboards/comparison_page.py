@@ -28,6 +28,7 @@ from dashboards.scatter import axis_title, pairs_by_conflict
 from search_spaces.notation import in_words, number, ordered
 from study.front.dominance import front_mask, oriented, values_at
 from study.paths import short_key
+from trainables.errors import counted
 from trainables.results import Metric
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _progress_section(sides: Sequence[Side], library: bool) -> str:
             x=[seconds / 3600 for _, _, seconds, _ in side.history],
             y=[100 * share for _, _, _, share in side.history],
             hovertext=[
-                f"{count} trials, {duration(seconds)} of device time<br>hypervolume {100 * share:.3g} %"
+                f"{counted(count, 'trial')}, {duration(seconds)} of device time<br>hypervolume {100 * share:.3g} %"
                 for _, count, seconds, share in side.history
             ],
             hoverinfo="text",

@@ -42,6 +42,7 @@ from study.front.hypervolume import Row, hypervolume_history
 from study.paths import StudyPaths, short_key
 from study.records import Manifest, write_if_changed
 from trainables.config import Protocol
+from trainables.errors import counted
 from trainables.results import Caveat
 
 History = Sequence[Row]
@@ -151,7 +152,9 @@ def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Ob
     figures = []
     for index, (x, y, chosen) in enumerate(pairs):
         figure = pair_figure(points, x, y, chosen, height=360 if index else 480)
-        label = escape(f"{len(points.drawn)} trials, {y.name} against {x.name}; the table below lists the front")
+        label = escape(
+            f"{counted(len(points.drawn), 'trial')}, {y.name} against {x.name}; the table below lists the front"
+        )
         name = f"pair-{index}" if index else "front"
         figures.append(f"<figure>{plot(figure, name, label, library=not index)}</figure>\n")
     others = f'<div class="pairs">\n{"".join(figures[1:])}</div>\n' if figures[1:] else ""
@@ -202,7 +205,9 @@ def _knobs_section(points: Points, axes: Sequence[Axis]) -> str:
     figures = ""
     for index, name in enumerate(names):
         knob = knob_axis(name, points)
-        label = escape(f"{', '.join(axis.name for axis in axes)} of {len(points.drawn)} trials against {name}")
+        label = escape(
+            f"{', '.join(axis.name for axis in axes)} of {counted(len(points.drawn), 'trial')} against {name}"
+        )
         figures += f"<figure>{plot(knob_figure(points, knob, axes), f'knob-{index}', label)}</figure>\n"
     return (
         f'<section>\n<h2>Knobs</h2>\n<div class="knobs">\n{figures}</div>\n<p class="note">Every objective against '
@@ -227,7 +232,7 @@ def _history_section(history: History) -> str:
         x=[count for _, count, _, _ in drawn],
         y=[100 * share for _, _, _, share in drawn],
         hovertext=[
-            f"{count} trials, {duration(seconds)} of device time<br>hypervolume {100 * share:.3g} %"
+            f"{counted(count, 'trial')}, {duration(seconds)} of device time<br>hypervolume {100 * share:.3g} %"
             for _, count, seconds, share in drawn
         ],
         hoverinfo="text",

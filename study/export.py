@@ -19,7 +19,7 @@ from study.records import Event, Manifest, TrialRecord, read_events, write_atomi
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error, place
 from trainables.cli.yaml_core import dump
-from trainables.errors import InputError
+from trainables.errors import InputError, counted
 from trainables.files import filled
 from trainables.results import Attempt
 
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, table in tables(view).items():
                 file = f"{name}.{options.format}"
                 (disk / file).write_bytes(written(table, options.format))
-                print(f"{folder / file}: {len(table)} rows, {len(table.columns)} columns")
+                print(f"{folder / file}: {counted(len(table), 'row')}, {len(table.columns)} columns")
     return 0
 
 

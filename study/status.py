@@ -17,7 +17,7 @@ from study.records import read_events
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import exit_on_input_error
 from trainables.config import Model
-from trainables.errors import InputError
+from trainables.errors import InputError, counted
 from trainables.results import Caveat
 
 if TYPE_CHECKING:
@@ -221,14 +221,14 @@ def page(status: Status, view: StudyView) -> Group:
     lines += [f"hypervolume {status.hypervolume:.3g}, {len(status.front)} on the front"]
     held = f"{status.device_seconds / 3600:.2f} device-hours ({status.device})"
     paid = f", {status.money:.2f} {status.currency}" if status.money is not None else ""
-    lines += [f"{duration(status.wall_seconds)} in {status.sessions} sessions, {held}{paid}"]
+    lines += [f"{duration(status.wall_seconds)} in {counted(status.sessions, 'session')}, {held}{paid}"]
     if status.remaining_seconds is not None:
         lines += [f"about {duration(status.remaining_seconds)} left"]
     if status.resume is not None:
         lines += [f"to go on: {status.resume}"]
     if status.attempts.keys() - {"complete", "stopped"}:
-        counted = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in sorted(status.attempts.items()))
-        lines += [f"attempts: {counted}; {status.lost_device_seconds / 3600:.2f} device-hours lost"]
+        causes = ", ".join(f"{count} {cause.replace('_', ' ')}" for cause, count in sorted(status.attempts.items()))
+        lines += [f"attempts: {causes}; {status.lost_device_seconds / 3600:.2f} device-hours lost"]
     for trial in status.waiting:
         tries = "; ".join(filter(None, [f"attempt {trial.attempt}", trial.troubles]))
         lines += [f"{short_key(trial.key)} waiting for devices since {duration(time.time() - trial.since)} ({tries})"]
@@ -247,8 +247,9 @@ def page(status: Status, view: StudyView) -> Group:
         log.add_row(when, Text(event.key), event.event, f"step {event.step}", Text(event.message))
     objectives = view.config.objectives
     confidence = view.config.protocol.confidence
-    table = front_table(front(view.manifests, objectives, confidence), view.manifests, objectives, confidence)
-    return Group(*(Text(line) for line in lines), Text(), budget, Text(), table, Text(), log)
+    entries = front(view.manifests, objectives, confidence)
+    table = [Text(), front_table(entries, view.manifests, objectives, confidence)] if entries else []
+    return Group(*(Text(line) for line in lines), Text(), budget, *table, Text(), log)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from study.tracking.projection import Final, Projection, ui_command
 from study.view import read_study, study_parser
 from trainables.cli.command import exit_on_input_error
 from trainables.cli.passwords import hide_passwords
-from trainables.errors import InputError, redacted
+from trainables.errors import InputError, counted, redacted
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +58,8 @@ def _track(paths: StudyPaths, uri: str | None, rebuild: bool) -> None:
     projection.sync(view.records, final)
     done = "rebuilt" if rebuild else "up to date"
     print(f"MLflow is {done}: {redacted(projection.uri)}, experiment {projection.experiment}")
-    print(f"{len(view.records)} trials, {len(view.manifests)} ended, {len(entries)} on the front; the study is {final}")
+    trials = f"{counted(len(view.records), 'trial')}, {len(view.manifests)} ended"
+    print(f"{trials}, {len(entries)} on the front; the study is {final}")
     print(f"To look at it: {ui_command(uri, paths)}")
 
 

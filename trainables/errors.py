@@ -30,6 +30,16 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if isinstance(error, KeyError) or not line else line
 
 
+def counted(number: int, name: str) -> str:
+    """A number of things, as a person says it.
+
+    Example:
+        >>> counted(1, "trial"), counted(2, "trial")
+        ('1 trial', '2 trials')
+    """
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
 _USER = re.compile(r"(://[^:/?#@\s]*):(?:[^\s'\"]*)@")
 _NAMED = re.compile(
     r"((?:^|[^\w])[\w.-]*(?:password|passwd|pwd|passphrase|token|secret|signature|sig|credential|api_?key|access_?key)=)"

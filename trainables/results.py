@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainables.config import CaptionForm, Model, Protocol
+from trainables.errors import counted
 
 
 class Metric(Model):
@@ -140,7 +141,7 @@ class Outcome(Model):
 def given_up(reasons: Sequence[str]) -> Outcome:
     """The end of a trial that was lost more often than allowed."""
     each = reasons[:1] if len(set(reasons)) == 1 else reasons
-    return Outcome(state="failed", reason=f"lost {len(reasons)} times: {'; '.join(each)}")
+    return Outcome(state="failed", reason=f"lost {counted(len(reasons), 'time')}: {'; '.join(each)}")
 
 
 class Preprocessing(Model):

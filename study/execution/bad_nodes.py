@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from trainables.errors import counted
 from trainables.execution.reserved import node_id
 from trainables.results import Attempt
 
@@ -58,5 +59,7 @@ def left_out(bad: Mapping[str, Sequence[str]], able: Sequence[str]) -> dict[str,
     found: dict[str, str] = {}
     for name, keys in sorted(bad.items(), key=lambda item: -len(item[1])):
         if node_id(name) in able and len(set(able) - found.keys()) > 1:
-            found[node_id(name)] = f"{len(keys)} trials failed on {name} and came further elsewhere: {', '.join(keys)}"
+            found[node_id(name)] = (
+                f"{counted(len(keys), 'trial')} failed on {name} and came further elsewhere: {', '.join(keys)}"
+            )
     return found

@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -35,7 +36,7 @@ from study.tracking.background import Background
 from study.tracking.mlflow_store import TrackingError
 from study.tracking.projection import Final, Projection, ui_command
 from trainables.config import TrialConfig
-from trainables.errors import Away, InputError
+from trainables.errors import Away, InputError, counted
 from trainables.execution.checkpoints import RunFolder
 from trainables.execution.local_ray import ray_folder
 from trainables.execution.signals import RESUMABLE, held_back, ignore_signals, stopped_code
@@ -155,7 +156,7 @@ class Session:
             prepare_on_cluster(template, cpus, gpus, say)
             most = self._most(template, cpus, gpus)
             grows_to = None if grown is None else grown.side_by_side(template.workers)
-            say(f"{trials} trials to do, {at_once(most, grows_to)}")
+            say(f"{counted(trials, 'trial')} to do, {at_once(most, grows_to)}")
             if again := self._ledger.reopened:
                 say(f"these had ended and are done again: {', '.join(again)}")
             if note := reason(self._config):
@@ -198,20 +199,21 @@ class Session:
         for caveat in caveats:
             say(f"warning: {caveat.text}")
         if by is not None:
-            stopped = sum(manifest.state == "stopped" for manifest in manifests)
-            early = f", {stopped} of them stopped early" if stopped else ""
-            say(f"study {self._config.name} is done: {len(manifests)} trials{early}, {len(entries)} on the front")
+            states = Counter(manifest.state for manifest in manifests)
+            others = "".join(f", {count} {state}" for state, count in sorted(states.items()) if state != "complete")
+            ended = f"{counted(len(manifests), 'trial')}{others}, {len(entries)} on the front"
+            say(f"study {self._config.name} is done: {ended}")
             say(f"ended by {by}")
             void = not entries or any(caveat.void for caveat in caveats)
             return FAILED if void or self._pages.last_error else DONE
-        left = self._ledger.planned() - len(manifests)
+        trials_left = counted(self._ledger.planned() - len(manifests), "trial")
         if self._alike.bug is not None:
             say(self._alike.report(self._config.name))
             return FAILED
         if self._stopped_with is None and not self._moved:  # the same command would come to the same end, for ever
-            say(f"study {self._config.name} is not done, but nothing could be done for the {left} trials that are left")
+            say(f"study {self._config.name} is not done, but nothing could be done for what is left: {trials_left}")
             return FAILED
-        say(f"study {self._config.name} is not done, {left} trials are left; to go on: {self._paths.resume_command}")
+        say(f"study {self._config.name} is not done, {trials_left} left; to go on: {self._paths.resume_command}")
         return RESUMABLE if self._stopped_with is None else self._stopped_with
 
     def _connect(self, stack: ExitStack) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from study.front.estimates import Estimate, FrontEntry, estimates
 from study.records import Manifest
 from trainables.caveats import at_chance, idle_attacks, in_words, small_gallery
 from trainables.config import CLEAN, DIRECTIONS, Protocol
+from trainables.errors import counted
 from trainables.results import Caveat, Metric
 
 DRAWS = 1000
@@ -59,7 +60,8 @@ def _chance(complete: Sequence[Manifest], entries: Sequence[FrontEntry], confide
     told = {one.key: words for one in complete if (words := at_chance(one, confidence, looks=len(complete)))}
     if len(told) == len(complete):
         best = max(complete, key=lambda one: max(m.value for n, m in one.metrics.items() if n.startswith(f"{CLEAN}/")))
-        text = f"not one of {len(complete)} complete trials retrieves better than chance before any attack, so nothing "
+        found = counted(len(complete), "complete trial")
+        text = f"not one of {found} retrieves better than chance before any attack, so nothing "
         text += f"can be concluded: in the best, {told[best.key]}; start from a pretrained model (trial.model.base, or "
         return [Caveat(text=text + "the preset real_small), or train longer", void=True)]
     on_front = [entry.key for entry in entries if entry.key in told]

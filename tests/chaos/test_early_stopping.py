@@ -31,7 +31,7 @@ def test_stopped_trials_make_room_and_are_accounted_for(tmp_path: Path) -> None:
     stopped = {key: manifest for key, manifest in manifests.items() if manifest.state == "stopped"}
     assert len(manifests) == 3
     assert stopped, driver.output
-    assert f"{len(stopped)} of them stopped early" in driver.output
+    assert f"{len(stopped)} stopped, " in driver.output
     assert sorted(driver.optuna_states()) == ["COMPLETE"] * (3 - len(stopped)) + ["PRUNED"] * len(stopped)
     for manifest in stopped.values():
         assert manifest.reason is not None

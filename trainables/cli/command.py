@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import inspect
 import io
 import os
@@ -26,6 +27,8 @@ from trainables.errors import InputError, redacted
 from trainables.files import Location, location
 
 Checked = TypeVar("Checked")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""What a disk answers that takes no more; a write that was held back until a file is closed does not name it."""
 
 
 @contextmanager
@@ -46,9 +49,10 @@ def exit_on_input_error() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        if error.filename is None:  # no file of the user's
+        if error.filename is None and error.errno not in FULL:  # no file of the user's
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -70,6 +74,10 @@ def read_yaml(path: Location) -> dict[str, Any]:
     except yaml_core.RepeatedKeys as error:
         lines = "\n  ".join(str(error).splitlines())
         raise InputError(f"{path}: the same field is given more than once:\n  {lines}") from None
+    except yaml.MarkedYAMLError as error:  # which would quote the line, with the password that may stand in it
+        at = error.problem_mark
+        where = f"line {at.line + 1}, column {at.column + 1}: " if at else ""
+        raise InputError(f"{path}: is no YAML: {where}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
     if value is None:
