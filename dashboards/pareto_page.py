@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
 
@@ -48,6 +49,8 @@ from trainables.results import Caveat
 History = Sequence[Row]
 
 HISTORY_LINE = "#0072b2"
+KEYS = 10
+"""Of trials that ended alike, so many are named."""
 
 STEPS = 500
 """Of the progress that are drawn."""
@@ -97,6 +100,7 @@ def pareto_page(
         body += _knobs_section(points, axes) + _history_section(history)
     else:
         body = "<section><p>No trial has been completed yet. The front appears with the first one.</p></section>"
+    body += _trouble_section(manifests)
     return html_page(title, _summary(manifests, entries, history), body, OWN_STYLE)
 
 
@@ -248,6 +252,26 @@ def _history_section(history: History) -> str:
         "<figcaption>What the front dominates of the box from the best ends of the objectives to the reference point."
         f"{marked}</figcaption>\n</figure>\n</section>\n"
     )
+
+
+def _trouble_section(manifests: Sequence[Manifest]) -> str:
+    """Which trials have no result that counts, and why; those that ended alike stand together."""
+    alike = defaultdict(list)
+    for manifest in manifests:
+        if manifest.state in ("infeasible", "failed"):
+            alike[manifest.state, manifest.reason or ""].append(short_key(manifest.key))
+    if not alike:
+        return ""
+    rows = [
+        [
+            escape(", ".join(keys[:KEYS]) + (f" and {len(keys) - KEYS} more" if len(keys) > KEYS else "")),
+            state,
+            escape(reason),
+        ]
+        for (state, reason), keys in sorted(alike.items())
+    ]
+    note = "infeasible: the point cannot be used, which the sampler learns; failed: what ran it broke, or a bug"
+    return table_section("Without a result", "troubles", ["trials", "state", "reason"], rows, note)
 
 
 def _table_section(points: Points, entries: Sequence[FrontEntry], objectives: Sequence[Objective]) -> str:

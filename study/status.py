@@ -248,8 +248,9 @@ def page(status: Status, view: StudyView) -> Group:
     objectives = view.config.objectives
     confidence = view.config.protocol.confidence
     entries = front(view.manifests, objectives, confidence)
-    table = [Text(), front_table(entries, view.manifests, objectives, confidence)] if entries else []
-    return Group(*(Text(line) for line in lines), Text(), budget, *table, Text(), log)
+    parts = [*map(Text, lines), Text(), budget, Text()]
+    parts += [front_table(entries, view.manifests, objectives, confidence), Text()] if entries else []
+    return Group(*parts, log)
 
 
 if __name__ == "__main__":

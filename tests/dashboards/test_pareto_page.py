@@ -426,3 +426,15 @@ def test_front_files_are_written_once_and_follow_the_trials(tmp_path: Path) -> N
     equal = [manifest(1, 0.5, 0.5), manifest(2, 0.5, 0.5)]
     write_front_files(paths, equal, OBJECTIVES[:2], "A study", Protocol())
     assert "all 2 complete trials are equal in every objective" in paths.pareto_page.read_text()
+
+
+def test_each_trial_without_a_result_is_named_with_the_reason() -> None:
+    lost = [manifest(n, 0, 0, state="failed", reason=f"lost: {ATTACK}", metrics={}) for n in range(3, 16)]
+    diverged = manifest(2, 0, 0, state="infeasible", reason="Diverged: nan", metrics={})
+    for complete in ([manifest(0, 0.2, 0.3)], []):
+        page = page_of([*complete, diverged, *lost])
+        table = page[page.index("Without a result") :]
+        row = table.index("t00003, t00004"), table.index("t00012 and 3 more"), table.index("lost: &lt;script&gt;")
+        assert list(row) == sorted(row)
+        assert table.index("Diverged: nan") > table.index(">t00002<") > 0
+    assert "Without a result" not in page_of([manifest(0, 0.2, 0.3), manifest(1, 0.2, 0.3, state="stopped")])

@@ -132,12 +132,13 @@ def kind_of(failure: Exception, node_reclaimed: bool = False) -> Kind:
 
 
 def told(failure: Exception) -> str:
-    """Type and message; of Ray's long messages the last line."""
+    """Type and message; of Ray's long messages the last line, without what it says of workers in general."""
     if not _of_ray(failure):
         return f"{type(failure).__name__}: {failure}"
     inner = getattr(failure, "health_check_failure", failure)
     lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[-1] if lines else ''}"
+    last = lines[-1] if lines else ""
+    return f"{type(inner).__name__}: {last.partition(' Some common causes include')[0]}"
 
 
 def _of_ray(failure: Exception) -> bool:

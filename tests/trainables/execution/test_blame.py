@@ -128,8 +128,13 @@ def test_what_a_rank_says_of_itself_stands_and_the_rest_goes_with_the_node() -> 
         (raised(KeyError("x")), "KeyError: 'x'"),
         (raised(Diverged("nan")), "Diverged: nan"),
         (KINDS["lost"][0](), "ActorDiedError: The actor died unexpectedly"),
+        (
+            HostOutOfMemory("Worker exits with code 2. End of file. Some common causes include: (1) killed, (2) else."),
+            "OutOfMemoryError: Worker exits with code 2. End of file.",
+        ),
     ],
 )
 def test_the_reason_begins_with_the_type(failure: Exception, reason: str) -> None:
     assert blame({3: failure}).reason.startswith(reason)
+    assert "common causes" not in blame({3: failure}).reason
     assert blame({3: failure}).rank == 3
