@@ -27,7 +27,7 @@ from study.ledger.remaining import Remaining, record_of, remaining
 from study.ledger.rows import OUTSIDE, reopen
 from study.ledger.sessions import sessions
 from study.ledger.store import MirroredStorage, open_storage
-from study.ledger.strays import marks, refuse_strays
+from study.ledger.strays import marks, refuse_strays, replaced
 from study.ledger.trials import replicate_key, trial_of
 from study.paths import StudyPaths
 from study.records import (
@@ -327,6 +327,9 @@ class Ledger:
 
     def finish(self, record: TrialRecord, outcome: Outcome, trial: TrialConfig) -> Manifest:
         """Account for an ended trial: manifest first, then Optuna. Twice is as good as once."""
+        if outcome.result and (other := replaced(outcome.result.hashes, self._manifests.values(), self._fingerprint)):
+            changed = f"{', '.join(other)}: replaced while the study ran, so this is not comparable with other trials"
+            outcome = Outcome(state="failed", reason=f"{changed}; put back what was there, then --rerun {record.key}")
         result = outcome.result
         self._let_go(record, outcome.state)
         if result is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from study.config import StudyConfig
 from study.paths import StudyPaths
@@ -10,6 +10,9 @@ from study.records import Manifest, TrialRecord, study_id
 from trainables.cli.command import read_yaml
 from trainables.errors import InputError
 from trainables.files import Location
+
+READ = ("data", "base", "substitutes")
+"""Of the hashes of a result: what it was made from."""
 
 
 def marks(paths: StudyPaths) -> set[str]:
@@ -50,6 +53,18 @@ def refuse_strays(
         advice += f"; or make the study in its database again from its files: {paths.rebuild_command(config.storage)}"
     if lost or foreign:
         raise InputError("\n".join([*lost, *foreign, advice]))
+
+
+def replaced(hashes: Mapping[str, str], manifests: Iterable[Manifest], fingerprint: str) -> list[str]:
+    """What an ended trial was made from other than the trials before it: a session does not see a file replaced.
+
+    Args:
+        hashes: of what the trial read, see `TrialResult.hashes`.
+        manifests: of the study.
+        fingerprint: under which the trial ran; those under others count for nothing.
+    """
+    before = next((one.hashes for one in manifests if one.fingerprint == fingerprint and one.hashes), {})
+    return [name for name in READ if name in before and hashes.get(name) != before[name]]
 
 
 def wrong_origins(paths: StudyPaths, manifests: Sequence[Manifest], fingerprints: Collection[str]) -> list[str]:

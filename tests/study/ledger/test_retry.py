@@ -9,7 +9,7 @@ from study.ledger.ledger import Ledger, read_records
 from study.ledger.set_aside import retry_failed, set_aside
 from study.ledger.store import open_storage
 from study.records import Event, TrialRecord, read_events
-from tests.study.helpers import complete, opened, study
+from tests.study.helpers import complete, opened, run_next, study
 from trainables.config import TrialConfig
 from trainables.results import Attempt, Cause, Outcome
 
@@ -93,3 +93,18 @@ def test_twice_is_as_good_as_once_and_what_is_begun_anew_still_costs(tmp_path: P
     ledger = opened(config)
     assert ledger.attempts(ledger.records()[1]) == []
     assert ledger.held("cpu") == before.held("cpu"), "device-hours are spent whatever became of them"
+
+
+def test_a_result_made_from_a_model_that_was_replaced_meanwhile_does_not_count(tmp_path: Path) -> None:
+    config = study(tmp_path, trials=2)
+    ledger = opened(config)
+    outcomes = [complete(0.9, 0.2), complete(0.8, 0.3), complete(0.7, 0.4)]
+    for outcome, base, protocol in zip(outcomes, "aba", "ppq", strict=True):
+        assert outcome.result is not None
+        outcome.result.hashes.update(data="d", base=base, substitutes="s", protocol=protocol)
+    told = [run_next(ledger, config, outcome) for outcome in outcomes]
+    assert [manifest.state for manifest in told] == ["complete", "failed", "complete"]
+    assert told[1].reason is not None
+    assert told[1].reason.startswith("base: replaced while the study ran")
+    assert f"--rerun {told[1].key}" in told[1].reason
+    assert told[1].metrics == {}
