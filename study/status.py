@@ -248,9 +248,8 @@ def page(status: Status, view: StudyView) -> Group:
     objectives = view.config.objectives
     confidence = view.config.protocol.confidence
     entries = front(view.manifests, objectives, confidence)
-    parts = [*map(Text, lines), Text(), budget, Text()]
-    parts += [front_table(entries, view.manifests, objectives, confidence), Text()] if entries else []
-    return Group(*parts, log)
+    table = front_table(entries, view.manifests, objectives, confidence)
+    return Group(*(Text(line) for line in lines), Text(), budget, Text(), *((table, Text()) if entries else ()), log)
 
 
 if __name__ == "__main__":
