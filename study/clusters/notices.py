@@ -1,6 +1,6 @@
 """`python -m study.clusters.notices`: tell Ray when the cloud is about to take this machine away.
 
-On a node of a Ray cluster it asks the metadata server of AWS or GCP every two seconds. A notice of the machine's end
+On a node of a Ray cluster it asks the metadata server of AWS or GCP every second. A notice of the machine's end
 becomes a drain of the node with the same deadline: trials there write a checkpoint and go on elsewhere. Without it, or
 where it fails, a trial goes on from its last checkpoint.
 
@@ -40,8 +40,8 @@ import psutil
 from study.clusters.metadata import Aws, Cloud, Gcp, NoAnswer, Notice
 from trainables.errors import InputError
 
-POLL_SECONDS = 2.0
-"""Between two questions to the metadata server. AWS advises five; on GCP every second of thirty counts."""
+POLL_SECONDS = 1.0
+"""Between two questions to the metadata server. AWS advises five at most; on GCP each of thirty counts."""
 
 LONGEST_SECONDS = 15.0
 """The same while the server is away: less than any notice."""

@@ -163,8 +163,8 @@ def test_a_server_that_is_away_is_asked_less_often_and_does_no_harm(server: Meta
         made = MetadataServer(server.cloud, server.port)
         made.action = GOES[server.cloud]
 
-    life = Life(server.end, nothing, nothing, nothing, back).under(cloud)
-    assert life.pauses == [2.0, 4.0, 8.0, LONGEST_SECONDS, LONGEST_SECONDS]
+    life = Life(server.end, nothing, nothing, nothing, nothing, back).under(cloud)
+    assert life.pauses == [1.0, 2.0, 4.0, 8.0, LONGEST_SECONDS, LONGEST_SECONDS]
     assert len(life.drains) == 1
     assert [line.partition(" (")[0] for line in life.lines[:2]] == [
         f"http://127.0.0.1:{server.port}{'/' * (server.cloud == 'AWS')} does not answer",
@@ -191,7 +191,7 @@ def test_a_head_that_is_away_is_told_when_it_is_back(server: MetadataServer, clo
     life.under(cloud)
     assert len(life.drains) == 4, "also while the metadata server is away"
     assert len(set(life.drains)) == 1, "with the first deadline"
-    assert life.pauses == [2.0] * 3
+    assert life.pauses == [1.0] * 3
     assert [("cannot be told: the head is away" in line, "Ray was told" in line) for line in life.lines] == [
         (True, False),
         (False, False),
