@@ -128,7 +128,7 @@ def test_a_whole_study_leaves_no_password(postgresql: str, tmp_path: Path) -> No
                 shown |= {word for process in processes for word in process.cmdline()}
     out, told = driver.communicate()
     assert driver.returncode == 1, "so small a study can tell nothing from chance"
-    assert "study s is done: 1 trials" in out, out + told
+    assert "study s is done: 1 trial, " in out, out + told
     assert shown
     assert not any(PASSWORD in word for word in shown)
     files = [path for path in folder.rglob("*") if path.is_file()]
