@@ -135,7 +135,7 @@ def test_a_session_that_moves_nothing_does_not_ask_to_be_run_again(
     session._lease.worked_seconds = lambda: 0.0
     session._device = "cpu"
     assert session.close() == FAILED
-    assert "nothing could be done for the 1 trials that are left" in capsys.readouterr().out
+    assert "nothing could be done for what is left: 1 trial\n" in capsys.readouterr().out
     session._stopped_with = RESUMABLE
     assert session.close() == RESUMABLE
     assert f"to go on: python -m study.run --name s --studies-dir {tmp_path}" in capsys.readouterr().out
