@@ -240,7 +240,7 @@ class Submission:
         try:
             files = unpacked(results_in(log), folder)
         except (ValueError, OSError, tarfile.TarError) as error:
-            print(f"the results were not fetched: {error or last_lines(log, 1)}", file=sys.stderr)
+            print(f"the results were not fetched: {str(error) or last_lines(log, 1)}", file=sys.stderr)
         else:
             print(f"fetched into {folder}: {', '.join(files)}")
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from study.arguments import Arguments, parse
+from study.clusters.common import variables_of
 from study.clusters.jobs import study_entrypoint
 from trainables.cli.flags import NOT_OURS, PREFIX
 from trainables.errors import InputError, redacted
@@ -131,9 +132,3 @@ def ray_folder(config: Mapping[str, Any]) -> str:
     starts = " ".join(map(str, config.get("head_start_ray_commands") or ()))
     found = re.search(r"(\S*/)?ray start\b", starts)
     return (found[1] or "") if found else ""
-
-
-def variables_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """What a cluster file has in the environment of its head."""
-    starts = " ".join(map(str, config.get("head_start_ray_commands") or ()))
-    return dict(re.findall(r"(?<!\S)([A-Z][A-Z0-9_]*)=(\S+)", starts))

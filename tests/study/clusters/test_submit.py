@@ -1,0 +1,318 @@
+"""Studies as jobs of a real head, from a machine that comes and goes. What the jobs run stands in for a study."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.study.helpers import complete, opened, run_next, study
+
+TOKEN = "0123456789abcdef" * 3
+WAIT_SECONDS = 120
+
+STAND_IN = """
+import os, signal, sys, time
+from pathlib import Path
+
+name = sys.argv[sys.argv.index("--name") + 1]
+folder = Path(sys.argv[sys.argv.index("--studies-dir") + 1]) / name
+folder.mkdir(exist_ok=True)
+
+def stop(*_):
+    time.sleep(4)  # longer than Ray would wait by itself
+    print("stopped in order", flush=True)
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, stop)
+print("begun with", os.environ["RAY_AUTH_MODE"], *sys.argv[1:], flush=True)
+for number in range(3000):
+    print("line", number, "x" * (number % 50), flush=number % 100 == 99)
+    while number == 1500 and not (folder / "go").exists():
+        time.sleep(0.05)
+print("the last line")
+code = int((folder / "go").read_text())
+(folder / "go").unlink()
+sys.exit(code)
+"""
+"""A study that waits in the middle of its log for the code it is to end with."""
+
+PYTHON = """#!/bin/sh
+[ "$2" = study.run ] && {{ shift 2; exec {python} {stand_in} "$@"; }}
+[ "$2$4" = study.exports ] || {{ echo "there is no study"; exit 2; }}
+exec {python} "$@"
+"""
+"""What the head has as `python`: studies are stood in for, and s is one that can be exported."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head with its job server."""
+
+    port: int
+    studies: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def asked(self, path: str) -> Any:
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return json.loads(answer.read())
+
+    def jobs(self, name: str) -> list[str]:
+        found = [job["submission_id"] for job in self.asked("/api/jobs/")]
+        return sorted(job for job in found if job.startswith(f"paretovl-{name}-"))
+
+    def go(self, name: str, code: int) -> None:
+        """Let the study go on, to this end."""
+        part = self.studies / name / "part"
+        part.write_text(str(code))
+        part.rename(self.studies / name / "go")
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
+    folder = tmp_path_factory.mktemp("head")
+    (folder / "stand_in.py").write_text(STAND_IN)
+    (folder / "python").write_text(PYTHON.format(python=sys.executable, stand_in=folder / "stand_in.py"))
+    (folder / "python").chmod(0o700)
+    (folder / "studies").mkdir()
+    ports = free_ports(3)
+    short = tempfile.mkdtemp(prefix="head-", dir="/tmp")  # a path of a socket has at most 107 characters
+    ray = shutil.which("ray", path=str(Path(sys.executable).parent))
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # or every worker would make an environment of its own
+        "PATH": f"{folder}:{os.environ['PATH']}",
+    }
+    options = ["--num-cpus=2", "--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=0", f"--temp-dir={short}"]
+    options += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
+    options += ["--min-worker-port=0", "--max-worker-port=0"]
+    with (folder / "head.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ray), "start", "--head", "--block", *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    made = Head(ports[1], folder / "studies")
+    try:
+        wait_for(lambda: process.poll() is not None or answers(made))
+        assert process.poll() is None, (folder / "head.log").read_text()
+        yield made
+    finally:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def answers(head: Head) -> bool:
+    with suppress(OSError):
+        head.asked("/api/jobs/")
+        return True
+    return False
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_SECONDS
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+class Laptop:
+    """A folder and a home of its own, from which commands are given."""
+
+    def __init__(self, folder: Path, head: Head, url: str | None = None) -> None:
+        self.folder, self._head, self._url = folder, head, url or head.url
+        self.folder.mkdir()
+        (self.folder / ".ray").mkdir()
+        (self.folder / ".ray" / "auth_token").write_text(f"{TOKEN}\n")
+        self.log = self.folder / "log"
+
+    def submit(self, name: str, *flags: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "study.submit", "--cluster", self._url, "--name", name]
+        command += ["--studies-dir", str(self._head.studies), *flags]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env={**os.environ, "HOME": str(self.folder)},
+            )
+
+    def ended(self, name: str, *flags: str) -> int:
+        return self.submit(name, *flags).wait(WAIT_SECONDS)
+
+    def sees(self, text: str) -> None:
+        wait_for(lambda: text in self.log.read_text())
+
+    def assert_whole_log(self) -> None:
+        lines = [line for line in self.log.read_text().splitlines() if line.startswith("line ")]
+        assert lines == [f"line {number} {'x' * (number % 50)}" for number in range(3000)]
+        assert "the last line" in self.log.read_text()
+
+
+def test_the_same_job_from_elsewhere_after_a_kill(head: Head, tmp_path: Path) -> None:
+    first, second = Laptop(tmp_path / "first", head), Laptop(tmp_path / "second", head)
+    process = first.submit("killed", "--seed", "3")
+    first.sees("line 1499")
+    assert "begun with token --name killed" in first.log.read_text()
+    process.kill()
+    process.wait()
+    follower = second.submit("killed")
+    second.sees("line 1499")
+    head.go("killed", 1)
+    assert follower.wait(WAIT_SECONDS) == 1
+    assert head.jobs("killed") == ["paretovl-killed-1"]
+    second.assert_whole_log()
+    assert "paretovl-killed-1 runs with other flags" in second.log.read_text()
+    assert "the results were not fetched: there is no study" in second.log.read_text()
+
+
+def test_what_did_not_end_is_submitted_again_and_what_did_is_fetched(head: Head, tmp_path: Path) -> None:
+    config = study(head.studies, name="s")
+    ledger = opened(config)
+    run_next(ledger, config, complete())
+    (config.paths.front).write_text("[]")
+    laptop, other = Laptop(tmp_path / "laptop", head), Laptop(tmp_path / "other", head)
+    (config.paths.root / "go").write_text("2")
+    assert laptop.ended("s") == 2
+    assert not (laptop.folder / "studies").exists(), "nothing was begun"
+    (config.paths.root / "go").write_text("0")
+    assert laptop.ended("s") == 0
+    told = laptop.log.read_text()
+    assert "paretovl-s-1 ended with exit code 2; its last lines:\nline " in told
+    assert "study submitted as paretovl-s-2, after paretovl-s-1" in told
+    assert other.ended("s") == 0
+    assert head.jobs("s") == ["paretovl-s-1", "paretovl-s-2"]
+    other.assert_whole_log()
+    fetched = other.folder / "studies" / "s"
+    found = {str(path.relative_to(fetched)) for path in fetched.rglob("*") if path.is_file()}
+    assert found == {"study.yaml", "front.json", *(f"export/{name}.csv" for name in ("trials", "attempts", "events"))}
+    assert "s-t00000-s0" in (fetched / "export" / "trials.csv").read_text()
+    assert (fetched / "study.yaml").read_text() == config.paths.config.read_text()
+
+
+class Proxy(threading.Thread):
+    """A way to the head that can be cut."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(daemon=True)
+        self._target, self._open, self._pairs = target, True, list[socket.socket]()
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            client, _ = self._server.accept()
+            if not self._open:
+                client.close()
+                continue
+            there = socket.create_connection(("127.0.0.1", self._target))
+            self._pairs += [client, there]
+            for source, sink in ((client, there), (there, client)):
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for one in (source, sink):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        self._open = False
+        for one in self._pairs:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def mend(self) -> None:
+        self._open = True
+
+
+def test_a_lost_connection_is_found_again(head: Head, tmp_path: Path) -> None:
+    proxy = Proxy(head.port)
+    laptop = Laptop(tmp_path / "laptop", head, proxy.url)
+    process = laptop.submit("lost")
+    laptop.sees("line 1499")
+    proxy.cut()
+    laptop.sees("no connection")
+    head.go("lost", 75)
+    laptop.sees("next attempt is in 2 s")
+    proxy.mend()
+    assert process.wait(WAIT_SECONDS) == 75
+    laptop.assert_whole_log()
+    assert "connected again" in laptop.log.read_text()
+
+
+def test_it_is_stopped_in_order(head: Head, tmp_path: Path) -> None:
+    laptop, other = Laptop(tmp_path / "laptop", head), Laptop(tmp_path / "other", head)
+    assert other.ended("stopped", "--stop") == 0
+    assert "nothing of study stopped runs" in other.log.read_text()
+    process = laptop.submit("stopped")
+    laptop.sees("line 1499")
+    assert other.ended("stopped", "--stop") == 0
+    assert "stopped in order" in other.log.read_text()
+    assert process.wait(WAIT_SECONDS) == 75
+    assert "to go on: python -m study.submit" in laptop.log.read_text()
+
+
+def test_ctrl_c_leaves_the_job(head: Head, tmp_path: Path) -> None:
+    laptop = Laptop(tmp_path / "laptop", head)
+    process = laptop.submit("left")
+    laptop.sees("line 1499")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(WAIT_SECONDS) == 130
+    assert "--name left" in laptop.log.read_text().partition("to stop it: ")[2]
+    assert head.asked("/api/jobs/paretovl-left-1")["status"] == "RUNNING"
+
+
+def test_refusals(head: Head, tmp_path: Path) -> None:
+    laptop = Laptop(tmp_path / "laptop", head)
+    (laptop.folder / ".ray" / "auth_token").write_text("another")
+    assert laptop.ended("refused") == 2
+    assert "does not accept the token" in laptop.log.read_text()
+    (laptop.folder / "studies" / "refused").mkdir(parents=True)
+    (laptop.folder / "studies" / "refused" / "study.db").touch()
+    assert laptop.ended("refused") == 2
+    assert "is a study of this machine" in laptop.log.read_text()
+    assert head.jobs("refused") == []
