@@ -162,7 +162,7 @@ class Submission:
         if plan.submits:
             if plan.ended is not None:
                 await self._tell_ended(plan.ended)
-            self._update(jobs)
+            self.update(jobs)
             await self._submit(plan.id, self.request.entrypoint)
         print(told(plan), flush=True)
         job = await self.server.follow(plan.id, show)
@@ -199,7 +199,7 @@ class Submission:
         end = last_lines(await self.server.log(str(job.id)))
         print(f"{job.id} ended with exit code {job.exit_code}; its last lines:\n{end}")
 
-    def _update(self, jobs: Sequence[Job]) -> None:
+    def update(self, jobs: Sequence[Job]) -> None:
         """Bring the code there up to date, where nothing runs that would notice."""
         if self.launcher is None or not self.may_update:
             return

@@ -60,6 +60,17 @@ def redacted(text: str) -> str:
     return _NAMED.sub(r"\1***", _USER.sub(r"\1:***@", text))
 
 
+def has_password(value: str) -> bool:
+    """Whether a value is a URL with a password, which may have signs that would end it within a text.
+
+    Example:
+        >>> has_password("postgresql://me:it's mine@db/x"), has_password("postgresql://me@db/x")
+        (True, False)
+    """
+    word = re.sub(r"[\s'\"]", "", value)
+    return redacted(word) != word
+
+
 def without_password(url: str) -> str:
     """A URL as it may be kept: what is asked for a password is left to those who know it.
 

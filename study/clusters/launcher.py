@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import study
+from study.clusters.common import DASHBOARD_PORT
 from trainables.cli.command import read_yaml
 from trainables.errors import Away, InputError
 
-DASHBOARD_PORT = 8265
 TUNNEL_SECONDS = 60.0
 """That a connection over ssh may take."""
 
@@ -123,7 +123,7 @@ class Launcher:
 
     def _start(self, operation: str, *given: str, **streams: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "study.clusters.launcher", operation, str(self.file), *given]
-        environment = {**os.environ, "RAY_UP_enable_autoscaler_v2": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
         return subprocess.Popen(command, cwd=folder_of(self.config, self.file), env=environment, **streams)
 
 

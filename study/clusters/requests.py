@@ -16,7 +16,7 @@ from study.arguments import Arguments, parse
 from study.clusters.common import variables_of
 from study.clusters.jobs import study_entrypoint
 from trainables.cli.flags import NOT_OURS, PREFIX
-from trainables.errors import InputError, redacted
+from trainables.errors import InputError, has_password
 from trainables.execution.places import MODELS, is_path
 
 
@@ -60,9 +60,9 @@ def described(
     with _environment(variables):
         study = parse([*flags, *([] if config is None else ["--config", str(config)])], begun=False)
     text = None if config is None else config.read_text(encoding="utf-8")
-    secrets = {name: value for name, value in variables.items() if redacted(value) != value}
+    secrets = {name: value for name, value in variables.items() if has_password(value)}
     problems = list(_only_here(study))
-    if text is not None and redacted(text) != text:
+    if text is not None and any(map(has_password, text.splitlines())):
         problems.append(
             f"{config} holds a password, and whoever sees the dashboard could read it: leave it out, and give the URL "
             "with it as PARETOVL_STORAGE or PARETOVL_TRACKING__URI"

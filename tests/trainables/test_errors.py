@@ -95,6 +95,7 @@ def test_a_command_line_is_cleared_of_passwords_only() -> None:
     kept, variables = handed_over([*given, "--accept-changes", "--tracking-uri", uri, "--cluster.address", "h:1"])
     assert kept == ["--name", "mine", "--budget.trials", "3", "--accept-changes", "--cluster.address", "h:1"]
     assert variables == {"PARETOVL_TRACKING__URI": uri, "PARETOVL_STORAGE": "postgresql://me:hush@db/x"}
+    assert handed_over(["--storage", "postgresql://me:it's mine@db/x"])[0] == []
     assert handed_over(["--storage", "postgresql://me@db/x"]) == (["--storage", "postgresql://me@db/x"], {})
 
 

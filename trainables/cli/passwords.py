@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainables.errors import redacted
+from trainables.errors import has_password
 
 VARIABLES = {"--tracking-uri": "PARETOVL_TRACKING__URI"}
 """Of flags that are called otherwise than the field they give."""
@@ -33,7 +33,7 @@ def handed_over(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             flag, value = (kept[-1] if kept else ""), word
         elif not equals:
             value = ""
-        if flag.startswith("--") and redacted(value) != value:
+        if flag.startswith("--") and has_password(value):
             if not word.startswith("--"):
                 kept.pop()
             name = VARIABLES.get(flag, "PARETOVL_" + flag[2:].upper().replace(".", "__").replace("-", "_"))

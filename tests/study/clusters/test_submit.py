@@ -23,6 +23,10 @@ from typing import Any
 import psutil
 import pytest
 
+from study.clusters.jobs import Job
+from study.clusters.launcher import Launcher, State
+from study.clusters.requests import described
+from study.submit import Submission, over_ssh
 from tests.study.helpers import complete, opened, run_next, study
 
 TOKEN = "0123456789abcdef" * 3
@@ -33,7 +37,9 @@ import os, signal, sys, time
 from pathlib import Path
 
 name = sys.argv[sys.argv.index("--name") + 1]
-folder = Path(sys.argv[sys.argv.index("--studies-dir") + 1]) / name
+typed = "--studies-dir" in sys.argv
+studies = sys.argv[sys.argv.index("--studies-dir") + 1] if typed else os.environ["PARETOVL_STUDIES_DIR"]
+folder = Path(studies) / name
 folder.mkdir(exist_ok=True)
 
 def stop(*_):
@@ -43,6 +49,7 @@ def stop(*_):
 
 signal.signal(signal.SIGTERM, stop)
 print("begun with", os.environ["RAY_AUTH_MODE"], *sys.argv[1:], flush=True)
+print("the password has", len(os.environ.get("PARETOVL_STORAGE", "").partition("me:")[2].partition("@")[0]), "letters")
 for number in range(3000):
     print("line", number, "x" * (number % 50), flush=number % 100 == 99)
     while number == 1500 and not (folder / "go").exists():
@@ -68,6 +75,10 @@ class Head:
 
     port: int
     studies: Path
+
+    @property
+    def home(self) -> Path:
+        return self.studies.parent
 
     @property
     def url(self) -> str:
@@ -115,6 +126,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # or every worker would make an environment of its own
         "PATH": f"{folder}:{os.environ['PATH']}",
+        "HOME": str(folder),
     }
     options = ["--num-cpus=2", "--dashboard-host=127.0.0.1", "--dashboard-agent-listen-port=0", f"--temp-dir={short}"]
     options += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", f"--ray-client-server-port={ports[2]}"]
@@ -304,6 +316,7 @@ def test_ctrl_c_leaves_the_job(head: Head, tmp_path: Path) -> None:
     assert process.wait(WAIT_SECONDS) == 130
     assert "--name left" in laptop.log.read_text().partition("to stop it: ")[2]
     assert head.asked("/api/jobs/paretovl-left-1")["status"] == "RUNNING"
+    head.go("left", 0)
 
 
 def test_refusals(head: Head, tmp_path: Path) -> None:
@@ -316,3 +329,73 @@ def test_refusals(head: Head, tmp_path: Path) -> None:
     assert laptop.ended("refused") == 2
     assert "is a study of this machine" in laptop.log.read_text()
     assert head.jobs("refused") == []
+
+
+class Recorded(Launcher):
+    """In place of Ray's launcher and ssh: what is asked of it, and a head that is there."""
+
+    def __init__(self, head: Head, *states: State) -> None:
+        self.config = {"head_start_ray_commands": [f"PARETOVL_STUDIES_DIR={head.studies} ray start --head"]}
+        self._head, self._states, self.done = head, list(states), list[str]()
+
+    def state(self) -> State:
+        return self._states.pop(0)
+
+    def up(self, restart: bool = False) -> None:
+        self.done.append("ray up" if restart else "ray up --no-restart")
+
+    def put(self, text: str, target: str) -> None:
+        self.done.append(target)
+        Path(target.replace("~", str(self._head.home))).write_text(text)
+
+    def address(self) -> str:
+        return self._head.url
+
+    def connect(self) -> None:
+        self.done.append("connect")
+
+    def disconnect(self) -> None:
+        self.done.append("disconnect")
+
+
+def test_a_cluster_is_brought_up_and_a_password_is_brought_there(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    launcher = Recorded(head, "down", "down")
+    password = {"PARETOVL_STORAGE": "postgresql+psycopg://me:hush hush@db/x"}
+    request = described(["--name", "secret"], None, password, launcher.config)
+    (head.studies / "secret").mkdir()
+    (head.studies / "secret" / "go").write_text("2")
+    assert over_ssh(launcher, False, request, "again") == 2
+    assert launcher.done == [*("ray up --no-restart", "ray up", "connect", "~/.paretovl-secret.env", "disconnect")], (
+        "Ray is started on a head that has none"
+    )
+    assert "the password has 9 letters" in capsys.readouterr().out
+    assert "hush" not in json.dumps(head.asked("/api/jobs/"))
+    assert not (head.home / ".paretovl-secret.env").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "jobs", "done"),
+    [
+        ("up", [Job("paretovl-x-1", "FAILED")], ["ray up --no-restart"]),
+        ("up", [Job("paretovl-x-1", "FAILED"), Job("paretovl-y-1", "PENDING")], []),
+        ("up", [Job(None, "RUNNING")], []),
+        ("foreign", [], []),
+    ],
+)
+def test_nothing_that_runs_is_touched(state: State, jobs: list[Job], done: list[str]) -> None:
+    launcher = Recorded(Head(0, Path("/studies")))
+    request = described([], None, {}, launcher.config)
+    submission = Submission(None, request, "again", launcher, may_update=state == "up")  # type: ignore[arg-type]
+    submission.update(jobs)
+    assert launcher.done == done
+
+
+def test_nothing_is_brought_up_to_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    launcher = Recorded(Head(0, Path("/studies")), "absent")
+    assert over_ssh(launcher, True, described([], None, {}, launcher.config), "again") == 0
+    assert launcher.done == []
+    assert "nothing of study quickstart runs" in capsys.readouterr().out
