@@ -248,13 +248,16 @@ worker_setup_commands: []
 """
 
 
-def start(places: Places, variables: Mapping[str, str], head_flags: str = "", *, rented: bool = True) -> str:
+def start(
+    places: Places, variables: Mapping[str, str], head_flags: str = "", worker_flags: str = "", *, rented: bool = True
+) -> str:
     """The sections that start Ray.
 
     Args:
         places: of the nodes.
         variables: that studies on the head find; see `study_variables`.
         head_flags: of `ray start` on the head, besides the usual ones.
+        worker_flags: the same on the workers.
         rented: whether nodes come, and may be taken away with a notice, which `study.clusters.notices` then reads.
     """
     ray, statistics = places.program("ray"), "RAY_USAGE_STATS_ENABLED=0"
@@ -266,7 +269,7 @@ def start(places: Places, variables: Mapping[str, str], head_flags: str = "", *,
     found = folded(f"{name}={value}" for name, value in {**(given_up if rented else {}), **variables}.items())
     head = f"{ray} start --head --port={PORT} --object-manager-port={OBJECT_PORT} --dashboard-host=127.0.0.1"
     autoscaler = f"--autoscaling-config=~/ray_bootstrap_config.yaml {head_flags}".rstrip()
-    worker = f"{ray} start --address=$RAY_HEAD_IP:{PORT} --object-manager-port={OBJECT_PORT}"
+    worker = f"{ray} start --address=$RAY_HEAD_IP:{PORT} --object-manager-port={OBJECT_PORT} {worker_flags}".rstrip()
     watcher = f"""
   # Turns the notice that the node is about to be taken away into a drain with a deadline.
   - >-

@@ -12,6 +12,9 @@ from study.clusters import common
 from study.clusters.common import Cluster, Places, commented, fill_in
 from trainables.config.fields import Separated
 
+FIRST_AUTOSCALER = "RAY_enable_autoscaler_v2"
+"""0 for Ray's first autoscaler: the second takes the head for one of the workers, so that the last never joins."""
+
 
 class Settings(Cluster):
     """Write the file of a cluster of your own machines. What is not known yet is marked FILL-IN."""
@@ -50,8 +53,9 @@ def render(settings: Settings, _: None = None) -> str:
             common.setup(places, [], "3.12", "~/.local/bin/ray"),
             common.start(
                 places,
-                common.study_variables(places),
+                {FIRST_AUTOSCALER: "0", **common.study_variables(places)},
                 f"""--resources='{{"trial_driver": {common.TRIAL_DRIVERS}}}'""",
+                "--include-log-monitor=false",  # `ray down` leaves the workers to find out; this one never would
                 rented=False,
             ),
         )

@@ -72,6 +72,8 @@ def growth_in(path: Path) -> Growth | None:
         found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         kinds = dict(found["available_node_types"])
         head = kinds.pop(found["head_node_type"])
+        if not head["resources"]:  # own machines are one kind, of which Ray says nothing
+            return None
         most = int(found["max_workers"])
         each = tuple((dict(kind["resources"]), int(kind.get("max_workers", most))) for kind in kinds.values())
         return Growth(dict(head["resources"]), each, most)

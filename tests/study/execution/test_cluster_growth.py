@@ -53,6 +53,7 @@ HEAD: dict[str, Any] = {"resources": {"CPU": 2}, "max_workers": 0}
     [
         {"head": HEAD, "gpu": {"max_workers": 3}},  # Ray would find out; nobody has yet
         {"gpu": {"resources": {"GPU": 1}}},
+        {"head": {"resources": {}, "max_workers": 2}},  # as Ray has own machines, with the workers among them
         None,
     ],
 )
