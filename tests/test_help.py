@@ -23,7 +23,7 @@ from trainables.errors import InputError
 COMMANDS = [
     *(
         f"study.{name}"
-        for name in ("run", "plan", "status", "certify", "compare", "export", "track", "cluster", "submit")
+        for name in ("run", "plan", "status", "certify", "compare", "export", "track", "cluster", "doctor", "submit")
     ),
     *(f"trainables.{name}" for name in ("trial", "evaluate", "pretrain")),
     "study.clusters.notices",
