@@ -17,10 +17,10 @@ from study.records import Frozen, read_frozen, study_id
 from trainables.caveats import foreseen
 from trainables.cli.command import exit_on_input_error
 from trainables.cli.passwords import hide_passwords
-from trainables.errors import Away, InputError
+from trainables.errors import InputError
 from trainables.execution.places import MODELS, family_in, open_named
-from trainables.execution.signals import RESUMABLE, stopped_by_signals, stopped_code
-from trainables.files import UrlPath, refuse_unusable, storage_away
+from trainables.execution.signals import stopped_by_signals, stopped_code
+from trainables.files import UrlPath, refuse_unusable
 from trainables.hub import pinned
 from trainables.identity import differences, remembered, source_digest
 
@@ -41,21 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # before or after the trials, which have their own handling
             print(f"stopped; to go on: {same_again(config)}", file=sys.stderr)
             return stopped_code()
-        except Away as gone:
-            print(f"stopped: {gone}; nothing is lost; to go on: {same_again(config)}", file=sys.stderr)
-            return RESUMABLE
         except InputError:
             leave_no_trace(config.paths, made)
             raise
-        except Exception as error:
-            if (away := storage_away(error)) is None:
-                raise
-            print(
-                f"stopped: {away.filename} does not answer ({away.strerror}); to go on when it does: "
-                f"{same_again(config)}",
-                file=sys.stderr,
-            )
-            return RESUMABLE
 
 
 def same_again(config: Arguments) -> str:

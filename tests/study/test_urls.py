@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
 import yaml
 
-from study import export, run, status
+from study import certify, export, plan, rebuild, run, status, track
 from study.arguments import parse
 from study.config import StudyConfig
 from study.ledger.set_aside import set_aside
@@ -18,6 +20,7 @@ from study.paths import StudyPaths
 from study.records import read_manifest
 from study.tracking.mlflow_store import TrackingError, open_experiment
 from tests.study.helpers import complete, opened, run_next, study
+from trainables import files
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.evaluate import load_subject, trial_folder
@@ -83,10 +86,29 @@ def test_a_storage_that_goes_away_ends_the_session_as_resumable(
 
     monkeypatch.setattr(run, "run", away)
     flags = ["--name", "s", "--storage", postgresql_of_file, "--tracking.uri", "http://127.0.0.1:9"]
-    assert run.main([*flags, "--studies-dir", str(bucket)]) == RESUMABLE
+    with pytest.raises(SystemExit) as end:
+        run.main([*flags, "--studies-dir", str(bucket)])
+    assert end.value.code == RESUMABLE
     told = capsys.readouterr().err
-    assert f"stopped: {bucket}/s/front.json does not answer (NETWORK_CONNECTION: no route); to go on when" in told
-    assert f"--name s --studies-dir {bucket}" in told
+    assert told == (
+        f"stopped: {bucket}/s/front.json does not answer (NETWORK_CONNECTION: no route); nothing is lost: "
+        "run the same command again\n"
+    )
+
+
+@pytest.mark.parametrize("command", [run, plan, status, export, track, rebuild, certify])
+def test_a_storage_that_is_away_from_the_start_is_resumable_for_all_commands(
+    command: ModuleType, bucket: UrlPath, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(files.opened, "__defaults__", (1,))  # it would try for 40 s
+    with pytest.raises(SystemExit) as end:
+        command.main(["--name", "s", "--studies-dir", str(bucket)])
+    told = capsys.readouterr().err
+    assert end.value.code == RESUMABLE, told
+    assert re.fullmatch(rf"stopped: {bucket}/s\S* does not answer \(NETWORK_CONNECTION: .*run the same .*\n", told), (
+        told
+    )
 
 
 def end(config: StudyConfig, key: str) -> None:

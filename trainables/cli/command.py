@@ -23,8 +23,9 @@ from pydantic.fields import FieldInfo
 from trainables.cli import yaml_core
 from trainables.config import TrialConfig
 from trainables.config.fields import expanded_place
-from trainables.errors import InputError, redacted
-from trainables.files import Location, location
+from trainables.errors import Away, InputError, redacted
+from trainables.execution.signals import RESUMABLE
+from trainables.files import Location, location, storage_away
 
 Checked = TypeVar("Checked")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -33,7 +34,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turn unusable input, and files that cannot be used, into one message and exit code 2, without a traceback."""
+    """Turn unusable input, and files that cannot be used, into one message and exit code 2, without a traceback.
+
+    What does not answer now, and may later, is exit code 75.
+    """
     from trainables.data import DataError
 
     for stream in (sys.stdout, sys.stderr):
@@ -42,18 +46,29 @@ def exit_on_input_error() -> Iterator[None]:
     sys.excepthook = _told
     try:
         yield
-    except (InputError, DataError) as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
     except BrokenPipeError:  # whoever read it has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
-    except OSError as error:
-        if error.filename is None and error.errno not in FULL:  # no file of the user's
+    except Exception as error:
+        if (gone := _away(error)) is not None:
+            print(f"stopped: {redacted(gone)}; nothing is lost: run the same command again", file=sys.stderr)
+            raise SystemExit(RESUMABLE) from None
+        if isinstance(error, InputError | DataError):
+            said = str(error)
+        elif isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):  # a file of the user's
+            said = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+        else:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        print(f"error: {redacted(said)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _away(error: Exception) -> str | None:
+    """What does not answer, if an error came of that."""
+    if isinstance(error, Away):
+        return str(error)
+    storage = storage_away(error)
+    return None if storage is None else f"{storage.filename} does not answer ({storage.strerror})"
 
 
 def _told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
