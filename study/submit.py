@@ -17,13 +17,16 @@ import shlex
 import sys
 import tarfile
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
+from study.clusters.doctor import problems
 from study.clusters.job_server import JobServer
 from study.clusters.jobs import Job, Plan, decide, jobs_of, results_entrypoint, results_in
-from study.clusters.launcher import Launcher
+from study.clusters.launcher import Launcher, folder_of
 from study.clusters.requests import Request, described
+from study.doctor import surroundings
 from study.paths import StudyPaths
 from trainables.cli.command import argument, command_parser, exit_on_input_error, place
 from trainables.cli.passwords import hide_passwords
@@ -102,6 +105,19 @@ def refuse_local(paths: StudyPaths) -> None:
         )
 
 
+def refuse_wrong(launcher: Launcher) -> None:
+    """See that a cluster file can be brought up from here.
+
+    Raises:
+        InputError: with all that is wrong.
+    """
+    with chdir(folder_of(launcher.config, launcher.file)):
+        found = problems(launcher.config, surroundings(launcher.config))
+    if found:
+        more = f"nothing was brought up; to do it all the same: ray up --no-restart {launcher.file}"
+        raise InputError("\n  ".join([f"{launcher.file}:", *found, more]))
+
+
 async def _over_http(options: argparse.Namespace, request: Request, command: str) -> int:
     async with JobServer(options.cluster) as server:
         await server.reach(RUNNING_SECONDS)
@@ -116,6 +132,7 @@ def over_ssh(launcher: Launcher, stop: bool, request: Request, command: str) -> 
         print(f"the cluster is {state}, so nothing of study {request.name} runs")
         return 0
     if not runs:
+        refuse_wrong(launcher)
         print(f"the cluster is {state}: it is brought up", flush=True)
         launcher.up()
         if launcher.state() == "down":  # a head without Ray, on which nothing can be lost
@@ -206,6 +223,7 @@ class Submission:
         if busy := [job.id or job.entrypoint or "a driver" for job in jobs if job.live]:
             print(f"the code on the cluster stays as it is, since this runs there: {', '.join(busy)}", flush=True)
             return
+        refuse_wrong(self.launcher)
         print("the cluster is brought up to date by `ray up --no-restart`, which does not stop what runs", flush=True)
         self.launcher.up()
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import study
 from study.clusters.common import DASHBOARD_PORT
 from trainables.cli.command import read_yaml
-from trainables.errors import Away, InputError
+from trainables.errors import Away
 
 TUNNEL_SECONDS = 60.0
 """That a connection over ssh may take."""
@@ -131,18 +131,13 @@ PROJECT = Path(study.__file__).parents[1]
 
 
 def folder_of(config: Mapping[str, Any], file: Path) -> Path:
-    """Where the paths of a cluster file lead to something: here, beside the file, or in the project.
+    """Where most paths of a cluster file lead to something: here, beside the file, or in the project."""
 
-    Raises:
-        InputError: some lead to nothing everywhere.
-    """
-    mounts = [Path(mount).expanduser() for mount in (config.get("file_mounts") or {}).values()]
-    folders = (Path.cwd(), file.parent, PROJECT)
-    lacking = {folder: [mount for mount in mounts if not (folder / mount).exists()] for folder in folders}
-    best = min(lacking, key=lambda folder: len(lacking[folder]))
-    if lacking[best]:
-        raise InputError(f"{file}: file_mounts: there is no {', '.join(map(str, lacking[best]))}")
-    return best
+    def found(folder: Path) -> int:
+        mounts = (config.get("file_mounts") or {}).values()
+        return sum((folder / Path(mount).expanduser()).exists() for mount in mounts)
+
+    return max(Path.cwd(), file.parent, PROJECT, key=found)
 
 
 def _last_line(output: bytes) -> str:

@@ -16,18 +16,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
+import study.submit
+from study.clusters.doctor import Surroundings
 from study.clusters.jobs import Job
 from study.clusters.launcher import Launcher, State
+from study.clusters.local import Settings, render
 from study.clusters.requests import described
+from study.doctor import surroundings
 from study.submit import Submission, over_ssh
-from tests.study.helpers import complete, opened, run_next, study
+from tests.study.helpers import complete, opened, run_next
+from tests.study.helpers import study as configured
+from trainables.errors import InputError
 
 TOKEN = "0123456789abcdef" * 3
 WAIT_SECONDS = 120
@@ -219,7 +226,7 @@ def test_the_same_job_from_elsewhere_after_a_kill(head: Head, tmp_path: Path) ->
 
 
 def test_what_did_not_end_is_submitted_again_and_what_did_is_fetched(head: Head, tmp_path: Path) -> None:
-    config = study(head.studies, name="s")
+    config = configured(head.studies, name="s")
     ledger = opened(config)
     run_next(ledger, config, complete())
     (config.paths.front).write_text("[]")
@@ -335,7 +342,9 @@ class Recorded(Launcher):
     """In place of Ray's launcher and ssh: what is asked of it, and a head that is there."""
 
     def __init__(self, head: Head, *states: State) -> None:
-        self.config = {"head_start_ray_commands": [f"PARETOVL_STUDIES_DIR={head.studies} ray start --head"]}
+        settings = Settings(head="10.0.0.1", workers=("10.0.0.2",), shared=head.home)
+        written = render(settings).replace(settings.places.program(""), "")  # its programs are on the PATH
+        self.config, self.file = yaml.safe_load(written), head.home / "cluster.yaml"
         self._head, self._states, self.done = head, list(states), list[str]()
 
     def state(self) -> State:
@@ -358,11 +367,22 @@ class Recorded(Launcher):
         self.done.append("disconnect")
 
 
+NOWHERE = Head(0, Path("/mnt/paretovl/studies"))
+
+
+def fine(config: dict[str, Any]) -> Surroundings:
+    """A machine that has all that a cluster file asks for."""
+    return replace(
+        surroundings(config), files=frozenset(config["file_mounts"].values()), programs=frozenset(["ssh", "rsync"])
+    )
+
+
 def test_a_cluster_is_brought_up_and_a_password_is_brought_there(
     head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setattr(study.submit, "surroundings", fine)
     launcher = Recorded(head, "down", "down")
     password = {"PARETOVL_STORAGE": "postgresql+psycopg://me:hush hush@db/x"}
     request = described(["--name", "secret"], None, password, launcher.config)
@@ -386,8 +406,11 @@ def test_a_cluster_is_brought_up_and_a_password_is_brought_there(
         ("foreign", [], []),
     ],
 )
-def test_nothing_that_runs_is_touched(state: State, jobs: list[Job], done: list[str]) -> None:
-    launcher = Recorded(Head(0, Path("/studies")))
+def test_nothing_that_runs_is_touched(
+    state: State, jobs: list[Job], done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study.submit, "surroundings", fine)
+    launcher = Recorded(NOWHERE)
     request = described([], None, {}, launcher.config)
     submission = Submission(None, request, "again", launcher, may_update=state == "up")  # type: ignore[arg-type]
     submission.update(jobs)
@@ -395,7 +418,16 @@ def test_nothing_that_runs_is_touched(state: State, jobs: list[Job], done: list[
 
 
 def test_nothing_is_brought_up_to_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
-    launcher = Recorded(Head(0, Path("/studies")), "absent")
+    launcher = Recorded(NOWHERE, "absent")
     assert over_ssh(launcher, True, described([], None, {}, launcher.config), "again") == 0
     assert launcher.done == []
     assert "nothing of study quickstart runs" in capsys.readouterr().out
+
+
+def test_a_file_that_would_not_do_is_refused_before_anything_is_paid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study.submit, "surroundings", fine)
+    launcher = Recorded(NOWHERE, "absent")
+    launcher.config["auth"]["ssh_user"] = "FILL-IN"
+    with pytest.raises(InputError, match=r"auth\.ssh_user: still FILL-IN"):
+        over_ssh(launcher, False, described([], None, {}, launcher.config), "again")
+    assert launcher.done == []
