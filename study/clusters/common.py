@@ -155,12 +155,6 @@ def variables_of(config: Mapping[str, Any]) -> dict[str, str]:
     return dict(re.findall(r"(?<!\S)([A-Z][A-Z0-9_]*)=(\S+)", starts))
 
 
-def study_command(places: Places, *flags: str) -> str:
-    """Begins a study, or goes on with it, as a job on the head."""
-    job = f"{places.program('ray')} job submit --address=http://127.0.0.1:{DASHBOARD_PORT} --no-wait"
-    return f"{AUTHENTICATION} {job} -- {places.program('python')} -m study.run {' '.join(flags)}"
-
-
 def usage(
     settings: Cluster, places: Places, guide: str, tools: str, upload: str, tracking_uri: str, *flags: str
 ) -> str:
@@ -175,7 +169,7 @@ def usage(
         tracking_uri: MLflow's database.
         flags: of the study, besides preset and data.
     """
-    submit = study_command(places, "--preset", settings.preset, "--data.root", places.data, *flags)
+    study = " ".join(("--preset", settings.preset, "--data.root", places.data, *flags))
     mlflow = f"{places.program('mlflow')} ui --workers 1 --backend-store-uri {tracking_uri}"
     return f"""\
 Written by `python -m study.cluster --provider {settings.provider}`, and yours to edit; {guide} tells more, and \
@@ -184,13 +178,13 @@ active, rsync and ssh at hand, once: {tools}, and `ray get-auth-token --generate
 
   ray up --no-restart cluster.yaml
   {upload}
-  ray exec cluster.yaml '{submit}'
+  python -m study.submit --cluster cluster.yaml {study}
   ray exec cluster.yaml --port-forward 5000 '{mlflow}'
   ray down cluster.yaml
 
-Without --no-restart, `ray up` stops Ray on a head that is there, and with it the study. The job outlives the \
-connection; `ray dashboard cluster.yaml` shows its log at http://localhost:8265, the MLflow line serves \
-http://localhost:5000 until Ctrl-C.
+Without --no-restart, `ray up` stops Ray on a head that is there, and with it the study. The study outlives the \
+connection; the same line follows it again, and fetches what came out. The MLflow line serves http://localhost:5000 \
+until Ctrl-C.
 """
 
 
