@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ReportCallback, WorkerGroupCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import PreemptionError
-from ray.util import get_node_ip_address
 
 from trainables.config import TrialConfig
 from trainables.execution.blame import Blame, blame, kind_of, told
 from trainables.execution.checkpoints import KEPT, RESULT, Checkpoint, CheckpointError, RunFolder
+from trainables.execution.process_group import ProcessGroup
 from trainables.execution.reserved import demand, devices_on, held_on, reclaimed_nodes, take_place
 from trainables.execution.worker import WENT_ON_FROM, Patience, take_marker, worker
 from trainables.files import ray_storage
@@ -78,7 +75,7 @@ def unexplained(statuses: dict[int, Any]) -> bool:
     return running and bool(failures) and all(kind_of(failure) == "collateral" for failure in failures)
 
 
-class Trainer(TorchTrainer):
+class Trainer(DataParallelTrainer):
     """Without Ray Train's cleaner: what is reserved is given back by whoever reserved it.
 
     The cleaner asks Ray's dashboard whether the controller is alive, and goes on asking where there is none.
@@ -87,35 +84,6 @@ class Trainer(TorchTrainer):
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()
         return [callback for callback in made if not isinstance(callback, PlacementGroupCleanerCallback)]
-
-
-class Backend(_TorchBackend):
-    """With workers that find each other wherever their nodes do."""
-
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Called by Ray Train."""
-        worker_group.execute(meet_by_network_of_ray)
-        super().on_start(worker_group, backend_config)
-
-
-class Meeting(TorchConfig):
-    """How workers meet: over `Backend`."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        """Asked by Ray Train."""
-        return Backend
-
-
-def meet_by_network_of_ray() -> None:
-    """Have gloo use the interface with this node's address, unless GLOO_SOCKET_IFNAME names another.
-
-    By itself it takes that of the machine's name, which Debian and Ubuntu set to 127.0.1.1: no other node gets there.
-    """
-    address = get_node_ip_address()
-    for name, known in psutil.net_if_addrs().items():
-        if any(one.address == address for one in known):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def attempt(
@@ -238,7 +206,7 @@ def _trainer(
             "checkpoint": checkpoint and checkpoint.path,
             "passed_over": passed_over,
         },
-        torch_config=Meeting(backend="nccl" if workers.gpus_per_worker else "gloo"),
+        backend_config=ProcessGroup("nccl" if workers.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=bool(workers.gpus_per_worker),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from tests.trainables.execution.test_blame import KINDS
 from trainables.config import TrialConfig
 from trainables.execution import attempt as module
-from trainables.execution.attempt import Follow, meet_by_network_of_ray, outcome_of, why
+from trainables.execution.attempt import Follow, outcome_of, why
 from trainables.execution.worker import Patience
 from trainables.results import Cause, Outcome
 
@@ -95,13 +94,3 @@ def test_ranks_that_hang_are_not_waited_for_without_end(monkeypatch: pytest.Monk
     follow = Follow(None)
     follow.after_worker_group_start(hanging)
     follow.after_worker_group_poll_status(SimpleNamespace(worker_statuses=statuses(GLOO, None)))
-
-
-@pytest.mark.parametrize(("given", "used"), [({}, "lo"), ({"GLOO_SOCKET_IFNAME": "eth7"}, "eth7")])
-def test_workers_meet_where_ray_has_their_nodes(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], used: str
-) -> None:
-    monkeypatch.setattr(module, "get_node_ip_address", lambda: "127.0.0.1")
-    monkeypatch.setattr(os, "environ", dict(given))
-    meet_by_network_of_ray()
-    assert os.environ == {"GLOO_SOCKET_IFNAME": used}
