@@ -35,6 +35,9 @@ CONFIG = {
     },
     "protocol": {"gallery_images": 12, "rung_gallery_images": 6, "image_steps": 1, "bootstrap_samples": 100},
 }
+ONCE = ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor")
+"""Processes of the node and the cluster, however many trials run."""
+
 SAMPLES, SECONDS = 8, 1.0
 """Of memory, and between two of them."""
 
@@ -100,13 +103,13 @@ def measure(raylet: int, address: str, folder: str, trials: int) -> dict[str, fl
 
 
 def held_below(raylet: int) -> Counter[str]:
-    """MB that are unique to the processes that a raylet has started for actors, by class."""
+    """MB that are unique to the processes that a raylet has started for trials, by Ray's names of them."""
     found: Counter[str] = Counter()
     for process in psutil.Process(raylet).children(recursive=True):
         with suppress(psutil.Error, IndexError):
             name = process.cmdline()[0]
-            if name.startswith("ray::") and not name.startswith("ray::IDLE"):
-                kind = name.removeprefix("ray::").partition(".")[0].partition("(")[0]
+            kind = name.removeprefix("ray::").partition(".")[0].partition("(")[0].strip()
+            if name.startswith("ray::") and kind not in ONCE:
                 found[kind] += process.memory_full_info().uss / 1e6
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ReportCallback, WorkerGroupCallback
@@ -23,6 +24,8 @@ from trainables.execution.reserved import demand, devices_on, held_on, reclaimed
 from trainables.execution.worker import WENT_ON_FROM, Patience, take_marker, worker
 from trainables.files import ray_storage
 from trainables.results import Attempt, Cause, Outcome, TrialResult
+
+NOT_FOR_US = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 PEER_SECONDS = 10.0
 """How long to look at the other ranks when one has only lost its connection to them."""
@@ -76,14 +79,15 @@ def unexplained(statuses: dict[int, Any]) -> bool:
 
 
 class Trainer(DataParallelTrainer):
-    """Without Ray Train's cleaner: what is reserved is given back by whoever reserved it.
+    """Without what Ray Train does for others.
 
-    The cleaner asks Ray's dashboard whether the controller is alive, and goes on asking where there is none.
+    Its cleaner gives back what was reserved, which whoever reserved it does; it asks Ray's dashboard whether the
+    controller is alive, and goes on asking where there is none. Data sets of Ray have a process on the head.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()
-        return [callback for callback in made if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [callback for callback in made if not isinstance(callback, NOT_FOR_US)]
 
 
 def attempt(
