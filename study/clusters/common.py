@@ -260,10 +260,21 @@ def start(
         "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S": "1200",
         "RAY_AUTOSCALER_RECONCILE_RAY_INSTALL_STATUS_TIMEOUT_S": "1200",
     }
-    found = folded(f"{name}={value}" for name, value in {**(given_up if rented else {}), **variables}.items())
+    found = folded(f"{name}={value}" for name, value in variables.items())
+    patient = folded(f"{name}={value}" for name, value in given_up.items())
     head = f"{ray} start --head --port={PORT} --object-manager-port={OBJECT_PORT} --dashboard-host=127.0.0.1"
-    autoscaler = f"--autoscaling-config=~/ray_bootstrap_config.yaml {head_flags}".rstrip()
+    config = "--autoscaling-config=~/ray_bootstrap_config.yaml"
+    autoscaler = f"{config} {'--no-monitor ' * rented}{head_flags}".rstrip()
     worker = f"{ray} start --address=$RAY_HEAD_IP:{PORT} --object-manager-port={OBJECT_PORT} {worker_flags}".rstrip()
+    fallback = f"""
+  # The autoscaler: after a refusal it turns to the next type, where Ray's own asks for the same one for ever.
+  - pkill -f '[s]tudy.clusters.autoscaler' || true
+  - >-
+    {AUTHENTICATION}
+{textwrap.indent(patient, "    ")}
+    setsid -f {places.program("python")} -m study.clusters.autoscaler {config}
+    --gcs-address=$(cat /tmp/ray/ray_current_cluster) --logs-dir=/tmp/ray/session_latest/logs
+    >>/tmp/ray/autoscaler.log 2>&1 </dev/null"""
     watcher = f"""
   # Turns the notice that the node is about to be taken away into a drain with a deadline.
   - >-
@@ -280,7 +291,7 @@ head_start_ray_commands:
     ulimit -n 65536; {AUTHENTICATION} {statistics}
 {textwrap.indent(found, "    ")}
     {head}
-    {autoscaler}
+    {autoscaler}{fallback if rented else ""}
 worker_start_ray_commands:
   - {ray} stop
   - >-

@@ -177,6 +177,22 @@ def test_what_is_refused_as_spot_comes_on_demand(ray_launcher: RayLauncher, work
 
 
 @rented
+def test_the_autoscaler_is_the_one_that_counts_refusals(config: dict[str, Any]) -> None:
+    from ray.scripts.scripts import start as ray_start
+
+    _, start, end_of_the_last, autoscaler = config["head_start_ray_commands"]
+    assert "--no-monitor" in start.split(), "Ray's own beside it would rent everything twice"
+    assert "--no-monitor" in [flag for option in ray_start.params for flag in option.opts]
+    _, _, pattern, *_ = shlex.split(end_of_the_last)
+    assert re.search(pattern, autoscaler)
+    assert not re.search(pattern, end_of_the_last), "it would end itself"
+    assert autoscaler.startswith("RAY_AUTH_MODE=token ")
+    assert autoscaler.endswith(" </dev/null")
+    for flag in ("--autoscaling-config=~/ray_bootstrap_config.yaml", "--gcs-address=", "--logs-dir="):
+        assert flag in autoscaler, "Ray's monitor takes it, and a study looks for it"
+
+
+@rented
 def test_costs_of_trials_are_comparable(workers: dict[str, Any]) -> None:
     types = [node["node_config"].get("InstanceType") or node["node_config"]["machineType"] for node in workers.values()]
     assert len({re.split("[.-]", name)[0] for name in types}) <= 1
