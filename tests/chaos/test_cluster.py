@@ -164,13 +164,13 @@ def endure(cluster: Any, driver: Driver, process: subprocess.Popen[str], done: l
     driver.output, _ = process.communicate(timeout=3000)
     assert process.returncode == 0, driver.output
     causes = [CAUSED.get(what.split()[0], "infrastructure") for what in done if what != NEXT]
-    all_accounted_for(driver, causes)
+    assert [attempt["cause"] for attempt in ended(driver) if attempt["cause"] != "complete"] == causes
+    all_accounted_for(driver)
 
 
-def all_accounted_for(driver: Driver, causes: list[str]) -> None:
-    """Attempts that were not the last of their trial ended so, in this order, and the next went on where they were."""
+def all_accounted_for(driver: Driver) -> None:
+    """Every attempt of a trial went on where the one before it was."""
     tries = ended(driver)
-    assert [attempt["cause"] for attempt in tries if attempt["cause"] != "complete"] == causes
     assert len([event for event in driver.events("attempt") if event["attempt"]["ended"] is None]) >= len(tries)
     for key in driver.manifests():
         mine = [json.loads(line)["attempt"] for line in (driver.study / "trials" / key / "events.jsonl").open()]

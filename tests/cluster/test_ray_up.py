@@ -176,11 +176,11 @@ def head_restarted(own: Own, process: subprocess.Popen[str]) -> subprocess.Popen
 
 @pytest.mark.timeout(3600)
 def test_own_machines(tmp_path: Path, hosts: Hosts, long_chaos: bool, tell: Tell) -> None:
-    causes = ["infrastructure", "preempted", "interrupted"] if long_chaos else ["infrastructure"]
+    done = ["cut off", "drained", "head restarted"] if long_chaos else ["cut off"]
     points, epochs = (2, 80) if long_chaos else (1, 10)
     (tmp_path / "whole").mkdir()
     whole = Driver(tmp_path / "whole", **two_workers(points, epochs, 1.0))
-    budget = {"trials": points, "max_failures": len(causes)}
+    budget = {"trials": points, "max_failures": len(done)}
     own = Own(hosts, **{**two_workers(points, epochs, 1.3), "budget": budget})
     undisturbed = whole.start()
 
@@ -197,12 +197,18 @@ def test_own_machines(tmp_path: Path, hosts: Hosts, long_chaos: bool, tell: Tell
     own.output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, own.output
     own.seconds["the study"] = time.monotonic() - began
-    all_accounted_for(own, causes)
+    print({what: round(seconds, 1) for what, seconds in own.seconds.items()})
+    causes = [attempt["cause"] for attempt in ended(own) if attempt["cause"] != "complete"]
+    if long_chaos:  # the driver may see how Ray stops its trial, before it is stopped itself
+        assert causes.pop() in ("infrastructure", "interrupted")
+        assert causes.pop() == "preempted"
+    assert causes == ["infrastructure"]
+    all_accounted_for(own)
 
     whole.output, _ = undisturbed.communicate(timeout=1200)
     assert undisturbed.returncode == 0, whole.output
     found, expected = outcome(own), outcome(whole)
-    for what in causes:
+    for what in done:
         tell(f"own machines: {what}", 1, entries(found), entries(expected), found == expected)
     assert found == expected
 
