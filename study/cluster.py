@@ -18,7 +18,7 @@ from trainables.cli.flags import from_command_line
 from trainables.cli.help import asked
 from trainables.errors import InputError
 
-PROVIDERS = ("aws", "gcp", "local")
+PROVIDERS = ("aws", "gcp", "local", "kuberay", "slurm")
 """Each is a module of `study.clusters` with `Settings`, whose fields are the flags, and `render`, which takes
 them and the plan of their `plan_flags`."""
 

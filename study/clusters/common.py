@@ -44,8 +44,6 @@ class Cluster(Flags):
     provider: str
     cluster_name: Annotated[str, AfterValidator(check_name)] = Field("paretovl", description="of the nodes")
     preset: Preset = Field("coco_clip_b16", description="the study that its comments begin and price")
-    nodes: int = Field(8, ge=1, description="workers there are at most")
-    idle_minutes: float = Field(15, gt=0, description="a worker without work is given back after these")
 
     def plan_flags(self) -> list[str]:
         """Of the `study.plan` that says what the preset's study costs there; none where nothing is paid."""
@@ -88,7 +86,14 @@ class Places:
         return f"{self.environment}/bin/{name}"
 
 
-class Cloud(Cluster):
+class Elastic(Cluster):
+    """What a cluster is told whose workers come and go."""
+
+    nodes: int = Field(8, ge=1, description="workers there are at most")
+    idle_minutes: float = Field(15, gt=0, description="a worker without work is given back after these")
+
+
+class Cloud(Elastic):
     """What a cluster of rented machines is told: studies are on a file system that all nodes mount, or in a bucket."""
 
     scheme: ClassVar[str]
