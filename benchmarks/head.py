@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     each = sum(found.values())
     print(f"{'a running trial':<28} {each:6.0f} MB on the head; one that waits: none")
     for size in HEADS_GB:
-        print(f"a head of {size:>3} GB: {(size - RESERVE_GB) * 1000 / each:4.0f} trials at once")
+        print(f"a head of {size:>3} GB: {int((size - RESERVE_GB) * 1000 / each):4} trials at once")
     return 0
 
 
