@@ -288,7 +288,7 @@ def told(plan: Plan) -> str:
             f"{plan.id} runs with other flags or settings than these, which count after it was stopped (--stop) and "
             "submitted again"
         )
-    return f"{plan.id} is there"
+    return f"following {plan.id}"
 
 
 def last_lines(log: str, count: int = TAIL_LINES) -> str:

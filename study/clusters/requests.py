@@ -91,10 +91,8 @@ def _fields(variables: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Within, the fields of a study are set by these variables alone."""
+    """Within, these variables are set."""
     before = dict(os.environ)
-    for name in _fields(before).keys() | {"PARETOVL_CONFIG"}:
-        os.environ.pop(name, None)
     os.environ.update(variables)
     try:
         yield
