@@ -14,8 +14,10 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 from moto import mock_aws
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 
 from study import cluster
+from study.clusters.aws import HEADS, MACHINES
 
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATE = ROOT / "docs" / "aws-stack.yaml"
@@ -50,6 +52,8 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             path = folder / program
             path.write_text(f"#!/bin/bash\n{script}\n")
             path.chmod(path.stat().st_mode | stat.S_IEXEC)
+        for name in INSTANCE_TYPES.keys() - MACHINES.keys() - HEADS.keys():
+            patch.delitem(INSTANCE_TYPES, name)  # Ray asks for all, which takes moto half a minute
         patch.chdir(ROOT)
         with mock_aws():
             yield folder

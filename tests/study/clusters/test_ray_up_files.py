@@ -168,7 +168,8 @@ def test_workers_come_from_zero_and_never_beyond_the_limit(
 
 @rented
 def test_what_is_refused_as_spot_comes_on_demand(ray_launcher: RayLauncher, workers: dict[str, Any]) -> None:
-    order = sorted(workers, key=lambda name: -workers[name]["priority"])
+    order = list(workers)  # as a person reads them
+    assert [workers[name]["priority"] for name in order] == list(range(len(order)))[::-1]
     assert [spot(workers[name]) for name in order] == [True] * (len(order) - 1) + [False]
     for place, expected in enumerate(order):
         refused = dict.fromkeys(order[:place], 0.0)
