@@ -138,6 +138,9 @@ def over_ssh(launcher: Launcher, stop: bool, request: Request, command: str) -> 
         if launcher.state() == "down":  # a head without Ray, on which nothing can be lost
             launcher.up(restart=True)
 
+    if state == "foreign" and not stop:
+        print("this machine did not bring the cluster up, so the code there stays as it is", flush=True)
+
     async def session() -> int:
         async with JobServer(launcher.address(), launcher.connect) as server:
             await server.reach(RUNNING_SECONDS if runs else BROUGHT_UP_SECONDS)
