@@ -28,8 +28,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 """Of a cluster file; nothing is to be done here."""
 
-RAYS_OWN = "ray.autoscaler.v2.monitor"
-OURS = "study.clusters.autoscaler"
+AUTOSCALER = "study.clusters.autoscaler"
 
 
 class FakeCloud(FakeMultiNodeProvider):
@@ -86,13 +85,12 @@ class Cluster:
 
 @contextmanager
 def fake_cluster(
-    folder: Path, kinds: Mapping[str, Mapping[str, Any]], *, nodes: int, monitor: str = OURS, **cloud: Any
+    folder: Path, kinds: Mapping[str, Mapping[str, Any]], *, nodes: int, **cloud: Any
 ) -> Iterator[Cluster]:
     """Args:
     folder: for its files.
     kinds: of workers, as in a cluster file.
     nodes: of all kinds together, at most.
-    monitor: the module that is the autoscaler.
     cloud: see `FakeCloud`.
     """
     from ray.cluster_utils import Cluster as RayCluster
@@ -112,7 +110,7 @@ def fake_cluster(
     asked = {
         "cluster_name": "fake",
         "max_workers": nodes,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": 0.2,
         "provider": {**provider, **cloud},
         "auth": {},
         "file_mounts": {},
@@ -150,7 +148,7 @@ def fake_cluster(
     environment = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "PYTHONPATH": str(ROOT)}
     flags = {"gcs-address": made.address, "autoscaling-config": config, "logs-dir": folder}
     autoscaler = subprocess.Popen(
-        [sys.executable, "-m", monitor, *(f"--{name}={value}" for name, value in flags.items())],
+        [sys.executable, "-m", AUTOSCALER, *(f"--{name}={value}" for name, value in flags.items())],
         env={**os.environ, **environment},
     )
     cluster = Cluster(made, autoscaler, log)
