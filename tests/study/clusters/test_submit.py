@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class Head:
 
     port: int
     studies: Path
+    followers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def home(self) -> Path:
@@ -152,6 +153,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         assert process.poll() is None, (folder / "head.log").read_text()
         yield made
     finally:
+        for follower in made.followers:
+            follower.kill()  # or it would try to connect for ever
+            follower.wait()
         family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         for one in family:
             with suppress(psutil.NoSuchProcess):
@@ -188,13 +192,15 @@ class Laptop:
         command = [sys.executable, "-m", "study.submit", "--cluster", self._url, "--name", name]
         command += ["--studies-dir", str(self._head.studies), *flags]
         with self.log.open("wb") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
                 env={**os.environ, "HOME": str(self.folder)},
             )
+        self._head.followers.append(process)
+        return process
 
     def ended(self, name: str, *flags: str) -> int:
         return self.submit(name, *flags).wait(WAIT_SECONDS)
