@@ -13,7 +13,7 @@ from tests.commands import read_line
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
-ELSEWHERE = ("gcloud", "kubectl", "helm", "docker", "sbatch", "squeue", "scancel", "ssh", "curl", "sudo")
+ELSEWHERE = ("gcloud", "kubectl", "helm", "docker", "sbatch", "squeue", "scancel", "tail", "ssh", "curl", "sudo")
 """Programs whose flags are not known here."""
 
 
