@@ -117,6 +117,11 @@ class StudyPaths:
         """The trial's log, one JSON object a line."""
         return self.root / "trials" / key / "events.jsonl"
 
+    @property
+    def sessions(self) -> Location:
+        """When drivers began to work on the study from this folder, one JSON object a line."""
+        return self.root / "sessions.jsonl"
+
 
 def sqlite_url(path: Path) -> str:
     """The database in a file, for SQLAlchemy.

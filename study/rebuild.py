@@ -24,6 +24,8 @@ from study.ledger.ownership import held_study
 from study.ledger.remake import FINGERPRINT, MOVED, asked_on_disk, make_room, make_study
 from study.ledger.sessions import SESSIONS, make_sessions_table, sessions
 from study.ledger.store import open_storage, storage_as_input_errors
+from study.ledger.undo import undone_if_refused
+from study.ledger.whereabouts import leave_mark, unknown_sessions
 from study.paths import StudyPaths, sqlite_url
 from study.records import TrialRecord, read_frozen, write_atomically
 from study.view import study_parser, with_passwords
@@ -36,19 +38,23 @@ Storage = optuna.storages.RDBStorage
 Say = Callable[[str], None]
 
 
-def copy_sessions(before: sa.Engine | None, after: sa.Engine, name: str) -> None:
-    """How long drivers have worked on the study goes with it."""
+def copy_sessions(before: sa.Engine | None, after: sa.Engine, paths: StudyPaths) -> None:
+    """How long drivers have worked on the study goes with it; what no database has is read from its logs."""
+    name = paths.root.name
     make_sessions_table(after)
     rows = [row for row in sessions(before, name) if not row.open] if before is not None else []
-    if not rows:
-        return
+    values = [
+        {column: getattr(row, column) for column in (c.name for c in SESSIONS.columns) if column != "id"}
+        for row in rows
+    ]
+    who = {"study": name, "process": 0, "process_started": 0.0, "device": ""}
+    for begun, end in unknown_sessions(paths, rows or sessions(after, name)):
+        values.append({**who, "host": begun.host, "started": begun.time, "heartbeat": end, "ended": end})
     with after.begin() as connection:
-        connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.study == name, SESSIONS.c.ended.is_not(None)))
-        values = [
-            {column: getattr(row, column) for column in (c.name for c in SESSIONS.columns) if column != "id"}
-            for row in rows
-        ]
-        connection.execute(sa.insert(SESSIONS), values)
+        if rows:
+            connection.execute(sa.delete(SESSIONS).where(SESSIONS.c.study == name, SESSIONS.c.ended.is_not(None)))
+        if values:
+            connection.execute(sa.insert(SESSIONS), values)
 
 
 def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, lost: bool, say: Say) -> None:
@@ -58,7 +64,7 @@ def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, lost: b
         paths: of the study.
         url: of the database; None: SQLite in the study's folder.
         earlier_url: of the one it was in.
-        lost: that one is gone for good, so it is not marked as left.
+        lost: that one is gone for good, so it is not marked as left; what it has beyond the files is given up.
         say: told what was done.
 
     Raises:
@@ -71,6 +77,7 @@ def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, lost: b
     where = redacted(url or str(paths.database))
     with ExitStack() as stack:
         stack.enter_context(driver_lock(config))
+        stack.enter_context(undone_if_refused(config))
         earlier, records = None, None
         if moves and not lost:
             earlier, records = _opened_before(before, stack)
@@ -78,19 +85,20 @@ def rebuild(paths: StudyPaths, url: str | None, earlier_url: str | None, lost: b
         stack.enter_context(storage_as_input_errors(config))
         stack.enter_context(Lease(storage.engine, config.name, leave_at_once))
         mark = read_frozen(paths).hash
-        if not moves and _is_whole(config, storage, mark):
+        if not (moves or lost) and _is_whole(config, storage, mark):
             say(f"study {config.name} in {where} is all there: nothing to do")
             return
         asked = asked_on_disk(paths)
-        make_room(config, storage, asked)
+        make_room(config, storage, asked, lost and not moves)
         for number in make_study(config, storage, asked):
             say(f"trial {number} left nothing on disk: it is asked anew")
-        copy_sessions(earlier.engine if earlier else None, storage.engine, config.name)
+        copy_sessions(earlier.engine if earlier else None, storage.engine, paths)
         ledger = Ledger(config, paths, mark, database=storage)
         if records is not None and ledger.records() != records:
             raise InputError(f"{paths.root}: its files do not say what its database has, where nothing was changed")
         made = optuna.load_study(study_name=config.name, storage=storage)
         made.set_user_attr(FINGERPRINT, mark)
+        leave_mark(paths, made)
         if earlier is not None:
             optuna.load_study(study_name=config.name, storage=earlier).set_user_attr(MOVED, where)
         frozen = read_frozen(paths)
@@ -151,7 +159,9 @@ def parser() -> argparse.ArgumentParser:
         help="the database it was in, if its password is not known otherwise",
     )
     parser.add_argument(
-        "--lost", action="store_true", help="the database it was in is gone for good: go by the study's files alone"
+        "--lost",
+        action="store_true",
+        help="the database it was in is gone for good: go by the study's files alone",
     )
     return parser
 

@@ -120,6 +120,18 @@ class Event(Model):
     message: str = ""
 
 
+class Begun(Model):
+    """A session of a driver, one line of `sessions.jsonl`.
+
+    The database has the last one. So a folder that does not know it is a copy from before, or the database is.
+    """
+
+    id: str
+    host: str
+    folder: str
+    time: float
+
+
 class Asked(Model):
     """What the database knows of a trial before it ends, so that the database can be made again: see `study.rebuild`.
 
@@ -306,8 +318,8 @@ def study_id(paths: StudyPaths) -> str | None:
     return known
 
 
-def append_event(path: Location, event: Event) -> None:
-    """Add one line to a trial's log. An object is put anew with it: a study has one writer."""
+def append_event(path: Location, event: Event | Begun) -> None:
+    """Add one line to a log. An object is put anew with it: a study has one writer."""
     line = event.model_dump_json().encode() + b"\n"
     if isinstance(path, UrlPath):
         path.write_bytes((path.read_bytes() if path.exists() else b"") + line)
@@ -320,10 +332,19 @@ def append_event(path: Location, event: Event) -> None:
 
 def read_events(path: Location) -> Iterator[Event]:
     """The trial's log; a line torn by a crash is left out."""
+    return _read_lines(path, Event)
+
+
+def read_begun(paths: StudyPaths) -> list[Begun]:
+    """The sessions that the folder knows, in order."""
+    return list(_read_lines(paths.sessions, Begun))
+
+
+def _read_lines(path: Location, schema: type[Account]) -> Iterator[Account]:
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            yield Event.model_validate(json.loads(line))
+            yield schema.model_validate(json.loads(line))
         except ValueError:
             continue

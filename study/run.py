@@ -6,21 +6,21 @@ import hashlib
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from study.arguments import Arguments, parse
 from study.config import StudyConfig, trials_of, wrong_trials
 from study.ledger.frozen import fingerprint
 from study.paths import StudyPaths
-from study.records import Frozen, read_frozen, study_id
+from study.records import Frozen, left_on_disk, read_frozen, study_id
 from trainables.caveats import foreseen
 from trainables.cli.command import exit_on_input_error
 from trainables.cli.passwords import hide_passwords
 from trainables.errors import InputError
 from trainables.execution.places import MODELS, family_in, open_named
 from trainables.execution.signals import stopped_by_signals, stopped_code
-from trainables.files import UrlPath, refuse_unusable
+from trainables.files import UrlPath, refuse_unusable, remove_tree
 from trainables.hub import pinned
 from trainables.identity import differences, remembered, source_digest
 
@@ -37,13 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = prepare_folder(config.paths)
         try:
             with driver_lock(config):
-                return run(config)
+                try:
+                    return run(config)
+                except InputError:
+                    leave_no_trace(config.paths, made)
+                    raise
         except KeyboardInterrupt:  # before or after the trials, which have their own handling
             print(f"stopped; to go on: {same_again(config)}", file=sys.stderr)
             return stopped_code()
-        except InputError:
-            leave_no_trace(config.paths, made)
-            raise
 
 
 def same_again(config: Arguments) -> str:
@@ -87,10 +88,10 @@ def prepare_folder(paths: StudyPaths) -> list[Path]:
 
 
 def leave_no_trace(paths: StudyPaths, made: Sequence[Path]) -> None:
-    """Remove the folders that a refused command has made, as far as nothing is in them."""
-    if paths.root in made and isinstance(paths.root, Path):
-        paths.lock.unlink(missing_ok=True)
-        for folder in (paths.root, paths.root.parent / ".cache", *made[1:]):
+    """Remove the folders that a refused command has made: the study's, unless it was begun, and empty ones above it."""
+    if paths.root in made and not paths.config.exists() and not left_on_disk(paths):
+        remove_tree(paths.root)
+        for folder in (paths.root.parent / ".cache", *made[1:]):
             with suppress(OSError):
                 folder.rmdir()
 
@@ -104,6 +105,7 @@ def run(config: Arguments) -> int:
     from study.ledger.set_aside import retry_failed, set_aside
     from study.ledger.store import open_storage, storage_as_input_errors
     from study.ledger.trials import trial_template
+    from study.ledger.undo import undone_if_refused
 
     config = with_revisions(config)
     template = trial_template(config)
@@ -112,8 +114,12 @@ def run(config: Arguments) -> int:
         refuse_what_has_no(family_in(template.model), config)
     for caveat in foreseen(template, len(dataset.train.image_ids), len(dataset.test.image_ids)):
         print(f"warning: {caveat.text}", flush=True)
-    storage = open_storage(config.paths, config.storage)
-    with storage_as_input_errors(config), Lease(storage.engine, config.name, lost=leave_at_once) as lease:
+    with ExitStack() as stack:
+        undo = stack.enter_context(ExitStack())
+        undo.enter_context(undone_if_refused(config))
+        storage = open_storage(config.paths, config.storage)
+        stack.enter_context(storage_as_input_errors(config))
+        lease = stack.enter_context(Lease(storage.engine, config.name, lost=leave_at_once))
         begun = read_frozen(config.paths) if config.paths.config.exists() else None
         mark = fingerprint(config, dataset.digest, code_digest(config.cache))
         found = claim(config, storage, mark, config.accept_changes)
@@ -125,6 +131,8 @@ def run(config: Arguments) -> int:
         ledger = Ledger(config, config.paths, found, database=storage, confirm=lease.confirm)
         template = template.model_copy(update={"owner": study_id(config.paths)})
         session = Session(config, ledger, template, lease)
+        if config.tracking.uri is not None:
+            undo.pop_all()  # there is an experiment of the study's id
         session.refuse_others(dataset.digest)
         todo = session.left_to_do()
         if todo:

@@ -16,6 +16,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+from optuna.exceptions import StorageInternalError
+from sqlalchemy.exc import SQLAlchemyError
+
 from study.config import StudyConfig
 from study.costs.budget import Limit, Usage, device_kind, ended_by, limits, reached
 from study.execution.admission import Admission, at_once, needed
@@ -69,6 +72,12 @@ TRIAL_CPUS = 0.01
 """Reserved by a trial's own process, which only waits for its workers."""
 TRIAL_DRIVER = 0.01
 """The same, of the nodes that are there for them."""
+
+
+def told_by_tune_alone(record: logging.LogRecord) -> bool:
+    """Whether nobody else tells what Tune logs: a disk or database that fails ends the study with one message."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, OSError | InputError | StorageInternalError | SQLAlchemyError)
 
 
 class Session:
@@ -323,6 +332,7 @@ class Session:
                 verbose=0,
             ),
         )
+        logging.getLogger("ray.tune.execution.tune_controller").addFilter(told_by_tune_alone)
         try:
             tuner.fit()
         finally:

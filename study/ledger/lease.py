@@ -191,14 +191,15 @@ class Lease:
         )
 
     def _beat_on(self) -> None:
-        pause = self._pace.heartbeat
+        pause, told = self._pace.heartbeat, ""
         while not self._ended.wait(pause):
             try:
                 self._renew()
-                pause = self._pace.heartbeat
+                pause, told = self._pace.heartbeat, ""
             except SQLAlchemyError as failure:
-                _log.warning("no heartbeat: %s", database_reason(failure))
-                pause = self._pace.heartbeat / 10
+                if (why := database_reason(failure)) != told:
+                    _log.warning("no heartbeat: %s", why)
+                pause, told = self._pace.heartbeat / 10, why
             except LeaseLost:
                 return
 

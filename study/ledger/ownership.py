@@ -30,6 +30,7 @@ from study.ledger.remake import (
 from study.ledger.rows import KEPT
 from study.ledger.sessions import sessions
 from study.ledger.strays import marks
+from study.ledger.whereabouts import leave_mark, refuse_older_copy
 from study.paths import StudyPaths
 from study.records import left_on_disk, manifest_ids, read_frozen, read_manifests, study_id
 from trainables.errors import InputError, redacted
@@ -108,6 +109,7 @@ def _refuse_another(config: StudyConfig, paths: StudyPaths, study: optuna.Study,
             f"storage: the study {config.name!r} in {where} was last opened with settings that {paths.config} does not "
             f"know (fingerprint {opened}); put back the study.yaml that belongs to it"
         )
+    refuse_older_copy(paths, study, where, paths.rebuild_command(config.storage))
 
 
 def _folders_id(paths: StudyPaths) -> str | None:
@@ -176,6 +178,7 @@ def claim(config: StudyConfig, storage: optuna.storages.RDBStorage, mark: dict[s
     for name, value in ((ID, study_id(paths)), (FINGERPRINT, hash_)):
         if study.user_attrs.get(name) != value:
             study.set_user_attr(name, value)
+    leave_mark(paths, study)
     return hash_
 
 

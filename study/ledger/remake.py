@@ -14,6 +14,7 @@ from search_spaces.space import params_of
 from study.config import StudyConfig
 from study.front.dominance import measured
 from study.ledger.asked import as_trial, asked_before, read_asked
+from study.ledger.whereabouts import refuse_older_copy
 from study.paths import StudyPaths
 from study.records import Asked, Manifest, left_on_disk, read_manifest, study_id
 from trainables.errors import InputError, redacted
@@ -131,11 +132,18 @@ def _fixed(config: StudyConfig, asked: Asked) -> Asked:
     return asked.model_copy(update={"system": {**asked.system, **fixed}})
 
 
-def make_room(config: StudyConfig, storage: Storage, asked: dict[int, Asked]) -> None:
+def make_room(config: StudyConfig, storage: Storage, asked: dict[int, Asked], lost: bool = False) -> None:
     """Remove from a database what it has of the study.
 
+    Args:
+        config: of the study.
+        storage: its database.
+        asked: what was asked of trials, as it is on disk.
+        lost: what it has beyond that is given up.
+
     Raises:
-        InputError: it is another study, or has trials of which nothing is on disk.
+        InputError: it is another study, has trials of which nothing is on disk, or was worked on from another
+            folder.
     """
     try:
         study = optuna.load_study(study_name=config.name, storage=storage)
@@ -147,6 +155,10 @@ def make_room(config: StudyConfig, storage: Storage, asked: dict[int, Asked]) ->
             f"storage: {where} has another study {config.name!r}; give another --storage, or remove that one: optuna "
             f'delete-study --study-name {config.name} --storage "$STORAGE_URL"'
         )
+    if lost:
+        storage.delete_study(study._study_id)
+        return
+    refuse_older_copy(config.paths, study, where, config.paths.rebuild_command(config.storage))
     only = [trial.number for trial in trials if trial.number not in asked]
     if only and not study.user_attrs.get(UNFINISHED) and not study.user_attrs.get(MOVED):
         raise InputError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -13,6 +15,7 @@ import pytest
 from study import rebuild as command
 from study.config import Budget, EarlyStopping, StudyConfig
 from study.export import tables
+from study.ledger import whereabouts
 from study.ledger.frozen import load_frozen
 from study.ledger.lease import Lease
 from study.ledger.ledger import Ledger
@@ -23,7 +26,7 @@ from study.ledger.store import open_storage
 from study.records import Event, read_frozen
 from study.view import read_study
 from tests.study.conftest import PASSWORD
-from tests.study.helpers import complete, study
+from tests.study.helpers import complete, run_next, study
 from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.results import Outcome
@@ -179,6 +182,55 @@ def test_an_older_copy_is_refused_and_made_again(tmp_path: Path) -> None:
             use()
     rebuilt(config)
     assert told(config) == before
+
+
+def test_of_two_copies_of_a_folder_one_goes_on_in_a_database_and_a_moved_one_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = f"sqlite:///{tmp_path}/shared.db"
+    first = lived(tmp_path / "one", 4)
+    copy = first.model_copy(update={"studies_dir": tmp_path / "two"})
+    shutil.copytree(first.paths.root, copy.paths.root)
+    first = rebuilt(first, "--storage", shared)
+    ledger = open_(first)
+    run_next(ledger, first, complete(0.7, 0.7))
+    before = told(first)
+
+    flags = ["--name", "s", "--studies-dir", str(copy.studies_dir)]
+    with pytest.raises(SystemExit, match="2"):
+        command.main([*flags, "--storage", shared])
+    said = capsys.readouterr().err
+    assert f"was last worked on from {first.paths.root} on " in said
+    assert f"study.rebuild --name s --studies-dir {copy.studies_dir} --storage {shared} --lost" in said
+    assert told(first) == before
+    moved = first.model_copy(update={"studies_dir": tmp_path / "three"})
+    shutil.copytree(first.paths.root, tmp_path / "kept" / "s")
+    first.studies_dir.rename(moved.studies_dir)
+    assert open_(moved).records() == ledger.records(), "a folder may be moved"
+    for use in (open_, lambda config: read_study(config.paths)):
+        with pytest.raises(InputError, match=rf"last worked on from {moved.paths.root} on .* is a copy of that folder"):
+            use(first.model_copy(update={"studies_dir": tmp_path / "kept"}))
+    shutil.rmtree(moved.studies_dir)
+    kept = rebuilt(first.model_copy(update={"studies_dir": tmp_path / "kept"}), "--lost")
+    assert open_(kept).records() == ledger.records(), "the one that is left takes its place when it is told so"
+
+
+def test_how_long_drivers_worked_is_read_from_the_logs_where_the_database_is_lost(tmp_path: Path) -> None:
+    now = time.time()
+    config = study(tmp_path)
+    for began, at in ((now - 9000, (600, 1800)), (now - 4000, (100, 1200))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(whereabouts, "time", SimpleNamespace(time=lambda began=began: began))
+            ledger = open_(config)
+        for seconds in at:
+            ledger.log(ledger.records()[0], Event(time=began + seconds, event="start"))
+    config.paths.database.unlink()
+    for _ in range(2):
+        rebuilt(config, "--lost")
+        rows = sessions(open_storage(config.paths, None).engine, "s")
+        worked = sorted((row.seconds() for row in rows), reverse=True)
+        assert worked[:2] == pytest.approx([1800, 1200])
+        assert sum(worked[2:]) < 100
 
 
 def stopped_in_the_middle(config: StudyConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import weakref
@@ -16,7 +17,7 @@ from dashboards import pareto_page
 from study.config import Budget, ClusterConfig, Price, TrialTemplate
 from study.execution import session as session_module
 from study.execution.cluster import Growth
-from study.execution.session import DONE, FAILED, Session
+from study.execution.session import DONE, FAILED, Session, told_by_tune_alone
 from study.ledger.ledger import Ledger
 from study.records import Event
 from study.tracking.background import Background
@@ -222,6 +223,13 @@ def test_a_cluster_may_have_nothing_yet(tmp_path: Path) -> None:
         here._sized(2, 0, None)
     assert here._most(here._sized(16, 0, None), 16, 0) == 2
     assert here._most(here._sized(64, 4, None), 64, 4) == 2, "cores for eight, GPUs for two"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("a bug")])
+def test_what_tune_logs_of_a_full_disk_is_told_by_the_study(error: Exception) -> None:
+    record = logging.makeLogRecord({"msg": "Trial %s: Error stopping trial.", "exc_info": (type(error), error, None)})
+    assert told_by_tune_alone(record) == isinstance(error, RuntimeError)
+    assert told_by_tune_alone(logging.makeLogRecord({"msg": "anything else"}))
 
 
 def test_tune_waits_for_the_first_trial_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_one_that_gives_a_sign_of_life_is_not_taken_over(engine: sa.Engine) -> N
         assert sessions(engine, "s")[0].open
 
 
-def test_a_locked_database_is_no_reason_to_give_up(engine: sa.Engine) -> None:
+def test_a_locked_database_is_no_reason_to_give_up(engine: sa.Engine, caplog: pytest.LogCaptureFixture) -> None:
     impatient = sa.create_engine(engine.url, connect_args={"timeout": 0})
     with Lease(impatient, "s", never, Pace(heartbeat=0.05)) as lease:
         with engine.connect() as connection:
@@ -156,6 +156,7 @@ def test_a_locked_database_is_no_reason_to_give_up(engine: sa.Engine) -> None:
             time.sleep(0.02)
         assert sessions(engine, "s")[0].heartbeat > before
         assert lease.worked_seconds() > 0
+    assert caplog.messages == ["no heartbeat: database is locked"], "told once, not with every try"
 
 
 def test_a_database_that_stays_away_ends_the_driver_before_the_lease_expires(engine: sa.Engine) -> None:

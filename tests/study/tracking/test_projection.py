@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -368,6 +369,11 @@ def test_mlflow_says_nothing_by_itself(study: FakeStudy, capfd: pytest.CaptureFi
     study.paths.mlflow_database.unlink()
     live(study, projection(study))
     assert capfd.readouterr() == ("", "")
+    with sqlite3.connect(study.paths.mlflow_database) as database:
+        database.execute("DROP TABLE metrics")
+    with pytest.raises(TrackingError, match="no such table: metrics"):
+        live(study, projection(study))
+    assert capfd.readouterr() == ("", ""), "whoever catches it tells it"
 
 
 def test_store_whose_creation_was_cut_short(tmp_path: Path) -> None:
