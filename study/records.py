@@ -106,9 +106,10 @@ class Event(Model):
     """One line of a trial's log.
 
     `start` and `resume` carry the optimiser step training begins at; `rung` an epoch's small evaluation and the
-    training history since the last one; `final` the whole evaluation, on other images and under a stronger attack than
-    those of rungs, with the rest of the history; `attempt` one try, when it holds its devices and again when it has
-    ended; `end` the state; `retry` that a failed trial was asked to go on.
+    training history since the last one, and what the trial is made from as `hashes`; `final` the whole evaluation,
+    on other images and under a stronger attack than those of rungs, with the rest of the history; `attempt` one
+    try, when it holds its devices and again when it has ended; `end` the state; `retry` that a failed trial was
+    asked to go on.
     """
 
     time: float
@@ -116,6 +117,7 @@ class Event(Model):
     step: int = 0
     metrics: dict[str, float] = {}
     history: list[dict[str, float]] = []
+    hashes: dict[str, str] = {}
     attempt: Attempt | None = None
     message: str = ""
 

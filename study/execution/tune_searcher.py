@@ -153,9 +153,9 @@ class LedgerSearcher(Searcher):
         if (held := self._ledger.device_seconds(record)) is not None:
             metrics[COST] = held
         reason = None if result["last"] else self._ledger.rung(record, step, int(result["epoch"]), metrics)
-        history = json.loads(result["history"])
+        history, hashes = json.loads(result["history"]), json.loads(result.get("hashes", "{}"))
         kind = "final" if result["last"] else "rung"
-        event = Event(time=self._clock(), event=kind, step=step, metrics=metrics, history=history)
+        event = Event(time=self._clock(), event=kind, step=step, metrics=metrics, history=history, hashes=hashes)
         self._write(record, event.model_copy(update={"message": reason or ""}))
         if reason is not None:
             self._stopped[trial_id] = reason

@@ -138,6 +138,7 @@ class Ledger:
         self._rungs = RungTable(config.objectives, config.constraints, config.early_stopping)
         self._manifests = {manifest.key: manifest for manifest in manifests}
         self._verdicts: dict[str, str] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
         self._attempts = Attempts()
         self._logged: set[tuple[str, int]] = set()
         self._retried: dict[str, float] = {}
@@ -251,6 +252,8 @@ class Ledger:
             self._logged.add((key, event.step))
             if event.message:
                 self._verdicts[key] = event.message
+            if event.hashes:
+                self._hashes[key] = event.hashes
             if COST in event.metrics:
                 self._attempts.report(key, event.metrics[COST])
         elif event.event == "retry":
@@ -327,10 +330,9 @@ class Ledger:
 
     def finish(self, record: TrialRecord, outcome: Outcome, trial: TrialConfig) -> Manifest:
         """Account for an ended trial: manifest first, then Optuna. Twice is as good as once."""
-        if outcome.result and (other := replaced(outcome.result.hashes, self._manifests.values(), self._fingerprint)):
-            changed = f"{', '.join(other)}: replaced while the study ran, so this is not comparable with other trials"
-            outcome = Outcome(state="failed", reason=f"{changed}; put back what was there, then --rerun {record.key}")
         result = outcome.result
+        if outcome.state != "failed" and (changed := self._replaced(record, result.hashes if result else {})):
+            outcome, result = Outcome(state="failed", reason=changed), None
         self._let_go(record, outcome.state)
         if result is None:
             return self._end(
@@ -366,8 +368,19 @@ class Ledger:
 
     def stop(self, record: TrialRecord, reason: str, trial: TrialConfig) -> Manifest:
         """Account for a trial that was stopped early. It has rungs, and no measurements."""
-        self._let_go(record, "stopped")
-        return self._end(record, trial, "stopped", reason, cost=self._cost_so_far(record))
+        changed = self._replaced(record, {})
+        state: Ended = "failed" if changed else "stopped"
+        self._let_go(record, state)
+        return self._end(record, trial, state, changed or reason, cost=self._cost_so_far(record))
+
+    def _replaced(self, record: TrialRecord, hashes: Mapping[str, str]) -> str | None:
+        """Why the trial is not to be compared with those before it: what it was made from was replaced meanwhile."""
+        known = hashes or self._hashes.get(record.key, {})
+        other = replaced(known, self._manifests.values(), self._fingerprint) if known else []
+        if not other:
+            return None
+        changed = f"{', '.join(other)}: replaced while the study ran, so this is not comparable with other trials"
+        return f"{changed}; put back what was there, then --rerun {record.key}"
 
     def _let_go(self, record: TrialRecord, state: Ended) -> None:
         """A trial that has ended holds nothing."""
@@ -404,7 +417,7 @@ class Ledger:
             seeds={"study": self._config.seed, "trial": trial.seed, "protocol": self._config.protocol.seed},
             fingerprint=self._fingerprint,
             ended=self._clock(),
-            **fields,
+            **{"hashes": self._hashes.get(record.key, {}), **fields},
         )
         if self._paths is not None:
             self._confirm()

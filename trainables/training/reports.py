@@ -47,7 +47,7 @@ def message_of(run: Run, step: int, measured: Measured | None, told: dict[str, A
         "device_seconds": run.device_seconds,
         "peak_memory_gb": max(run.state["peak_memory_gb"], peak_memory_gb(run.device)),
         **told,
-        **({} if measured is None else {"history": json.dumps(run.history)}),
+        **({} if measured is None else {"history": json.dumps(run.history), "hashes": json.dumps(run.prepared.hashes)}),
         **({} if measured is None else {name: metric.value for name, metric in measured.metrics.items()}),
     }
 

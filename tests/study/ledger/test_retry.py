@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from study.config import StudyConfig
@@ -108,3 +109,24 @@ def test_a_result_made_from_a_model_that_was_replaced_meanwhile_does_not_count(t
     assert told[1].reason.startswith("base: replaced while the study ran")
     assert f"--rerun {told[1].key}" in told[1].reason
     assert told[1].metrics == {}
+
+
+def test_what_a_trial_without_measurements_was_made_from_is_known_from_its_rungs(tmp_path: Path) -> None:
+    config = study(tmp_path, trials=4)
+    made = {"data": "d", "base": "a", "substitutes": "s"}
+    ended = []
+    for base, state in (("a", "stopped"), ("b", "stopped"), ("b", "infeasible"), ("b", "failed"), ("", "infeasible")):
+        ledger = opened(config)
+        record = ledger.take()
+        if base:
+            told = Event(time=time.time(), event="rung", step=2, hashes={**made, "base": base})
+            ledger.log(record, told)
+            ledger = opened(config)  # a later session knows it from the log
+        if state == "stopped":
+            ended.append(ledger.stop(record, "is behind", TrialConfig()))
+        else:
+            ended.append(ledger.finish(record, Outcome(state=state, reason="why"), TrialConfig()))
+    assert [manifest.state for manifest in ended] == ["stopped", "failed", "failed", "failed", "infeasible"]
+    assert [manifest.hashes.get("base") for manifest in ended] == ["a", "b", "b", "b", None]
+    reasons = ["is behind", "base: replaced", "base: replaced", "why", "why"]
+    assert all(str(m.reason).startswith(reason) for m, reason in zip(ended, reasons, strict=True)), ended

@@ -76,6 +76,8 @@ def test_a_checkpoint_in_the_middle_of_an_epoch(tiny_trial: TrialConfig, tmp_pat
     assert [metrics["last"] for metrics, _ in whole] == [False, False, False, True]
     steps = [[entry["step"] for entry in json.loads(metrics.get("history", "[]"))] for metrics, _ in whole]
     assert steps == [[], [2, 4, 6, 8], [], [10, 12, 14, 16]]
+    made = [json.loads(metrics.get("hashes", "{}")).keys() for metrics, _ in whole]
+    assert [keys >= {"data", "base", "substitutes"} for keys in made] == [False, True, False, True]
     rest = run(config, tmp_path / "rest", checkpoint=whole[0][1])
     assert [metrics["resumed_from_step"] for metrics, _ in rest] == [3, 3, 3]
     for one, two in zip(whole[1:], rest, strict=True):
