@@ -63,11 +63,7 @@ def prepare_folder(paths: StudyPaths) -> list[Path]:
         try:
             refuse_unusable(paths.root)
         except OSError as error:
-            raise InputError(
-                f"studies_dir: {paths.root} cannot be used: {error.strerror}. Give a bucket, and keys that "
-                "may read, write, list and delete in it: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, or the "
-                "machine's role; another server than Amazon's or Google's is AWS_ENDPOINT_URL"
-            ) from None
+            raise InputError(f"studies_dir: {paths.root} cannot be used: {error.strerror}") from None
         return []
     made = [folder for folder in (paths.root, *paths.root.parents) if not folder.exists()]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,13 +10,18 @@ import time
 
 
 class S3Server:
-    """Started where it is made. Stopped (SIGSTOP) or away, it is as a server that does not answer."""
+    """Started where it is made. Stopped (SIGSTOP) or away, it is as a server that does not answer.
 
-    def __init__(self) -> None:
+    Args:
+        variables: of its environment, which moto reads.
+    """
+
+    def __init__(self, **variables: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self._port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env={**os.environ, **variables}, **silent)
         end = time.time() + 60
         while True:
             try:

@@ -36,6 +36,20 @@ ATTEMPTS = 8
 FIRST_ATTEMPTS = 3
 """Where it is looked whether a bucket can be used at all."""
 
+REFUSED = (
+    "ACCESS_DENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "UNRECOGNIZED_CLIENT",
+    "NO_SUCH_BUCKET",
+)
+"""What S3 says where keys or the bucket are wrong."""
+
+RIGHT = (
+    "Give a bucket, and keys that may read, write, list and delete in it: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "~/.aws, or the machine's role; another server than Amazon's or Google's is AWS_ENDPOINT_URL"
+)
+
 PASSING = re.compile(r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)")
 """What S3 says when it is away or too busy."""
 
@@ -316,7 +330,9 @@ def _clear(error: OSError, url: str) -> OSError:
     kind = StorageAway if PASSING.search(str(error)) else OSError
     name = re.search(r"AWS Error (\w+)", str(error))
     said = re.sub(r" \(Request ID: .*\)$", "", str(error).partition("operation: ")[2] or str(error))
-    return kind(error.errno or errno.EIO, f"{name[1]}: {said}" if name else said, url)
+    if name:
+        said = f"{name[1]}: {said}" + f" {RIGHT}" * (name[1] in REFUSED)
+    return kind(error.errno or errno.EIO, said, url)
 
 
 def refuse_unusable(folder: UrlPath) -> None:

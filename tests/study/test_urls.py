@@ -19,6 +19,7 @@ from study.ledger.set_aside import set_aside
 from study.paths import StudyPaths
 from study.records import read_manifest
 from study.tracking.mlflow_store import TrackingError, open_experiment
+from tests.s3_server import S3Server
 from tests.study.helpers import complete, opened, run_next, study
 from trainables import files
 from trainables.config import TrialConfig
@@ -73,6 +74,20 @@ def test_a_bucket_that_cannot_be_used_is_one_message(
     with pytest.raises(SystemExit):
         status.main(["--name", "s", "--studies-dir", str(bucket)])
     assert f"there is no study at {bucket}/s; studies in {bucket}: none" in capsys.readouterr().err
+
+
+def test_wrong_keys_are_told_as_such(
+    postgresql_of_file: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = S3Server(INITIAL_NO_AUTH_ACTION_COUNT="0")  # moto's word for: keys have to be right
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="2"):
+        status.main(["--name", "s", "--studies-dir", "s3://theirs/studies"])
+    server.end()
+    told = capsys.readouterr().err
+    assert told.startswith("error: s3://theirs/studies/s/study.yaml: ACCESS_DENIED: ")
+    assert "keys that may read, write, list and delete in it: AWS_ACCESS_KEY_ID" in told
 
 
 def test_a_storage_that_goes_away_ends_the_session_as_resumable(
