@@ -85,7 +85,7 @@ def prepare_folder(paths: StudyPaths) -> list[Path]:
 
 def leave_no_trace(paths: StudyPaths, made: Sequence[Path]) -> None:
     """Remove the folders that a refused command has made: the study's, unless it was begun, and empty ones above it."""
-    if paths.root in made and not paths.config.exists() and not left_on_disk(paths):
+    if isinstance(paths.root, Path) and paths.root in made and not (paths.config.exists() or left_on_disk(paths)):
         remove_tree(paths.root)
         for folder in (paths.root.parent / ".cache", *made[1:]):
             with suppress(OSError):

@@ -43,7 +43,10 @@ def _file_of(config: StudyConfig) -> Path | None:
     """The study's database, where it is a file."""
     if config.storage is None:
         return config.paths.database
-    url = sa.make_url(config.storage)
+    try:
+        url = sa.make_url(config.storage)
+    except sa.exc.ArgumentError:  # told when it is opened
+        return None
     return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
