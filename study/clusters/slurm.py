@@ -126,7 +126,10 @@ driver=$! ends=
 trap 'signal=USR1; kill "$driver"' USR1
 trap 'signal=TERM ends=1; kill "$driver"' TERM
 while signal=; wait "$driver"; code=$?; [ -n "$signal" ]; do echo "stopping the study after SIG$signal"; done
-if [ "$code" = {RESUMABLE} ] && [ -z "$ends" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+trap '' USR1 TERM
+kill $(jobs -p) 2>/dev/null
+wait
 rm -rf "$folder"
+if [ "$code" = {RESUMABLE} ] && [ -z "$ends" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
 """
