@@ -71,7 +71,7 @@ def read_line(line: str) -> None:
                 read_command("python -m " + text.partition("python -m ")[2])
         elif words[0] == "aws":
             read_by_botocore(words[1:])
-        elif words[:2] not in (["pip", "install"], ["pytest"]) and words[:3] != ["uv", "pip", "install"]:
+        elif words[:1] != ["pytest"] and words[:2] != ["pip", "install"] and words[:3] != ["uv", "pip", "install"]:
             raise KeyError(part)
 
 
