@@ -2,13 +2,14 @@
 # own packages, so the machine brings nothing but the driver.
 #   docker build -t REGISTRY/paretovl:1 . && docker push REGISTRY/paretovl:1
 FROM python:3.12-slim-bookworm AS environment
-ENV UV_PROJECT_ENVIRONMENT=/opt/venv UV_PYTHON=/usr/local/bin/python3.12 UV_LINK_MODE=copy
+ENV UV_PROJECT_ENVIRONMENT=/opt/venv UV_PYTHON=/usr/local/bin/python3.12 UV_LINK_MODE=copy \
+    UV_CACHE_DIR=/var/cache/uv
 RUN pip install --no-cache-dir uv==0.13.9
 WORKDIR /opt/paretovl
 # Versions follow from exclude-newer in pyproject.toml, also those of the second install: the job server and the
 # autoscaler need packages that a study on one machine does not, a study in a database its client.
 COPY pyproject.toml README.md LICENSE ./
-RUN --mount=type=cache,target=/root/.cache/uv \
+RUN --mount=type=cache,target=/var/cache/uv \
     uv sync -q --no-dev --no-install-project \
     && uv pip install -q --python /opt/venv 'psycopg[binary]' \
     "ray[default]==$(/opt/venv/bin/python -c 'import ray; print(ray.__version__)')"

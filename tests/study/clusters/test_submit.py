@@ -421,7 +421,7 @@ def test_nothing_that_runs_is_touched(
     monkeypatch.setattr(study.submit, "surroundings", fine)
     launcher = Recorded(NOWHERE)
     request = described([], None, {}, launcher.config)
-    submission = Submission(None, request, "again", launcher, may_update=state == "up")  # type: ignore[arg-type]
+    submission = Submission(None, request, "again", launcher, may_update=state == "up")  # type: ignore[arg-type]  # asks no server
     submission.update(jobs)
     assert launcher.done == done
 
