@@ -167,11 +167,7 @@ def _cluster(settings: Settings, machines: list[Machine], head: Machine) -> str:
     name, quota = settings.cluster_name, settings.nodes * max(machine.cpus for machine in machines)
     spot = "\n".join(_spot(settings, machines, place) for place in range(len(machines)))
     return f"""\
-cluster_name: {name}
-max_workers: {settings.nodes}
-# A trial's end and the start of the next are seconds apart; a new node takes minutes.
-idle_timeout_minutes: {settings.idle_minutes:g}
-
+{common.size(settings)}
 provider:
   type: aws
   region: {settings.region}

@@ -198,6 +198,16 @@ def fill_in(value: str) -> str:
     return "FILL-IN: " if "FILL-IN" in value else ""
 
 
+def size(settings: Elastic) -> str:
+    """The section with how far a cluster grows, and when it shrinks."""
+    return f"""\
+cluster_name: {settings.cluster_name}
+max_workers: {settings.nodes}
+# A trial's end and the start of the next are seconds apart; a new node takes minutes.
+idle_timeout_minutes: {settings.idle_minutes:g}
+"""
+
+
 def file_mounts(places: Places, *further: str) -> str:
     """The section with what is copied from the machine that runs `ray up`.
 

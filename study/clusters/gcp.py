@@ -111,11 +111,7 @@ def _cluster(settings: Settings) -> str:
     spot = "\n".join(_spot(settings, place) for place in range(len(machines)))
     region = settings.zone.rpartition("-")[0]
     return f"""\
-cluster_name: {settings.cluster_name}
-max_workers: {settings.nodes}
-# A trial's end and the start of the next are seconds apart; a new node takes minutes.
-idle_timeout_minutes: {settings.idle_minutes:g}
-
+{common.size(settings)}
 provider:
   type: gcp
   region: {region}
