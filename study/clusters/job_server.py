@@ -23,6 +23,8 @@ from trainables.errors import Away, InputError
 ANSWER_SECONDS, CONNECT_SECONDS = 60.0, 10.0
 LONGEST_WAIT_SECONDS = 60.0
 """Between two attempts to connect; they double from one second on."""
+WATCHER_SECONDS = 1.5
+"""Ray's watcher of a job looks once a second."""
 STOP_SECONDS = 600
 """That a study has to end in order, which Ray would kill after three."""
 
@@ -105,8 +107,13 @@ class JobServer:
         await self._patiently(lambda: self._ask("POST", f"/api/jobs/{name}/stop"))
 
     async def forget(self, name: str) -> None:
-        """Remove an ended job from the list."""
-        await self._patiently(lambda: self._ask("DELETE", f"/api/jobs/{name}"))
+        """Remove an ended job from the list.
+
+        Ray's watcher of the job writes a new row for it where it finds none.
+        """
+        while await self.job(name) is not None:
+            await self._patiently(lambda: self._ask("DELETE", f"/api/jobs/{name}"))
+            await asyncio.sleep(WATCHER_SECONDS)
 
     async def ended(self, name: str) -> Job | None:
         """Wait for the end of a job; None if the cluster does not know it any more."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from tests.trainables.training.test_resume import same
 from trainables.config import Point, TrialConfig, WorkersConfig
 from trainables.evaluation.robustness import evaluate
-from trainables.prepare import prepare
+from trainables.prepare import Prepared, prepare
 from trainables.training.clock import Clock
 from trainables.training.feed import Feed
 from trainables.training.finetune import finetune
@@ -86,10 +88,21 @@ def configs(tiny_trial: TrialConfig) -> dict[str, TrialConfig]:
     return found
 
 
-def step(config: TrialConfig) -> dict[str, torch.Tensor]:
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """In it a sum's order does not decide a gradient's sign, which an attack makes a whole step of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)  # what asks for the full precision gets it
+        torch.set_default_dtype(torch.float64)
+        yield
+        torch.set_default_dtype(torch.float32)
+
+
+@double_precision()
+def step(config: TrialConfig, prepared: Prepared) -> dict[str, torch.Tensor]:
     """One forward and backward pass, and a small evaluation of whole batches: loss, gradients and ranks."""
-    prepared, device = prepare(config), torch.device("cpu")
-    trainee = Trainee(prepared.base, config.point, config.training.micro_batch)
+    device = torch.device("cpu")
+    trainee = Trainee(prepared.base, config.point, config.training.micro_batch).double()
     trainee.freeze_idle(config.data.image_pixels)
     if trainee.teacher is not None:
         for parameter in trainee.teacher.parameters():
@@ -117,10 +130,10 @@ def worker(rank: int, world: int, trials: dict[str, TrialConfig], folder: str) -
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{world}", rank=rank, world_size=world)
-    found = {(name, False): step(config) for name, config in trials.items()}
+    found = {(name, False): step(config, prepare(config)) for name, config in trials.items()}
     for name, config in trials.items():
         training = config.training.model_copy(update={"micro_batch": MICRO_BATCH[world]})
-        found[name, True] = step(config.model_copy(update={"training": training}))
+        found[name, True] = step(config.model_copy(update={"training": training}), prepare(config))
     torch.save(found, Path(folder) / f"{world}-{rank}.pt")
     if world == 2:
         config = unattacked(trials["sharded"])
@@ -208,7 +221,7 @@ def test_workers_and_chunks_equal_one_whole(name: str, world: int, chunks: bool,
             if key.startswith("rank"):
                 np.testing.assert_array_equal(value, alone[key], err_msg=key)
             else:
-                torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+                torch.testing.assert_close(value, alone[key], rtol=1e-6, atol=1e-8, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.usefixtures("steps")
