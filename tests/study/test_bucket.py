@@ -59,7 +59,7 @@ class Study:
     def finish(self) -> str:
         process = self.start()
         output, _ = process.communicate(timeout=WAIT_SECONDS)
-        assert f"study s is done: {self._trials + 1} trials" in output, output
+        assert f"study s is done: {self._trials + 1} trial" in output, output  # or trials
         return output
 
     def in_a_trial(self) -> subprocess.Popen[str]:
