@@ -20,7 +20,7 @@ from study.view import read_study
 from trainables.results import Metric
 
 COMPARED: tuple[Recipe, ...] = ("finetune", "tecoa_itr", "fare", "mat", "mat_one_to_many")
-ATTACKS = {"image": "PGD", "text": "text", "both": "Sep-Attack", "sga": "SGA"}
+ATTACKS = {"image": "PGD", "bert": "BERT-Attack", "sep": "Sep-Attack", "sga": "SGA"}
 
 
 def cell(metric: Metric) -> str:

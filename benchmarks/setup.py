@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPEncoderLayer
 
@@ -123,4 +124,7 @@ def make_batch(models: Models, pairs: Split, table: Substitutes) -> tuple[Victim
         caption_text=bare_text,
         encode=CaptionEncoder(models.clip, MAX_TOKENS, device),
     )
-    return Victim(models.clip, MAX_TOKENS, features, owner, len(pairs.pixels)), batch
+    with torch.no_grad():
+        images = F.normalize(models.clip.encode_image(batch.pixels).float(), dim=-1)
+    groups = torch.from_numpy(np.unique(pairs.captions, return_inverse=True)[1])
+    return Victim(models.clip, MAX_TOKENS, features, images, owner, groups), batch

@@ -29,6 +29,7 @@ SYMBOLS: dict[str, Symbol] = {
     "epsilon": Symbol("eps", "ε", "radius of the training attack, in 1/255"),
     "attack_steps": Symbol("steps", "steps", "PGD steps of the training attack"),
     "words": Symbol("words", "words", "words the training attack changes in a caption"),
+    "text_search": Symbol("search", "search", "how the training attack finds the words it changes"),
     "companion": Symbol("companion", "companion", "the other loss, of weight 1 - w"),
     "pairs": Symbol("pairs", "pairs", "which pairs the contrastive loss takes"),
     "distillation": Symbol("alpha", "α", "share of the targets that the momentum copy sets"),

@@ -24,6 +24,7 @@ WORDS = {
     "pairs": ["adversarial", "crossed"],
     "trainable": ["all", "image", "text", "fusion"],
     "attack_objective": ["cross", "deviation"],
+    "text_search": ["importance", "exact"],
 }
 ENDS = st.sampled_from([0.0, 0.01, 0.2, 0.5, 1.0]) | st.floats(0, 1)
 

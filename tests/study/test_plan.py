@@ -89,7 +89,9 @@ def test_flops_of_a_pair() -> None:
         contrastive_weight=0, epsilon=2 / 255, attack_steps=10, trainable="image", attack_objective="deviation"
     )
     assert pair_flops(100, 10, fare, 5, 9) == {"attack": 2000, "train": 300}
-    assert text_tries(2, 10, 9) == 30
+    assert text_tries(2, 10, 9, "importance") == 30
+    exact = mat.model_copy(update={"text_search": "exact"})
+    assert pair_flops(100, 10, exact, 5, 9)["attack"] == pytest.approx((1 + 0.54 * 9 * 5) * 10 + 100 + 4 * 100 + 10)
 
 
 @pytest.mark.parametrize(("preset", "millions"), [("coco_albef", 209.5), ("coco_blip", 223)])
@@ -142,7 +144,7 @@ def test_flops_of_an_evaluation() -> None:
     shape = Shape(VIT_B16, Tower(16, 64, 2, 256), 9, 100, 100)
     image, text = shape.image.flops, shape.text.flops
     protocol = Protocol(attacks=SEARCHED_ATTACKS, image_steps=10, words=1, candidates=10)
-    expected = 100 * image + 500 * text + 2 * (100 * 21 * image + 500 * 20 * text)
+    expected = 100 * image + 500 * text + 2 * (100 * 21 * image + 500 * (1 + 0.54 * 90) * text)
     assert evaluation_flops(shape, protocol, 100) == pytest.approx(expected)
 
 

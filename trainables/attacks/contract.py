@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -32,15 +32,22 @@ class Victim:
         model: in eval mode, parameters without gradient.
         max_tokens: where captions are cut.
         text_features: (gallery captions, dim) L2-normalised, of the clean captions.
+        image_features: (gallery images, dim) L2-normalised, of the clean images.
         caption_image: (gallery captions,) each one's image.
-        images: in the gallery.
+        caption_groups: int64 (gallery captions,), equal for equal captions: they describe each other's images, too.
     """
 
     model: RetrievalModel
     max_tokens: int
     text_features: Tensor
+    image_features: Tensor
     caption_image: Tensor
-    images: int
+    caption_groups: Tensor
+
+    @property
+    def images(self) -> int:
+        """In the gallery."""
+        return len(self.image_features)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) in [0, 1] -> L2-normalised float32 features (batch, dim), with gradient."""
@@ -84,11 +91,24 @@ class Batch:
     levels: np.ndarray | None = None
     _candidates: dict[tuple[Quirks, int], Candidates] = field(default_factory=dict)
     _results: dict[Attack, Attacked] = field(default_factory=dict)
-    _features: dict[str, Tensor] = field(default_factory=dict)
 
     def captions(self) -> Captions:
         """The clean captions, as the model reads them."""
         return self.candidates().captions
+
+    def take(self, images: Tensor) -> Batch:
+        """Some of its images with their captions; `images` are int64 places in it, rising."""
+        captions = torch.isin(self.owner, images)
+        return replace(
+            self,
+            pixels=self.pixels[images],
+            labels=self.labels[images],
+            caption_rows=self.caption_rows[captions.cpu().numpy()],
+            owner=torch.searchsorted(images, self.owner[captions]),
+            levels=None if self.levels is None else self.levels[images.cpu().numpy()],
+            _candidates={},
+            _results={},
+        )
 
     def last_captions(self) -> Tensor:
         """int64 (images,), the last caption of each image; captions of an image stand together."""
@@ -106,10 +126,7 @@ class Batch:
 
     def clean_features(self, victim: Victim) -> Tensor:
         """(images, dim) L2-normalised, without gradient."""
-        if "clean" not in self._features:
-            with torch.no_grad():
-                self._features["clean"] = victim.encode_image(self.pixels)
-        return self._features["clean"]
+        return victim.image_features[self.labels]
 
     @cached_property
     def keys(self) -> Tensor:
@@ -128,7 +145,7 @@ class Batch:
         )
 
     def once(self, attack: Attack, victim: Victim) -> Attacked:
-        """The attack's result, computed the first time. Sep-Attack is made of attacks that are measured themselves."""
+        """The attack's result, computed the first time. Some are made of attacks that are measured themselves."""
         if attack not in self._results:
             self._results[attack] = attack.run(victim, self)
         return self._results[attack]

@@ -68,11 +68,16 @@ def sign_ascent(
 
 def input_gradient(pixels: Tensor, objective: Objective, step: int = 0) -> Tensor:
     """Gradient of each row's objective with respect to that row, like `pixels`."""
+    return value_and_gradient(pixels, objective, step)[1]
+
+
+def value_and_gradient(pixels: Tensor, objective: Objective, step: int = 0) -> tuple[Tensor, Tensor]:
+    """Each row's objective, (batch,), and its gradient with respect to that row, like `pixels`."""
     pixels = pixels.detach().requires_grad_(True)
-    raised = objective(pixels, step).sum()
+    raised = objective(pixels, step)
     with full_precision():  # going back is as precise as going forth was: under autocast it would all be bfloat16
-        (gradient,) = torch.autograd.grad(raised, pixels)
-    return gradient
+        (gradient,) = torch.autograd.grad(raised.sum(), pixels)
+    return raised.detach(), gradient
 
 
 def unit_gradient(gradient: Tensor) -> Tensor:

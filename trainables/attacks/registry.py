@@ -11,14 +11,17 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from trainables.attacks.apgd import Apgd
 from trainables.attacks.characters import CharacterAttack
 from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attack
 from trainables.attacks.image import Pgd, TorchAttack
 from trainables.attacks.itm import ItmAttack
+from trainables.attacks.joint import Both, Joint
 from trainables.attacks.natural import CaptionNoise, Corruption
 from trainables.attacks.quirks import Quirks
+from trainables.attacks.search import TextSearch
 from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
 from trainables.attacks.text import BertAttack
@@ -28,8 +31,12 @@ from trainables.errors import InputError
 
 BUILT_IN: dict[str, type[Attack]] = {
     "image": Pgd,
-    "text": BertAttack,
-    "both": SepAttack,
+    "text": TextSearch,
+    "both": Both,
+    "apgd": Apgd,
+    "joint": Joint,
+    "bert": BertAttack,
+    "sep": SepAttack,
     "characters": CharacterAttack,
     "co": CoAttack,
     "sga": Sga,

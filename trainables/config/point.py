@@ -25,6 +25,10 @@ class Point(Model):
     epsilon: Epsilon = Field(0.0, description="L-inf radius of the training attack, in [0, 1] or as 2/255")
     attack_steps: int = Field(0, ge=0, le=100, description="PGD steps of the training attack; 0 only at epsilon 0")
     words: int = Field(0, ge=0, le=10, description="words the training attack may change in a caption")
+    text_search: Literal["importance", "exact"] = Field(
+        "importance",
+        description="the words the training attack changes: important ones that help, or the best of all words",
+    )
     companion: Literal["auto"] | Companion = Field(
         "auto",
         description="anchor to the frozen original; image-text matching with hard negatives; consistency of attacked "

@@ -68,7 +68,7 @@ class Protocol(Model):
     """The evaluation: fixed within a study, hashed, never searched. It reads no trial's temperature."""
 
     attacks: Annotated[tuple[AttackConfig, ...], Separated] = Field(
-        SEARCHED_ATTACKS, description="measured beside clean retrieval: images, captions and both (Sep-Attack)"
+        SEARCHED_ATTACKS, description="measured beside clean retrieval: images, captions and both"
     )
     epsilon: Epsilon = Field(2 / 255, description="L-inf radius of the image attacks, in [0, 1] or as 2/255")
     image_steps: int = Field(10, ge=1, le=1000, description="PGD steps; each moves by 2.5 epsilon / steps")

@@ -28,7 +28,7 @@ from trainables.attacks.image import (
 from trainables.attacks.noise import step_keys, uniform
 from trainables.config import Protocol
 from trainables.evaluation.batching import batches
-from trainables.evaluation.robustness import Gallery
+from trainables.evaluation.robustness import Gallery, image_features
 from trainables.models import RetrievalModel
 from trainables.precision import attackable, inner_products
 from trainables.results import Audit, Check, Loss
@@ -113,8 +113,12 @@ def audit(
     part = gallery.first(min(IMAGES, len(gallery.pixels)))
     with attackable(model, device):
         texts = encode_captions(model, part.captions(model), max_tokens, device)
-        owners = torch.as_tensor(part.caption_image, device=device)
-        victim = Victim(model, max_tokens, texts, owners, len(part.pixels))
+        everything = np.arange(len(part.pixels))
+        images = image_features(model, part.pixels, everything, IMAGES, device)
+        owners, groups = (
+            torch.as_tensor(places, device=device) for places in (part.caption_image, part.caption_groups)
+        )
+        victim = Victim(model, max_tokens, texts, images, owners, groups)
 
         def looked_at(labels: np.ndarray) -> dict[str, Tensor]:
             subject = _Subject(victim, part.batch(victim, labels, protocol.seed), protocol.image_steps)
@@ -124,7 +128,7 @@ def audit(
                 beat()
             return found
 
-        parts = list(batches(np.arange(len(part.pixels)), IMAGES, looked_at))
+        parts = list(batches(everything, IMAGES, looked_at))
     found = {name: torch.cat([some[name] for some in parts]).float().cpu() for name in parts[0]}
     checks = _protocol_checks(found, protocol.epsilon, 1 / len(part.pixels))
     if temperature is not None:

@@ -17,18 +17,28 @@ from trainables.evaluation.expected import Budget
 EVERYTHING = 1_000_000
 """As many evaluation images as there are."""
 
+STRONG: tuple[str | dict[str, Any], ...] = (
+    *("image", "text", "both", "co", "sga", "cmi"),
+    {"name": "text-cosine", "attack": "text", "options": {"loss": "cosine"}},
+    {"name": "apgd", "options": {"steps": 50}},
+    {"name": "apgd-margin", "attack": "apgd", "options": {"steps": 50, "loss": "margin", "targets": 2}},
+    {"name": "joint", "options": {"steps": 20}},
+    {"name": "joint-tr", "attack": "joint", "options": {"steps": 20, "loss": "margin", "direction": "tr"}},
+    {"name": "joint-ir", "attack": "joint", "options": {"steps": 20, "loss": "margin", "direction": "ir"}},
+)
+
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # What a study measures in every trial.
     "search": {},
-    # The multimodal attacks of the literature, the strongest of torchattacks on images, and the audit.
+    # Everything that breaks queries which nothing else breaks (`benchmarks.strength`), and the audit.
     "strong": {
-        "attacks": ("image", "text", "both", "co", "sga", "cmi", "torchattacks:APGD"),
+        "attacks": STRONG,
         "audit": True,
         "gallery_images": EVERYTHING,
     },
     # Corruptions and caption noise: nobody attacks. They are made from 8-bit images and are no larger for being floats.
     "natural": {"attacks": NATURAL_ATTACKS, "eight_bit": False, "gallery_images": EVERYTHING},
-    # Sep-Attack over a grid of strengths, for the expected robustness.
+    # Images and captions over a grid of strengths, for the expected robustness.
     "grid": {"gallery_images": EVERYTHING},
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from trainables.attacks.candidates import numbered
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
@@ -167,9 +168,13 @@ def evaluate(
         clean = gallery.captions(model)
         own_texts = encode_captions(model, clean.take(own_captions), max_tokens, device)
         clean_texts = _shared(own_texts, own_captions, count)
-        owners = torch.as_tensor(gallery.caption_image, device=device)
-        victim = Victim(model, max_tokens, clean_texts, owners, images)
         size = images_at_once(model, moved(gallery.pixels[[0]], device) / 255, protocol, attacks.values(), device)
+        own_features = image_features(model, gallery.pixels, own_images, size, device)
+        clean_images = _shared(own_features, own_images, images)
+        owners, groups = (
+            torch.as_tensor(part, device=device) for part in (gallery.caption_image, gallery.caption_groups)
+        )
+        victim = Victim(model, max_tokens, clean_texts, clean_images, owners, groups)
         if protocol.rerank:
             made = {
                 name: Made.empty(Path(spool), name, gallery.pixels, clean, attack, protocol.eight_bit)
@@ -179,7 +184,7 @@ def evaluate(
         def attack_all(labels: np.ndarray) -> Part:
             batch = gallery.batch(victim, labels, protocol.seed)
             batch.encode.know(batch.captions(), clean_texts[moved(batch.caption_rows, device)])
-            views: dict[tuple[int, float], list[tuple[Tensor, Tensor]]] = {}  # Sep-Attack shares those of its parts
+            views: dict[tuple[int, float], list[tuple[Tensor, Tensor]]] = {}  # `both` shares those of `image`
             scored = {CLEAN: (batch.clean_features(victim), batch.encode(batch.captions()))}
             for name, attack in attacks.items():
                 attacked = batch.once(attack, victim)
@@ -233,6 +238,18 @@ def evaluate(
                     beat=beat,
                 )
     return Evaluation({target: ranks[target] for target in protocol.targets}, features, at_once)
+
+
+@torch.no_grad()
+def image_features(
+    model: RetrievalModel, pixels: np.ndarray, images: np.ndarray, count: int, device: torch.device
+) -> Tensor:
+    """L2-normalised, (images, dim), of clean images by their places, `count` at a time."""
+
+    def encoded(labels: np.ndarray) -> Tensor:
+        return F.normalize(model.encode_image(moved(pixels[labels], device) / 255).float(), dim=-1)
+
+    return torch.cat(list(batches(images, count, encoded)))
 
 
 def _views(

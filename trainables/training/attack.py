@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from trainables.attacks.encoding import encode_captions
 from trainables.attacks.image import pgd
+from trainables.attacks.search import search_words
 from trainables.attacks.text import attack_words, away_from
 from trainables.config import TrialConfig
 from trainables.models import RetrievalModel
@@ -61,7 +62,10 @@ def attack_pairs(
         with torch.no_grad():
             (clean,) = by_chunks(lambda part: (F.normalize(model.encode_image(part).float(), dim=-1),), at_once, pixels)
         away = away_from(clean[texts.order // point.captions_per_image])
-        attacked, features = attack_words(encode, captions, away, words=point.words, visits=point.words + REVISITS)
+        if point.text_search == "exact":
+            attacked, features = search_words(encode, captions, away, words=point.words, converge=False)
+        else:
+            attacked, features = attack_words(encode, captions, away, words=point.words, visits=point.words + REVISITS)
         words = attacked.rows
     words = words[texts.back]
     if epsilon == 0:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.published import Published
@@ -69,7 +70,10 @@ class World:
     @property
     def victim(self) -> Victim:
         features = encode_captions(self.model, self.texts, MAX_TOKENS, torch.device("cpu"))
-        return Victim(self.model, MAX_TOKENS, features, torch.from_numpy(self.owner), len(self.pixels))
+        groups = torch.from_numpy(self.gallery.caption_groups)
+        with torch.no_grad():
+            images = F.normalize(self.model.encode_image(torch.tensor(self.pixels) / 255), dim=-1)
+        return Victim(self.model, MAX_TOKENS, features, images, torch.from_numpy(self.owner), groups)
 
     def batch(self, labels: list[int] | None = None, seed: int = 0) -> Batch:
         chosen = np.arange(len(self.pixels)) if labels is None else np.array(labels)

@@ -21,8 +21,26 @@ from trainables.attacks.text import BertAttack
 from trainables.config import AttackConfig, Protocol
 from trainables.evaluation.robustness import evaluate
 
-OPTIONS: dict[str, dict[str, Any]] = {"image": {"restarts": 2}, "characters": {"positions": 5, "replacements": 5}}
-NAMES = ("image", "text", "both", "characters", "co", "sga", "dra", "cmi")  # others need options or models of their own
+OPTIONS: dict[str, dict[str, Any]] = {
+    "image": {"restarts": 2},
+    "apgd": {"steps": 3, "restarts": 2},
+    "joint": {"steps": 2, "first_steps": 3, "restarts": 2},
+    "characters": {"positions": 5, "replacements": 5},
+}
+NAMES = (
+    "image",
+    "text",
+    "both",
+    "apgd",
+    "joint",
+    "bert",
+    "sep",
+    "characters",
+    "co",
+    "sga",
+    "dra",
+    "cmi",
+)  # others need options or models of their own
 COMPAT = [name for name in NAMES if BUILT_IN[name].known_quirks]
 CONFIGS = [
     *(AttackConfig(name=name, attack=name, options=OPTIONS.get(name, {})) for name in NAMES),
@@ -85,7 +103,7 @@ def test_a_result_does_not_depend_on_the_order_of_the_gallery(world: World, conf
     assert same(attack.run(other.victim, other.batch()), Attacked(here.pixels[order], [here.captions[r] for r in rows]))
 
 
-@pytest.mark.parametrize("name", ["image", "characters", "co", "sga", "dra", "cmi"])
+@pytest.mark.parametrize("name", ["image", "apgd", "joint", "characters", "co", "sga", "dra", "cmi"])
 def test_the_seed_matters_where_there_is_chance(world: World, name: str) -> None:
     config = next(config for config in CONFIGS if config.name == name)
     attack = build_attack(config, protocol(image_steps=1))

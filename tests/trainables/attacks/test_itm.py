@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trainables.attacks.contract import Batch, Victim
 from trainables.attacks.encoding import CaptionEncoder, encode_captions
 from trainables.attacks.image import Pgd
 from trainables.attacks.itm import ItmAttack, _by_image
 from trainables.attacks.registry import build_attack
+from trainables.attacks.rivals import Rivals
 from trainables.attacks.substitutes import Substitutes
 from trainables.attacks.threat_model import check
 from trainables.captions import bare_text
@@ -45,8 +47,11 @@ def stage(family: Any) -> tuple[Victim, Batch]:
     for parameter in parameters_of(model, "all"):
         parameter.data.add_(0.1 * torch.randn_like(parameter))
         parameter.requires_grad_(False)
-    victim = Victim(model, 16, encode_captions(model, captions, 16, CPU), OWNER, 3)
-    return victim, some(victim, torch.rand(3, 3, 32, 32), slice(0, 3))
+    pixels = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        images = F.normalize(model.encode_image(pixels), dim=-1)
+    victim = Victim(model, 16, encode_captions(model, captions, 16, CPU), images, OWNER, torch.arange(6))
+    return victim, some(victim, pixels, slice(0, 3))
 
 
 def some(victim: Victim, pixels: Tensor, images: slice) -> Batch:
@@ -82,6 +87,37 @@ def test_lowers_the_matching_more_than_an_attack_on_similarity(family: Any) -> N
 
     assert (by_image(ours) < by_image(clean)).all()
     assert (by_image(ours) < by_image(other)).all()
+    objective = Rivals(victim, batch, "margin").of_images(victim.text_features, "both")
+    assert (objective(attacked.pixels, 0) > objective(batch.pixels, 0)).all(), "similarity suffers, too"
+
+
+@pytest.mark.parametrize("family", [Albef, Blip])
+def test_no_scale_of_the_matching_hides_it(family: Any) -> None:
+    victim, batch = stage(family)
+    model: Any = victim.model
+    attack = ItmAttack(steps=3)
+    before = attack.run(victim, batch)
+    for parameter in model.network.itm_head.parameters():
+        parameter.mul_(1e-4)
+    after = attack.run(victim, batch)
+    assert after.captions == before.captions
+    assert ((after.pixels - before.pixels).abs() > 1e-6).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_the_words_are_the_worst_of_the_shortlist(words: int) -> None:
+    """With everything on it, no single word in place of another matches less."""
+    victim, batch = stage(Albef)
+    attacked = ItmAttack(steps=1, words=words, shortlist=100).run(victim, batch)
+    check(ItmAttack(steps=1, words=words), batch, attacked)
+    found = logits(victim, attacked.pixels, list(attacked.captions), batch.owner)
+    if words == 1:
+        for row, caption in enumerate(WORDS):
+            for place in range(len(caption)):
+                for word in ("green", "tiny"):
+                    other = [*list(batch.captions())[:row], " ".join([*caption[:place], word, *caption[place + 1 :]])]
+                    whole = [*other, *list(batch.captions())[row + 1 :]]
+                    assert found[row] <= logits(victim, attacked.pixels, whole, batch.owner)[row] + 1e-5
 
 
 def test_an_image_is_attacked_the_same_alone() -> None:

@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
-from trainables.attacks import encoding, text
+from trainables.attacks import encoding, search, text
 from trainables.attacks.candidates import Candidates, numbered
 from trainables.attacks.encoding import CaptionEncoder, encode_captions
 from trainables.attacks.lexicon import lexicon_of
+from trainables.attacks.search import search_words
 from trainables.attacks.substitutes import STOP_WORDS, Substitutes
 from trainables.attacks.text import attack_words, away_from, score_words
 from trainables.captions import albef_text, clip_text
@@ -165,6 +166,23 @@ def test_where_reading_means_waiting_nothing_is_read(world: World, words: int, m
     for row in range(len(world.captions)):  # whatever it is attacked with
         own = Candidates.of(lexicon, *numbered(world.table(), np.array([row]), lexicon))
         assert attack_words(encode, own, away_from(images[[row]]), **budget)[0] == [expected[row]]
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_the_search_reads_nothing_either(world: World, words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As training searches."""
+    lexicon = lexicon_of(world.tokenizer)
+    made = Candidates.of(lexicon, *numbered(world.table(), np.arange(len(world.captions)), lexicon))
+    encode = partial(encode_captions, world.model, max_tokens=MAX_TOKENS, device=CPU)
+    away = away_from(image_features(len(world.captions), 32))
+    expected, _ = search_words(encode, made, away, words=words, converge=False)
+    for module in (encoding, search):
+        monkeypatch.setattr(module, "READ_FREELY", set())
+    with NothingRead():
+        found, features = search_words(encode, made, away, words=words, converge=False)
+    assert found == expected
+    assert found != world.texts
+    torch.testing.assert_close(features, encode(expected), rtol=0, atol=1e-5)
 
 
 def test_an_exhaustive_search_is_an_argmax(world: World) -> None:

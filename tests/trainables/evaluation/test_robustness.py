@@ -84,7 +84,10 @@ def test_attacked_pixels_are_kept_as_they_are_scored(tiny_trial: TrialConfig, tm
 def test_an_image_has_the_same_key_from_its_levels_as_from_its_pixels(tiny_trial: TrialConfig) -> None:
     prepared = prepare(tiny_trial)
     texts = torch.zeros(len(prepared.gallery.texts), 32)
-    victim = Victim(prepared.base, 32, texts, torch.from_numpy(prepared.gallery.caption_image), 12)
+    owners, groups = (
+        torch.from_numpy(part) for part in (prepared.gallery.caption_image, prepared.gallery.caption_groups)
+    )
+    victim = Victim(prepared.base, 32, texts, torch.zeros(12, 32), owners, groups)
     batch = prepared.gallery.batch(victim, np.array([1, 4, 5]), seed=3)
     assert batch.levels is not None
     assert len(set(batch.keys.tolist())) == 3

@@ -34,6 +34,7 @@ KNOBS: dict[str, list[Any]] = {
     "epsilon": [0.0, 4 / 255],
     "attack_steps": [1, 2],
     "words": [0, 1],
+    "text_search": ["importance", "exact"],
     "companion": ["auto", "anchor", "matching", "consistency"],
     "pairs": ["adversarial", "crossed"],
     "distillation": [0.0, 0.4],
