@@ -10,7 +10,7 @@ from functools import cache
 from tempfile import TemporaryDirectory
 
 import study.arguments
-from study.clusters.common import Cluster
+from study.clusters.files.common import Cluster
 from study.costs.page import Plan
 from study.plan import Arguments, plan
 from trainables.cli.command import exit_on_input_error
@@ -19,7 +19,7 @@ from trainables.cli.help import asked
 from trainables.errors import InputError
 
 PROVIDERS = ("aws", "gcp", "local", "kuberay", "slurm")
-"""Each is a module of `study.clusters` with `Settings`, whose fields are the flags, and `render`, which takes
+"""Each is a module of `study.clusters.files` with `Settings`, whose fields are the flags, and `render`, which takes
 them and the plan of their `plan_flags`."""
 
 
@@ -35,7 +35,7 @@ def parse(given: Sequence[str]) -> Cluster:
     provider = early.parse_known_args(asked(given)[1])[0].provider
     if provider not in PROVIDERS:
         raise InputError(f"provider {provider!r}: there are {', '.join(PROVIDERS)}")
-    schema: type[Cluster] = importlib.import_module(f"study.clusters.{provider}").Settings
+    schema: type[Cluster] = importlib.import_module(f"study.clusters.files.{provider}").Settings
     return from_command_line(schema, given, {}, "the cluster")
 
 
@@ -46,7 +46,7 @@ def text(settings: Cluster) -> str:
         InputError: a trial of the preset needs more GPUs than there would be; and see `render` of the provider.
     """
     flags = settings.plan_flags()
-    render = importlib.import_module(f"study.clusters.{settings.provider}").render
+    render = importlib.import_module(f"study.clusters.files.{settings.provider}").render
     return str(render(settings, _plan(*flags) if flags else None))
 
 

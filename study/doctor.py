@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.clusters import aws_account
-from study.clusters.doctor import Surroundings, problems
+from study.clusters.checks import aws_account
+from study.clusters.checks.cluster_file import Surroundings, problems
 from trainables.cli.command import command_parser, exit_on_input_error, place, read_yaml
 from trainables.errors import InputError
 

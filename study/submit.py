@@ -21,11 +21,11 @@ from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
-from study.clusters.doctor import problems
-from study.clusters.job_server import JobServer
-from study.clusters.jobs import Job, Plan, decide, jobs_of, results_entrypoint, results_in
-from study.clusters.launcher import Launcher, folder_of
-from study.clusters.requests import Request, described
+from study.clusters.checks.cluster_file import problems
+from study.clusters.submission.job_server import JobServer
+from study.clusters.submission.jobs import Job, Plan, decide, jobs_of, results_entrypoint, results_in
+from study.clusters.submission.launcher import Launcher, folder_of
+from study.clusters.submission.requests import Request, described
 from study.doctor import surroundings
 from study.paths import StudyPaths
 from trainables.cli.command import argument, command_parser, exit_on_input_error, place

@@ -13,7 +13,7 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from study import cluster
-from study.clusters.common import PROJECT_FILES, UV
+from study.clusters.files.common import PROJECT_FILES, UV
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "Dockerfile").read_text()

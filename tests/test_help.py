@@ -26,7 +26,7 @@ COMMANDS = [
         for name in ("run", "plan", "status", "certify", "compare", "export", "track", "cluster", "doctor", "submit")
     ),
     *(f"trainables.{name}" for name in ("trial", "evaluate", "pretrain")),
-    "study.clusters.notices",
+    "study.clusters.nodes.notices",
 ]
 SCHEMAS: list[type[Flags]] = [Arguments, study.plan.Arguments, trainables.evaluate.Arguments]
 HEAVY = ("torch", "ray", "mlflow", "transformers", "optuna", "plotly", "pandas")

@@ -97,7 +97,7 @@ def watcher(node: str, server: MetadataServer, log: Path) -> Iterator[subprocess
     """As a node starts it. It does not know Ray's token, which is found with Ray."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "study.clusters.notices", "--node-id", node],
+        [sys.executable, "-m", "study.clusters.nodes.notices", "--node-id", node],
         env={**known, **server.environment},
         stdin=subprocess.DEVNULL,
         stdout=log.open("wb"),

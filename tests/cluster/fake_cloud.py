@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
 """Of a cluster file; nothing is to be done here."""
 
-AUTOSCALER = "study.clusters.autoscaler"
+AUTOSCALER = "study.clusters.nodes.autoscaler"
 
 
 class FakeCloud(FakeMultiNodeProvider):

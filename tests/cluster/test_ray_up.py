@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from study.clusters.local import Settings, render
+from study.clusters.files.local import Settings, render
 from tests.chaos.conftest import Tell
 from tests.chaos.test_cluster import all_accounted_for, ended, open_attempt, two_workers, under_way
 from tests.chaos.test_kill_and_resume import Driver

@@ -3,7 +3,7 @@
 Both clouds have one on every machine, at an address that leads nowhere else; it answers in milliseconds and costs
 nothing. Asked is only what is sure to come and when: a rebalance recommendation of AWS is often followed by nothing,
 and GCP maintains the host of a spot machine by preempting it. Written with the standard library alone: see
-`study.clusters.notices`.
+`study.clusters.nodes.notices`.
 """
 
 from __future__ import annotations

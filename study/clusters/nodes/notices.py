@@ -1,4 +1,4 @@
-"""`python -m study.clusters.notices`: tell Ray when the cloud is about to take this machine away.
+"""`python -m study.clusters.nodes.notices`: tell Ray when the cloud is about to take this machine away.
 
 On a node of a Ray cluster it asks the metadata server of AWS or GCP every second. A notice of the machine's end
 becomes a drain of the node with the same deadline: trials there write a checkpoint and go on elsewhere. Without it, or
@@ -11,7 +11,7 @@ drain, in a process of its own.
 A node starts it after Ray, in a session of its own, so that the shell that started it is not kept; a second one for the
 same node ends at once:
 
-  setsid -f python -m study.clusters.notices < /dev/null >> /tmp/ray/notices.log 2>&1
+  setsid -f python -m study.clusters.nodes.notices < /dev/null >> /tmp/ray/notices.log 2>&1
 
 GCP presses the power button of a spot machine together with the notice, unless `scheduling.preemptionNoticeDuration`
 says otherwise; its system would end all processes at once. So its nodes ignore that button (`HandlePowerKey=ignore` in
@@ -37,7 +37,7 @@ from pathlib import Path
 
 import psutil
 
-from study.clusters.metadata import Aws, Cloud, Gcp, NoAnswer, Notice
+from study.clusters.nodes.metadata import Aws, Cloud, Gcp, NoAnswer, Notice
 from trainables.errors import InputError
 
 POLL_SECONDS = 1.0
@@ -126,7 +126,7 @@ def drain(node: Node, notice: Notice) -> str:
     told = [node.head, node.id, str(int(deadline * 1000)), notice.reason]
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "study.clusters.drain", *told],
+            [sys.executable, "-m", "study.clusters.nodes.drain", *told],
             env=node.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -233,15 +233,15 @@ Tell Ray when the cloud is about to take this machine away: AWS or GCP,
 whichever answers here. Trials on it write a checkpoint and go on elsewhere.
 
 examples:
-  python -m study.clusters.notices
-  python -m study.clusters.notices --leaves-in 120"""
+  python -m study.clusters.nodes.notices
+  python -m study.clusters.nodes.notices --leaves-in 120"""
 """Filled by hand: the formatter of the other commands would double the memory."""
 
 
 def parser() -> argparse.ArgumentParser:
     """Of the command's flags."""
     parser = argparse.ArgumentParser(
-        prog="python -m study.clusters.notices",
+        prog="python -m study.clusters.nodes.notices",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

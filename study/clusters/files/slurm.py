@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from study.clusters import common
-from study.clusters.common import Cluster, Places, commented, fill_in
+from study.clusters.files import common
+from study.clusters.files.common import Cluster, Places, commented, fill_in
 from trainables.execution.signals import RESUMABLE
 
 NOTICE_SECONDS = 120

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from study.clusters import common
-from study.clusters.common import Elastic, Places, commented, fill_in
+from study.clusters.files import common
+from study.clusters.files.common import Elastic, Places, commented, fill_in
 from study.costs.page import Plan
 
 PLACES = Places(home="/home/paretovl")

@@ -15,8 +15,8 @@ import yaml
 from study import cluster
 from study.arguments import parse
 from study.config import StudyConfig
-from tests.study.clusters.kuberay_schema import mistakes
-from tests.study.clusters.ray_launcher import Decision, RayLauncher
+from tests.study.clusters.files.kuberay_schema import mistakes
+from tests.study.clusters.files.ray_launcher import Decision, RayLauncher
 from trainables.errors import InputError
 
 VARIANTS = {

@@ -13,9 +13,8 @@ import pytest
 import yaml
 
 from study import doctor
-from study.clusters import aws_account
-from study.clusters.common import PROJECT_FILES
-from study.clusters.doctor import (
+from study.clusters.checks import aws_account
+from study.clusters.checks.cluster_file import (
     EVERYWHERE,
     OWN,
     RENTED,
@@ -25,7 +24,8 @@ from study.clusters.doctor import (
     _tools_are_here,
     problems,
 )
-from tests.study.clusters.test_ray_up_files import VARIANTS, rendered
+from study.clusters.files.common import PROJECT_FILES
+from tests.study.clusters.files.test_ray_up_files import VARIANTS, rendered
 
 HERE = Surroundings(
     ray="2.60.0",
@@ -233,7 +233,7 @@ def test_the_command_tells_what_it_could_not_check(
         monkeypatch.setenv(name, "/dev/null")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
-    file = Path(__file__).resolve().parents[3] / "cluster.yaml"
+    file = Path(__file__).resolve().parents[4] / "cluster.yaml"
     assert doctor.main(["--cluster", str(file)]) == 2
     told = capsys.readouterr().out.splitlines()
     assert re.search(r"^wrong: .*ImageId.*SecurityGroupIds.*initialization_commands.*: still FILL-IN", told[0])

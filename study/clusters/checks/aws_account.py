@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from study.clusters.doctor import Config, is_spot, workers_of
+from study.clusters.checks.cluster_file import Config, is_spot, workers_of
 
 QUOTAS = {
     True: ("L-3819A6DF", "All G and VT Spot Instance Requests"),

@@ -17,9 +17,9 @@ from moto import mock_aws
 from moto.ec2.models.instance_types import InstanceTypeBackend
 
 from study import cluster
-from study.clusters.aws import HEADS, MACHINES
+from study.clusters.files.aws import HEADS, MACHINES
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 TEMPLATE = ROOT / "docs" / "aws-stack.yaml"
 REGION = "us-west-2"
 PUBLIC_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
@@ -214,7 +214,7 @@ def test_the_head_is_set_up_in_order(account: Path, up: object, file: Path) -> N
         "ray[default]",
         "ln -sf",
     ]
-    marks += ["--autoscaling-config", "-m study.clusters.autoscaler"]
+    marks += ["--autoscaling-config", "-m study.clusters.nodes.autoscaler"]
     places = [commands.index(mark) for mark in marks]
     assert places == sorted(places)
     assert len(order) == len(marks) + 2, "and what may run from before is ended"

@@ -25,11 +25,11 @@ import pytest
 import yaml
 
 import study.submit
-from study.clusters.doctor import Surroundings
-from study.clusters.jobs import Job
-from study.clusters.launcher import Launcher, State
-from study.clusters.local import Settings, render
-from study.clusters.requests import described
+from study.clusters.checks.cluster_file import Surroundings
+from study.clusters.files.local import Settings, render
+from study.clusters.submission.jobs import Job
+from study.clusters.submission.launcher import Launcher, State
+from study.clusters.submission.requests import described
 from study.doctor import surroundings
 from study.submit import Submission, over_ssh
 from tests.study.helpers import complete, opened, run_next

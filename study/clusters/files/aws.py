@@ -7,9 +7,9 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
-from study.clusters import common
-from study.clusters.common import Cloud, Places, commented, fill_in
-from study.clusters.prices import Machine, cost, of_one_kind, plan_flags
+from study.clusters.files import common
+from study.clusters.files.common import Cloud, Places, commented, fill_in
+from study.clusters.files.prices import Machine, cost, of_one_kind, plan_flags
 from study.costs.page import Plan
 from trainables.config.fields import Separated
 from trainables.errors import InputError

@@ -267,7 +267,7 @@ def start(
         variables: that studies on the head find; see `study_variables`.
         head_flags: of `ray start` on the head, besides the usual ones.
         worker_flags: the same on the workers.
-        rented: whether nodes come, and may be taken away with a notice, which `study.clusters.notices` then reads.
+        rented: whether nodes come, and may be taken away with a notice, which `study.clusters.nodes.notices` reads.
     """
     ray, statistics = places.program("ray"), "RAY_USAGE_STATS_ENABLED=0"
     given_up = {
@@ -283,17 +283,18 @@ def start(
     worker = f"{ray} start --address=$RAY_HEAD_IP:{PORT} --object-manager-port={OBJECT_PORT} {worker_flags}".rstrip()
     fallback = f"""
   # The autoscaler: after a refusal it turns to the next type, where Ray's own asks for the same one for ever.
-  - pkill -f '[s]tudy.clusters.autoscaler' || true
+  - pkill -f '[s]tudy.clusters.nodes.autoscaler' || true
   - >-
     {AUTHENTICATION}
 {textwrap.indent(patient, "    ")}
-    setsid -f {places.program("python")} -m study.clusters.autoscaler {config}
-    --gcs-address=$(cat /tmp/ray/ray_current_cluster) --logs-dir=/tmp/ray/session_latest/logs
+    setsid -f {places.program("python")} -m study.clusters.nodes.autoscaler
+    {config} --gcs-address=$(cat /tmp/ray/ray_current_cluster)
+    --logs-dir=/tmp/ray/session_latest/logs
     >>/tmp/ray/autoscaler.log 2>&1 </dev/null"""
     watcher = f"""
   # Turns the notice that the node is about to be taken away into a drain with a deadline.
   - >-
-    {AUTHENTICATION} setsid -f {places.program("python")} -m study.clusters.notices
+    {AUTHENTICATION} setsid -f {places.program("python")} -m study.clusters.nodes.notices
     >>/tmp/ray/notices.log 2>&1 </dev/null"""
     patience = """ A node that is not there, or not set up, in 20 minutes is given
 # up (Ray: 60 and 30), and one that is no longer needed before it is there, after five (Ray: never)."""

@@ -2,9 +2,9 @@
 
 Ray 2.60's own asks for the refused kind again, every second and for ever, whatever else the cluster file has: it ranks
 lower what was allocated and did not come up, and forgets what was refused outright, as clouds do that have no spot
-machine left. So the head starts Ray with `--no-monitor`, and `python -m study.clusters.autoscaler` beside it, with
-the flags of Ray's `monitor.py`. A refused kind is asked for again after `RAY_AUTOSCALER_AVAILABILITY_RECOVERY_S`
-(600 s).
+machine left. So the head starts Ray with `--no-monitor`, and `python -m study.clusters.nodes.autoscaler` beside it,
+with the flags of Ray's `monitor.py`. A refused kind is asked for again after
+`RAY_AUTOSCALER_AVAILABILITY_RECOVERY_S` (600 s).
 
 All of it is Ray's private API.
 """

@@ -1,4 +1,4 @@
-"""`python -m study.clusters.drain`: what `ray drain-node` does, in half of its time.
+"""`python -m study.clusters.nodes.drain`: what `ray drain-node` does, in half of its time.
 
 Ray puts nothing more on the node, and tells the trials there; this is not part of what Ray promises to keep. It is a
 process of its own because Ray's client needs much memory, and ends its process when the head stays away.

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from study.clusters.jobs import Job
+from study.clusters.submission.jobs import Job
 from trainables.errors import Away, InputError
 
 ANSWER_SECONDS, CONNECT_SECONDS = 60.0, 10.0

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from study.clusters import notices
-from study.clusters.metadata import ANSWER_SECONDS, Aws, Cloud, Gcp, NoAnswer, Notice, aws_notice
-from study.clusters.notices import LEAST_SECONDS, LONGEST_SECONDS, Node, cloud_here, drain, main, only_one, watch
+from study.clusters.nodes import notices
+from study.clusters.nodes.metadata import ANSWER_SECONDS, Aws, Cloud, Gcp, NoAnswer, Notice, aws_notice
+from study.clusters.nodes.notices import LEAST_SECONDS, LONGEST_SECONDS, Node, cloud_here, drain, main, only_one, watch
 from tests.metadata_server import LATER, MetadataServer
 
 NOW = 1_000_000.0
@@ -265,7 +265,7 @@ def test_where_ray_does_not_run_nothing_leaves(capsys: pytest.CaptureFixture[str
 
 
 def test_it_holds_few_megabytes(server: MetadataServer) -> None:
-    command = [sys.executable, "-m", "study.clusters.notices", "--node-id", "no-such"]  # waits for Ray
+    command = [sys.executable, "-m", "study.clusters.nodes.notices", "--node-id", "no-such"]  # waits for Ray
     process = subprocess.Popen(command, env={**os.environ, **server.environment})
     try:
         end = time.time() + 60

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from study.arguments import Arguments, parse
-from study.clusters.common import variables_of
-from study.clusters.jobs import study_entrypoint
+from study.clusters.files.common import variables_of
+from study.clusters.submission.jobs import study_entrypoint
 from trainables.cli.flags import NOT_OURS, PREFIX
 from trainables.errors import InputError, has_password
 from trainables.execution.places import MODELS, is_path

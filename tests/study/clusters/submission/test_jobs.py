@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from study.clusters.jobs import (
+from study.clusters.submission.jobs import (
     RESULTS,
     Job,
     Plan,

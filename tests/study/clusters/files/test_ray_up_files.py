@@ -15,15 +15,15 @@ from packaging.specifiers import SpecifierSet
 
 from study import cluster
 from study.arguments import parse
-from study.clusters.common import variables_of
+from study.clusters.files.common import variables_of
 from study.config import StudyConfig
 from study.paths import StudyPaths
 from tests.commands import read_command
-from tests.study.clusters.ray_launcher import Decision, RayLauncher
+from tests.study.clusters.files.ray_launcher import Decision, RayLauncher
 from trainables.errors import InputError
 from trainables.files import UrlPath
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 DATABASE = "postgresql+psycopg://me@database.example/paretovl"
@@ -317,7 +317,7 @@ def test_a_second_up_does_not_end_a_study(usage: dict[str, list[str]]) -> None:
 
 
 def test_workers_that_may_be_taken_away_are_watched(config: dict[str, Any], workers: dict[str, Any]) -> None:
-    watched = [c for c in config["worker_start_ray_commands"] if "study.clusters.notices" in c]
+    watched = [c for c in config["worker_start_ray_commands"] if "study.clusters.nodes.notices" in c]
     assert len(watched) == any(map(spot, workers.values()))
     for command in watched:
         assert command.startswith("RAY_AUTH_MODE=token setsid -f "), "ssh would wait for it"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from study.clusters.launcher import PROJECT, folder_of
+from study.clusters.submission.launcher import PROJECT, folder_of
 
 
 def test_paths_of_a_file_are_looked_for_where_they_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from study.clusters.requests import described
+from study.clusters.submission.requests import described
 from trainables.errors import InputError
 
 FILE: dict[str, Any] = {

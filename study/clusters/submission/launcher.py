@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import study
-from study.clusters.common import DASHBOARD_PORT
+from study.clusters.files.common import DASHBOARD_PORT
 from trainables.cli.command import read_yaml
 from trainables.errors import Away
 
@@ -122,7 +122,7 @@ class Launcher:
         return subprocess.CompletedProcess(what, process.returncode, output or b"")
 
     def _start(self, operation: str, *given: str, **streams: Any) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "study.clusters.launcher", operation, str(self.file), *given]
+        command = [sys.executable, "-m", "study.clusters.submission.launcher", operation, str(self.file), *given]
         environment = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
         return subprocess.Popen(command, cwd=folder_of(self.config, self.file), env=environment, **streams)
 

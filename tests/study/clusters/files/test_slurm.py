@@ -15,10 +15,10 @@ import yaml
 
 from study import cluster
 from tests.chaos.test_kill_and_resume import CONFIG
-from tests.study.clusters.slurm_server import Slurm, missing
+from tests.study.clusters.files.slurm_server import Slurm, missing
 from trainables.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 STAND_IN = """#!/usr/bin/env python3
 '''Stands in for ray and for python -m study.run: they take minutes. Another test has the real ones.'''

@@ -9,7 +9,7 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from study.clusters.common import AUTHENTICATION, TOKEN, variables_of
+from study.clusters.files.common import AUTHENTICATION, TOKEN, variables_of
 
 Config = Mapping[str, Any]
 
@@ -231,9 +231,9 @@ def _nodes_are_given_up(config: Config, _: Surroundings) -> Iterator[str]:
 
 
 def _workers_are_watched(config: Config, _: Surroundings) -> Iterator[str]:
-    watched = any("study.clusters.notices" in command for command in _commands(config, "worker_start_ray"))
+    watched = any("study.clusters.nodes.notices" in command for command in _commands(config, "worker_start_ray"))
     if not watched and any(map(is_spot, workers_of(config).values())):
-        yield "worker_start_ray_commands: nothing reads notices of spot; start study.clusters.notices after Ray"
+        yield "worker_start_ray_commands: nothing reads notices of spot; start study.clusters.nodes.notices after Ray"
 
 
 def _trials_fit(config: Config, _: Surroundings) -> Iterator[str]:
