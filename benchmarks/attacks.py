@@ -11,30 +11,37 @@ import importlib
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain, compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from benchmarks import Row
-from benchmarks.published import Draw, Published, numpy_noise
+from benchmarks.as_published import as_published, draws_of, reading_of, victim_of
+from benchmarks.published.attacks import Pairs, guided_captions
+from benchmarks.published.images import numpy_draws
 from benchmarks.setup import IMAGE_PIXELS, MAX_TOKENS, Models, Plain, make_batch, read_captions, read_images, timed
 from trainables.attacks.candidates import Candidates, numbered
+from trainables.attacks.cmi import CmiAttack
+from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attacked, Batch
 from trainables.attacks.encoding import CaptionEncoder
-from trainables.attacks.image import random_start
 from trainables.attacks.lexicon import lexicon_of
-from trainables.attacks.noise import normal, step_keys
 from trainables.attacks.quirks import TEXT_QUIRKS
-from trainables.attacks.sga import Sga
+from trainables.attacks.sga import Dra, Sga
 from trainables.attacks.text import attack_words, away_from
 from trainables.config import TinyConfig
+from trainables.data import Split
 
 SHARED = Path("../shared/data")
 
 BATCH_IMAGES = 8
 """Images that are attacked at once in SGA's published code."""
+
+PEERS: dict[str, Any] = {"SGA": Sga, "DRA": Dra, "CMI-Attack": CmiAttack, "Co-Attack": CoAttack}
 
 
 def text_rows(captions: list[str], count: int, tiny: TinyConfig) -> list[Row]:
@@ -42,9 +49,15 @@ def text_rows(captions: list[str], count: int, tiny: TinyConfig) -> list[Row]:
     models = Models.make(captions, tiny)
     captions = captions[:count]
     features = F.normalize(torch.randn(count, tiny.embedding, generator=torch.Generator().manual_seed(0)), dim=-1)
-    published = Published(Plain(models.clip), models.masked_lm, models.tokenizer, MAX_TOKENS, TEXT_QUIRKS)
-    published.attack_caption(captions[0], features[0])
-    reference_seconds, reference = timed(lambda: published.attack_captions(captions, range(count), features))
+    victim = victim_of(Plain(models.clip), MAX_TOKENS)
+    reading = reading_of(models.masked_lm, models.tokenizer, TEXT_QUIRKS)
+
+    def published(captions: list[str]) -> list[str]:
+        pairs = Pairs(torch.empty(0), captions, range(len(captions)))
+        return guided_captions(victim, reading, pairs, [(1.0, features)])
+
+    published(captions[:1])
+    reference_seconds, reference = timed(lambda: published(captions))
     table_seconds, table = timed(lambda: models.table(captions, TEXT_QUIRKS))
 
     def attack() -> list[str]:
@@ -61,40 +74,36 @@ def text_rows(captions: list[str], count: int, tiny: TinyConfig) -> list[Row]:
     ]
 
 
-def sga_rows(captions: list[str], root: Path, images: int, tiny: TinyConfig) -> list[Row]:
-    """SGA with all its quirks in the published batches.
+def peer_row(name: str, captions: list[str], root: Path, images: int, tiny: TinyConfig) -> Row:
+    """A published attack with all its quirks, in the published batches; DRA's are of one image, ours of several.
 
-    The published loops run twice: timed as they are, and untimed with our noise, to compare the results.
+    The published code runs twice: timed as it is, and untimed with our random numbers, to compare the results.
     """
-    models = Models.make(captions, tiny)
+    kind = PEERS[name]
+    attack, models = kind(quirks=kind.known_quirks), Models.make(captions, tiny)
     parts = read_images(root, images, BATCH_IMAGES)
-    attack = Sga(quirks=Sga.known_quirks)
-    published = Published(Plain(models.clip), models.masked_lm, models.tokenizer, MAX_TOKENS, attack.quirks)
+    victim = victim_of(Plain(models.clip), MAX_TOKENS)
+    reading = reading_of(models.masked_lm, models.tokenizer, attack.quirks)
     jobs = [(part, *make_batch(models, part, models.table(part.captions, attack.quirks))) for part in parts]
 
-    def our_noise(batch: Batch) -> Draw:
-        return lambda step, scale, pixels: (
-            0.05 * normal(step_keys(step_keys(batch.keys, 16 * (step + 1)), scale + 1), tuple(pixels.shape[1:]))
-        )
+    def published(part: Split, batch: Batch, ours: bool) -> Attacked:
+        made, shape = [], tuple(batch.pixels.shape[1:])
+        whole = np.arange(len(batch.pixels))
+        for own in np.split(whole, len(whole)) if isinstance(attack, Dra) else [whole]:
+            rows = np.isin(part.caption_image, own)
+            owners = (part.caption_image[rows] - own[0]).tolist()
+            pairs = Pairs(batch.pixels[own], list(compress(part.captions, rows)), owners)
+            draws = draws_of(batch.keys[own], shape, attack.steps) if ours else numpy_draws(pairs.images)
+            made.append(as_published(attack, victim, reading, pairs, draws))
+        pixels, texts = zip(*made, strict=True)
+        return Attacked(torch.cat(pixels), list(chain.from_iterable(texts)))
 
     def loops(ours: bool) -> list[Attacked]:
-        return [
-            Attacked(
-                *published.sga(
-                    batch.pixels,
-                    part.captions,
-                    part.caption_image.tolist(),
-                    random_start(batch.pixels, attack.epsilon, batch.keys),
-                    our_noise(batch) if ours else numpy_noise,
-                    epsilon=attack.epsilon,
-                )
-            )
-            for part, _, batch in jobs
-        ]
+        return [published(part, batch, ours) for part, _, batch in jobs]
 
     reference_seconds, _ = timed(lambda: loops(ours=False))
     references = loops(ours=True)
-    models.clip.requires_grad_(False)  # as in every evaluation; the published loops need them
+    models.clip.requires_grad_(False)  # as in every evaluation; the published code needs them
     seconds, results = timed(lambda: [attack.run(victim, batch) for _, victim, batch in jobs])
     same = all(result.captions == reference.captions for result, reference in zip(results, references, strict=True))
     # Rounding decides signs of gradients near zero, so a few pixels may end elsewhere in the ball.
@@ -104,7 +113,7 @@ def sga_rows(captions: list[str], root: Path, images: int, tiny: TinyConfig) -> 
     share = torch.cat(moved).float().mean().item()
     size = f"{images} images of {IMAGE_PIXELS} pixels, {sum(len(part.captions) for part in parts)} captions"
     note = f"{size}, towers {tiny.layers} x {tiny.width}; {100 * share:.2f} % of the pixels differ"
-    return [Row("SGA", reference_seconds, seconds, same and share < 0.01, note)]
+    return Row(name, reference_seconds, seconds, same and share < 0.01, note)
 
 
 def table_of(rows: Sequence[Row]) -> str:
@@ -123,10 +132,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--captions", type=Path, default=SHARED / "coco_karpathy_test_captions.json")
     parser.add_argument("--data", type=Path, default=SHARED / "coco_small", help="folder in COCO format")
     parser.add_argument("--count", type=int, default=1000, help="captions of the text attack")
-    parser.add_argument("--images", type=int, default=32, help="of SGA")
+    parser.add_argument("--images", type=int, default=32, help="of the attacks on both")
     parser.add_argument("--width", type=int, default=64, help="of both towers; the default is the quickstart's")
     parser.add_argument("--layers", type=int, default=2, help="of both towers")
-    parser.add_argument("--only", choices=("text", "sga", "re-ranking"), help="one comparison instead of all")
+    parser.add_argument("--only", choices=("text", "peers", "re-ranking"), help="one comparison instead of all")
     parser.add_argument("--karpathy", action="store_true", help="cost of attacking the whole test split instead")
     parser.add_argument("--limit", type=int, default=200, help="captions that --karpathy measures")
     return parser
@@ -145,7 +154,7 @@ def main(arguments: Sequence[str]) -> int:
     tiny = TinyConfig(width=options.width, layers=options.layers)
     comparisons: dict[str, Callable[[], list[Row]]] = {
         "text": lambda: text_rows(captions, options.count, tiny),
-        "sga": lambda: sga_rows(captions, options.data, options.images, tiny),
+        "peers": lambda: [peer_row(name, captions, options.data, options.images, tiny) for name in PEERS],
         "re-ranking": lambda: importlib.import_module("benchmarks.reranking").measure(),
     }
     rows = [row for name, measure in comparisons.items() if options.only in (None, name) for row in measure()]

@@ -36,7 +36,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-VERSION = 7
+VERSION = 8
 """Of how tokenizers, masked language models and base models are made: part of their identity."""
 
 SHARD = 4096

@@ -21,11 +21,12 @@ from trainables.data import Dataset, Split
 from trainables.errors import InputError
 from trainables.evaluation.robustness import Gallery
 from trainables.models import RetrievalModel
-from trainables.models.albef import Albef, AlbefConfig, AlbefNetwork, without_end
+from trainables.models.albef import Albef, AlbefConfig, AlbefNetwork
 from trainables.models.blip import Blip
 from trainables.models.clip import Clip, tiny_towers
 from trainables.models.fusion import tiny_config
 from trainables.models.siglip import Siglip
+from trainables.models.tokenizers import without_end
 from trainables.prepare import Prepared
 from trainables.training.pretraining import train_tokenizer
 

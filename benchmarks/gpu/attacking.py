@@ -61,16 +61,19 @@ def _masked_lm(bench: Bench) -> Any:
 
 def published_sga(bench: Bench, model: Any, gallery: Gallery) -> float:
     """Its seconds for `SCALED` images, from one batch; the masked language model runs for each caption."""
-    from benchmarks.published import Published, numpy_noise
+    from benchmarks.as_published import reading_of, victim_of
+    from benchmarks.published import attacks
+    from benchmarks.published.images import numpy_draws
     from benchmarks.setup import Plain
 
     tokens = bench.model_config("clip").max_tokens
-    loop = Published(Plain(model).to(bench.device), _masked_lm(bench), bench.tokenizer, tokens)
+    victim = victim_of(Plain(model).to(bench.device), tokens)
+    reading = reading_of(_masked_lm(bench), bench.tokenizer, frozenset())
     pixels = torch.from_numpy(gallery.pixels).to(bench.device) / 255
-    owner = gallery.caption_image.tolist()
-    loop.attack_captions(gallery.texts[:1], [0], None)
-    with timed_calls(Published, "sga", bench.device) as seconds:
-        loop.sga(pixels, gallery.texts, owner, pixels, numpy_noise, epsilon=EPSILON)
+    pairs = attacks.Pairs(pixels, gallery.texts, gallery.caption_image.tolist())
+    attacks.unguided_captions(victim, reading, gallery.texts[:1])
+    with timed_calls(attacks, "sga", bench.device) as seconds:
+        attacks.sga(victim, reading, pairs, numpy_draws(pixels), EPSILON, supervision_tokens=tokens)
     return sum(seconds) * SCALED / len(pixels)
 
 

@@ -20,7 +20,7 @@ from trainables.captions import bare_text, caption_text, core, put, refuse_unspa
 from trainables.config import AttackConfig, DataConfig, ModelConfig, Point, TrialConfig
 from trainables.data import DataError
 from trainables.evaluation.robustness import evaluate
-from trainables.models.albef import without_end
+from trainables.models.tokenizers import without_end
 from trainables.prepare import Workshop, prepare
 from trainables.training.pretraining import train_tokenizer
 

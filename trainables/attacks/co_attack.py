@@ -14,7 +14,7 @@ from trainables.attacks.text import BertAttack, embedding_divergence
 
 @dataclass(frozen=True)
 class CoAttack(Attack):
-    """Raises KL(x' || x) + 3 KL(x' || t'), averaged over the image's captions t', by PGD.
+    """Raises KL(x || x') + 3 KL(t' || x'), averaged over the image's captions t', by PGD.
 
     The captions t' come from `BertAttack` with the objective `deviation`; KL is between softmaxes of unit embeddings.
 
@@ -50,9 +50,9 @@ class CoAttack(Attack):
 
         def objective(pixels: Tensor, _: int) -> Tensor:
             features = victim.encode_image(pixels)
-            from_text = (embedding_divergence(features[owner], attacked) * share[owner]).float()
+            from_text = (embedding_divergence(attacked, features[owner]) * share[owner]).float()
             zero = features.new_zeros(len(features))
-            return embedding_divergence(features, clean).float() + self.text_weight * zero.index_add(
+            return embedding_divergence(clean, features).float() + self.text_weight * zero.index_add(
                 0, owner, from_text
             )
 

@@ -192,7 +192,7 @@ class Pgd(Attack):
     def _objective(self, victim: Victim, batch: Batch) -> Objective:
         if self.objective == "deviation":
             clean = batch.clean_features(victim)
-            return lambda pixels, _: embedding_divergence(victim.encode_image(pixels), clean).float()
+            return lambda pixels, _: embedding_divergence(clean, victim.encode_image(pixels)).float()
         classifier = RetrievalClassifier(victim)
         return lambda pixels, _: F.cross_entropy(classifier(pixels), batch.labels, reduction="none")
 

@@ -19,7 +19,7 @@ from trainables.attacks.quirks import FIRST_WORDS, Quirks
 from trainables.attacks.substitutes import STOP_WORDS, SUBSTITUTES, Substitutes
 from trainables.captions import core
 from trainables.errors import InputError
-from trainables.models.tokenizers import word_entries
+from trainables.models.tokenizers import without_end, word_entries
 from trainables.precision import autocast, full_precision
 
 Value = TypeVar("Value", bound=Hashable)
@@ -58,7 +58,10 @@ class Proposer:
     ) -> None:
         if "subword_product" in quirks and not _marks_pieces_as_bert(tokenizer):
             raise InputError("quirk subword_product joins BERT's word pieces; this masked language model has others")
-        self._masked_lm, self._tokenizer, self._quirks = masked_lm, tokenizer, quirks
+        if "no_end_token" in quirks and not (tokenizer.cls_token or tokenizer.bos_token):
+            raise InputError("quirk no_end_token leaves a caption its first token; this masked language model has none")
+        self._masked_lm, self._quirks = masked_lm, quirks
+        self._tokenizer = without_end(tokenizer) if "no_end_token" in quirks else tokenizer
         self._words = word_entries(tokenizer)
         self._usable = _is_new_word if "symbols" in quirks else _is_alphabetic_word
         self._fit = np.array([self._usable(word) for word in self._words])

@@ -41,6 +41,8 @@ def bicubic(size: int, other: int, device: torch.device) -> Tensor:
 def scaled_copies(pixels: Tensor, keys: Tensor) -> Tensor:
     """The images and their noisy copies, resized by each of `SCALES` and back, (5 x batch, 3, height, width).
 
+    Copies are clamped to [0, 1] in between, as published; what the way back adds may leave it by a little.
+
     Args:
         pixels: (batch, 3, height, width).
         keys: int64 (batch,), of this step.
@@ -50,29 +52,64 @@ def scaled_copies(pixels: Tensor, keys: Tensor) -> Tensor:
         for index, scale in enumerate(SCALES):
             image = pixels + SCALE_NOISE * normal(step_keys(keys, index + 1), tuple(pixels.shape[1:]))
             others = tuple(max(1, int(scale * side)) for side in size)
-            for before, after in ((size, others), (others, size)):
-                tall, wide = (bicubic(*sides, pixels.device) for sides in zip(before, after, strict=True))
-                image = (tall @ image @ wide.T).clamp(0, 1)
-            copies.append(image)
+            copies.append(_resized(_resized(image, others).clamp(0, 1), size))
     return torch.cat(copies)
 
 
-def set_objective(victim: Victim, batch: Batch, captions: Tensor) -> Objective:
-    """Minus the similarity of every copy of an image to every caption of it, summed: SGA's image loss.
+def _resized(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    tall, wide = (bicubic(*sides, image.device) for sides in zip(image.shape[-2:], size, strict=True))
+    return tall @ image @ wide.T
+
+
+def lone_objective(victim: Victim, batch: Batch, captions: Tensor) -> Objective:
+    """Minus the similarity of an image to all its captions, summed. Takes the batch's images once or several times.
 
     Args:
         victim: its image encoder is read.
-        batch: for owners and randomness.
+        batch: for owners.
         captions: (captions, dim) L2-normalised, adversarial.
     """
-    images = len(batch.pixels)
-    sums = captions.new_zeros(images, captions.shape[1]).index_add(0, batch.owner, captions)
+    sums = captions.new_zeros(len(batch.pixels), captions.shape[1]).index_add(0, batch.owner, captions)
 
-    def objective(pixels: Tensor, step: int) -> Tensor:
-        features = victim.encode_image(scaled_copies(pixels, step_keys(batch.keys, 16 * (step + 1))))
-        return -(features.view(-1, images, features.shape[1]) * sums).sum((0, 2))
+    def objective(pixels: Tensor, _: int) -> Tensor:
+        features = victim.encode_image(pixels)
+        return -(features.view(-1, *sums.shape) * sums).sum(2).flatten()
 
     return objective
+
+
+def set_objective(victim: Victim, batch: Batch, captions: Tensor) -> Objective:
+    """`lone_objective` of an image and its scaled copies, summed: SGA's image loss.
+
+    Args:
+        victim: see `lone_objective`.
+        batch: for owners and randomness.
+        captions: see `lone_objective`.
+    """
+    alone = lone_objective(victim, batch, captions)
+
+    def objective(pixels: Tensor, step: int) -> Tensor:
+        copies = scaled_copies(pixels, step_keys(batch.keys, 16 * (step + 1)))
+        return alone(copies, step).view(-1, len(pixels)).sum(0)
+
+    return objective
+
+
+@lru_cache(maxsize=1)
+def mixture_table() -> tuple[Tensor, Tensor]:
+    """How DRA's code weighs a mixture: of the current, the clean and the previous image, in hundredths.
+
+    `n1` is uniform in 1..100 and `n2` in 1..100 - n1; the previous image has the rest, and both are drawn again where
+    that is nothing, but from 99 on `n1` is 98 and the others 1.
+
+    Returns:
+        float64 (mixtures,) the probability of each and those before, and float32 (mixtures, 3) its weights.
+    """
+    pairs = [(first, second) for first in range(1, 99) for second in range(1, 100 - first)]
+    chances = [1 / (100 - first) + 2 * ((first, second) == (98, 1)) for first, second in pairs]
+    weights = torch.tensor([(first, second, 100 - first - second) for first, second in pairs]) / 100
+    sums = torch.tensor(chances, dtype=torch.float64).cumsum(0)
+    return sums / sums[-1], weights
 
 
 @dataclass(frozen=True)
@@ -103,19 +140,18 @@ class Sga(Attack):
             supervision = encode_captions(victim.model, captions, min(30, victim.max_tokens), batch.pixels.device)
         else:
             supervision = batch.encode(captions)
-        objective = set_objective(victim, batch, supervision)
-        attacked, guide = self.images(victim, batch, objective)
+        attacked, guide = self.images(victim, batch, supervision)
         return Attacked(attacked, self._captions(batch, guide))
 
     def _captions(self, batch: Batch, image_features: Tensor) -> Captions:
         text = BertAttack(words=self.words, candidates=self.candidates, quirks=self.quirks & TEXT_QUIRKS)
         return text.captions(batch, image_features)
 
-    def images(self, victim: Victim, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
-        """The image step, and the features (images, dim) that the last caption step leads away from."""
+    def images(self, victim: Victim, batch: Batch, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """The images led away from (captions, dim), and the features (images, dim) that the captions then are."""
         attacked = sign_ascent(
             batch.pixels,
-            objective,
+            set_objective(victim, batch, captions),
             random_start(batch.pixels, self.epsilon, batch.keys),
             epsilon=self.epsilon,
             step_size=STEP_SHARE * self.epsilon,
@@ -127,10 +163,12 @@ class Sga(Attack):
 
 @dataclass(frozen=True)
 class Dra(Sga):
-    """SGA whose image gradient is taken at the worst of some mixtures of the clean, last and current image.
+    """SGA whose image gradient is taken at the worst of some mixtures of the current, clean and last image.
 
-    From the second step on, each of `mixtures` random convex combinations looks one sign step ahead, and the one with
-    the highest loss there gives the gradient.
+    From the second step on, random mixtures are tried (`mixture_table`): the sign of the gradient at each, without
+    scaled copies, is a step from the current image, and the mixture whose step reaches the highest loss gives SGA's
+    gradient. Each image has mixtures of its own; the published code draws and chooses them once a batch, so ours is
+    what it does with one image a batch.
 
     Attributes:
         mixtures: tried per step.
@@ -144,14 +182,15 @@ class Dra(Sga):
     WEIGHTS = (0.6, 0.2, 0.2)
     """Of the clean image, the attacked one, and the one before the last step, in the last caption step."""
 
-    def images(self, victim: Victim, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    def images(self, victim: Victim, batch: Batch, captions: Tensor) -> tuple[Tensor, Tensor]:
         """See `Sga.images`."""
+        objective, alone = set_objective(victim, batch, captions), lone_objective(victim, batch, captions)
         step_size = STEP_SHARE * self.epsilon
         low, high = (batch.pixels - self.epsilon).clamp(min=0), (batch.pixels + self.epsilon).clamp(max=1)
         current = random_start(batch.pixels, self.epsilon, batch.keys)
         before = current
         for step in range(self.steps):
-            place = current if step == 0 else self._worst(batch, objective, current, before, step, step_size)
+            place = current if step == 0 else self._worst(batch, alone, current, before, step, step_size)
             direction = input_gradient(place, objective, step).sign()
             before, current = current, torch.clamp(current + step_size * direction, low, high)
         with torch.no_grad():
@@ -159,20 +198,15 @@ class Dra(Sga):
         return current, sum((w * f for w, f in zip(self.WEIGHTS, seen, strict=True)), start=torch.zeros_like(seen[0]))
 
     def _worst(
-        self, batch: Batch, objective: Objective, current: Tensor, before: Tensor, step: int, step_size: float
+        self, batch: Batch, alone: Objective, current: Tensor, before: Tensor, step: int, step_size: float
     ) -> Tensor:
-        draws = -torch.log1p(-uniform(step_keys(batch.keys, 1000 + step), (self.mixtures, 3)))
-        weights = (draws / draws.sum(2, keepdim=True)).view(len(current), self.mixtures, 3, 1, 1, 1)
-        chosen, highest = current, torch.full((len(current),), -torch.inf, device=current.device)
-        for index in range(self.mixtures):
-            share = weights[:, index]
-            mixture = share[:, 0] * current + share[:, 1] * batch.pixels + share[:, 2] * before
-            ahead = mixture + step_size * input_gradient(mixture, objective, step).sign()
-            if "free_look_ahead" not in self.quirks:
-                ahead = ahead.clamp(0, 1)
-            with torch.no_grad():
-                loss = objective(ahead, step)
-            higher = loss > highest
-            chosen = torch.where(higher.view(-1, 1, 1, 1), mixture, chosen)
-            highest = torch.where(higher, loss, highest)
-        return chosen
+        reached, table = (part.to(current.device) for part in mixture_table())
+        draws = uniform(step_keys(batch.keys, 1000 + step), (self.mixtures,)).double()
+        shares = table[torch.searchsorted(reached, draws, right=True)].transpose(0, 1)[..., None, None, None]
+        mixtures = shares[:, :, 0] * current + shares[:, :, 1] * batch.pixels + shares[:, :, 2] * before
+        ahead = current + step_size * input_gradient(mixtures.flatten(0, 1), alone).sign().view_as(mixtures)
+        if "free_look_ahead" not in self.quirks:
+            ahead = ahead.clamp(0, 1)
+        with torch.no_grad():
+            losses = alone(ahead.flatten(0, 1), 0).view(self.mixtures, -1)
+        return mixtures[losses.argmax(0), torch.arange(len(current), device=current.device)]

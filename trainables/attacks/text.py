@@ -31,18 +31,18 @@ def away_from(image_features: Tensor) -> Misfit:
     return lambda features, rows: -(features * image_features[rows]).sum(1)
 
 
-def embedding_divergence(features: Tensor, clean: Tensor) -> Tensor:
-    """KL(softmax(features) || softmax(clean)) of L2-normalised embeddings, (rows,): Co-Attack's distance.
+def embedding_divergence(clean: Tensor, features: Tensor) -> Tensor:
+    """KL(softmax(clean) || softmax(features)) of L2-normalised embeddings, (rows,): Co-Attack's distance.
 
     Unit vectors have nearly uniform softmaxes, so the values are of the order 1e-5, where float32 is too coarse.
     """
-    logs = F.log_softmax(features.double(), -1)
-    return (logs.exp() * (logs - F.log_softmax(clean.double(), -1))).sum(-1)
+    logs = F.log_softmax(clean.double(), -1)
+    return (logs.exp() * (logs - F.log_softmax(features.double(), -1))).sum(-1)
 
 
 def divergence_from(clean: Tensor) -> Misfit:
     """Raise the divergence from each caption's clean embedding, (captions, dim) L2-normalised, as Co-Attack does."""
-    return lambda features, rows: embedding_divergence(features, clean[rows])
+    return lambda features, rows: embedding_divergence(clean[rows], features)
 
 
 def score_candidates(

@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -18,14 +17,13 @@ from transformers import (
     BlipPreTrainedModel,
     BlipVisionModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from trainables.config import TinyConfig
 from trainables.models.fusion import DROPPED, VIT_RULES, VitBert, at_size, official_config, tiny_config
 from trainables.models.official import State, fill, from_directory, renamed, tokenizer_beside
-from trainables.models.tokenizers import load_tokenizer
+from trainables.models.tokenizers import load_tokenizer, without_end
 
 
 class AlbefConfig(BlipConfig):
@@ -139,17 +137,3 @@ class Albef(VitBert):
         values = tiny_config(config, image_pixels, max_tokens, len(tokenizer), tokenizer.pad_token_id)
         values["text_config"]["num_hidden_layers"] = max(2, config.layers)
         return cls(AlbefNetwork(AlbefConfig(**values)), without_end(tokenizer))
-
-
-def without_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """The tokenizer with a start but no end token, as ALBEF was trained: `[CLS]` and the words, no `[SEP]`.
-
-    Args:
-        tokenizer: with a `cls_token` or a `bos_token`.
-    """
-    first = tokenizer.cls_token or tokenizer.bos_token
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A", special_tokens=[(first, tokenizer.convert_tokens_to_ids(first))]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokenizer.special_tokens_map)

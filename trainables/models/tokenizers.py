@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from trainables.errors import InputError, reason
 
@@ -93,6 +94,20 @@ def whole_words(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> list[in
         single = len(again) == 1 and backend.decode(again, skip_special_tokens=False).strip() == word
         found.append(again[0] if single else None)
     return found
+
+
+def without_end(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """The tokenizer with a start but no end token, as ALBEF was trained: `[CLS]` and the words, no `[SEP]`.
+
+    Args:
+        tokenizer: with a `cls_token` or a `bos_token`.
+    """
+    first = tokenizer.cls_token or tokenizer.bos_token
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, tokenizer.convert_tokens_to_ids(first))]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **tokenizer.special_tokens_map)
 
 
 def word_entries(tokenizer: PreTrainedTokenizerBase) -> list[str]:

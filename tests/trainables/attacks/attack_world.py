@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer, PreTrainedTokenizerBase
 
-from benchmarks.published import Published
+from benchmarks.as_published import reading_of, victim_of
+from benchmarks.published import attacks as published
+from benchmarks.published.words import Reading
 from trainables.attacks.contract import Batch, Victim
 from trainables.attacks.encoding import CaptionEncoder, encode_captions
-from trainables.attacks.noise import normal, step_keys
 from trainables.attacks.proposals import masked_lm_substitutes
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.substitutes import Substitutes
@@ -101,17 +101,19 @@ class World:
             tables={},
         )
 
-    def published(
-        self, quirks: Quirks = frozenset(), words: int = 1, candidates: int = 10, steps: int = 10
-    ) -> Published:
-        return Published(self.model, self.masked_lm, self.tokenizer, MAX_TOKENS, quirks, words, candidates, steps)
+    def shortened(self, words: int) -> World:
+        """With so many words of each caption."""
+        captions = [" ".join(bare_text(caption).split()[:words]) for caption in self.captions]
+        return replace(self, captions=captions, tables={})
 
+    def reading(self, quirks: Quirks = frozenset(), candidates: int = 10) -> Reading:
+        """How the published code chooses words, under these quirks."""
+        return reading_of(self.masked_lm, self.tokenizer, quirks, candidates)
 
-def copies_noise(keys: Tensor) -> Any:
-    """Our noise of the scaled copies, as the published loops ask for it."""
-    return lambda step, scale, pixels: (
-        0.05 * normal(step_keys(step_keys(keys, 16 * (step + 1)), scale + 1), tuple(pixels.shape[1:]))
-    )
+    @property
+    def plain_victim(self) -> published.Victim:
+        """What the published code attacks."""
+        return victim_of(self.model, MAX_TOKENS)
 
 
 def make_world() -> World:
@@ -141,5 +143,6 @@ def make_world() -> World:
             if parameter.ndim > 1:
                 parameter *= 4  # at their first values they hardly tell one caption from another
         masked_lm.cls.predictions.bias -= 0.4
+        masked_lm.cls.predictions.bias[: entries.index("[MASK]") + 1] -= 100  # as a trained one, it proposes none
     pixels = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
     return World(model.requires_grad_(False), masked_lm, tokenizer, pixels)

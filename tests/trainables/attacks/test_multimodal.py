@@ -1,4 +1,4 @@
-"""Attacks on both: the batched ones equal the published loops, with their quirks and without."""
+"""Attacks on both: the batched ones equal the published ones, with their quirks and without."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from attack_world import World, copies_noise
+from attack_world import World
 from torch import Tensor
-from torch.nn import functional as F
 
+from benchmarks.as_published import as_published, draws_of
+from benchmarks.published.attacks import Pairs
+from benchmarks.published.images import scale_set
 from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.contract import Attack, Attacked
-from trainables.attacks.image import Pgd, random_start
-from trainables.attacks.noise import normal, step_keys, uniform
+from trainables.attacks.image import Pgd
+from trainables.attacks.noise import normal, step_keys
 from trainables.attacks.quirks import Quirk, Quirks
 from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga, scaled_copies
@@ -26,37 +29,18 @@ EPSILON, STEPS = 8 / 255, 4
 ATTACKS: dict[str, Any] = {"co": CoAttack, "sga": Sga, "dra": Dra, "cmi": CmiAttack}
 
 
-def build(name: str, quirks: Quirks, words: int = 1) -> Any:
-    return ATTACKS[name](epsilon=EPSILON, steps=STEPS, words=words, quirks=quirks)
-
-
-def published(world: World, name: str, quirks: Quirks, words: int = 1) -> Attacked:
-    """The published loop of that attack, image by image where it has no batches, with our random numbers."""
-    loops, batch = world.published(quirks, words, steps=STEPS), world.batch()
-    images = range(len(world.pixels))
-    own = [[world.texts[row] for row in range(len(world.texts)) if world.owner[row] == image] for image in images]
-    start = random_start(batch.pixels, EPSILON, batch.keys, one_sided="one_sided_start" in quirks)
-
-    def of_image(image: int) -> tuple[Tensor, list[str]]:
-        rows = slice(image, image + 1)
-        pixels, key, captions = batch.pixels[rows], batch.keys[rows], own[image]
-        if name == "co":
-            return loops.co_attack(pixels, captions, start[rows], epsilon=EPSILON)
-
-        def shares(step: int) -> Tensor:
-            draws = -torch.log1p(-uniform(step_keys(key, 1000 + step), (5, 3)))[0]
-            return draws / draws.sum(1, keepdim=True)
-
-        zeros, noise = [0] * len(captions), copies_noise(key)
-        return loops.dra(pixels, captions, zeros, start[rows], noise, shares, epsilon=EPSILON)
-
-    if name in ("sga", "cmi"):
-        noise, owner = copies_noise(batch.keys), world.owner.tolist()
-        if name == "sga":
-            return Attacked(*loops.sga(batch.pixels, world.texts, owner, start, noise, epsilon=EPSILON))
-        second = random_start(batch.pixels, EPSILON, step_keys(batch.keys, 1))
-        return Attacked(*loops.cmi(batch.pixels, world.texts, owner, (start, second), noise, epsilon=EPSILON))
-    pixels, captions = zip(*map(of_image, images), strict=True)
+def published(world: World, attack: Any) -> Attacked:
+    """The published attack with our random numbers; DRA's with one image a batch."""
+    batch, reading = world.batch(), world.reading(attack.quirks, attack.candidates)
+    images = list(range(len(world.pixels)))
+    parts = []
+    for own in [[image] for image in images] if isinstance(attack, Dra) else [images]:
+        rows = [row for row, owner in enumerate(world.owner) if owner in own]
+        owners = [own.index(world.owner[row]) for row in rows]
+        pairs = Pairs(batch.pixels[own], [world.texts[row] for row in rows], owners)
+        draws = draws_of(batch.keys[own], tuple(batch.pixels.shape[1:]), attack.steps)
+        parts.append(as_published(attack, world.plain_victim, reading, pairs, draws))
+    pixels, captions = zip(*parts, strict=True)
     return Attacked(torch.cat(pixels), list(chain.from_iterable(captions)))
 
 
@@ -67,14 +51,25 @@ def differing(first: Attacked, second: Attacked) -> float:
 
 @pytest.mark.parametrize("mode", ["correct", "compat"])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attack_equals_the_published_loop(world: World, name: str, mode: str) -> None:
-    quirks = ATTACKS[name].known_quirks if mode == "compat" else frozenset()
-    attacked = build(name, quirks).run(world.victim, world.batch())
-    expected = published(world, name, quirks)
-    assert attacked.captions == expected.captions
-    assert differing(attacked, expected) < 5e-3
-    assert attacked.captions != world.texts
-    assert (attacked.pixels - world.batch().pixels).abs().max() == pytest.approx(EPSILON, abs=1e-6)
+def test_attack_equals_the_published_one(world: World, name: str, mode: str) -> None:
+    """Over budgets and contents, down to one step and up to most of the pixels' range."""
+    draw = np.random.default_rng([len(name), ord(name[0]), mode == "compat"])
+    for epsilon in (2 / 255, 8 / 255, 64 / 255):
+        chosen = draw.choice(len(world.pixels), size=3, replace=False).tolist()
+        few = world.permuted(chosen).shortened(30)
+        few = replace(few, pixels=255 * (few.pixels > 127)) if epsilon > 0.1 else few
+        attack = ATTACKS[name](
+            epsilon=epsilon,
+            steps=int(draw.integers(1, 5)),
+            words=int(draw.integers(1, 4)),
+            candidates=int(draw.integers(2, 11)),
+            quirks=ATTACKS[name].known_quirks if mode == "compat" else frozenset(),
+        )
+        attacked, expected = attack.run(few.victim, few.batch()), published(few, attack)
+        assert attacked.captions == expected.captions, attack
+        assert differing(attacked, expected) < 5e-3, attack
+        assert attacked.captions != few.texts
+        assert (attacked.pixels - few.batch().pixels).abs().max() == pytest.approx(epsilon, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -97,20 +92,18 @@ def test_every_quirk_of_the_images_shows(world: World, name: str, quirk: Quirk) 
     assert differing(run(frozenset()), run(frozenset({quirk}))) > 1e-3
 
 
-def test_copies_are_resized_as_interpolate_does_in_full_precision() -> None:
-    pixels, keys = torch.rand(3, 3, 20, 31, requires_grad=True), torch.arange(3)
-    expected = [pixels]
-    for index, scale in enumerate((0.5, 0.75, 1.25, 1.5)):
-        small = (int(scale * 20), int(scale * 31))
-        noisy = pixels + 0.05 * normal(step_keys(keys, index + 1), (3, 20, 31))
-        resized = F.interpolate(noisy, small, mode="bicubic").clamp(0, 1)
-        expected.append(F.interpolate(resized, (20, 31), mode="bicubic").clamp(0, 1))
+@pytest.mark.parametrize("side", [(20, 31), (32, 32), (7, 5), (64, 48)])
+def test_copies_are_the_published_ones_in_full_precision(side: tuple[int, int]) -> None:
+    """Clamped once, between the two resizes."""
+    pixels, keys = torch.rand(3, 3, *side).round().requires_grad_(True), torch.arange(3)
+    expected = torch.cat(scale_set(pixels, lambda copy: normal(step_keys(keys, copy + 1), (3, *side))))
     for half in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             copies = scaled_copies(pixels, keys)
-        torch.testing.assert_close(copies, torch.cat(expected), rtol=0, atol=2e-6)
+        torch.testing.assert_close(copies, expected, rtol=0, atol=3e-6)
+    assert copies.min() < -0.01
     weights = torch.rand_like(copies)
-    gradients = [torch.autograd.grad((weights * c).sum(), pixels)[0] for c in (copies, torch.cat(expected))]
+    gradients = [torch.autograd.grad((weights * c).sum(), pixels)[0] for c in (copies, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 

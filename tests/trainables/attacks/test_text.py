@@ -15,6 +15,8 @@ from attack_world import World
 from rapidfuzz.distance import Levenshtein
 from torch.nn import functional as F
 
+from benchmarks.published.attacks import Pairs, guided_captions, unguided_captions
+from benchmarks.published.words import masked_lm_candidates
 from trainables.attacks.characters import ALPHABET, ROUNDING, CharacterAttack
 from trainables.attacks.noise import step_keys, uniform
 from trainables.attacks.proposals import masked_lm_substitutes
@@ -26,14 +28,18 @@ NONE: Quirks = frozenset()
 MODES = {"correct": NONE, "compat": TEXT_QUIRKS, **{quirk: frozenset({quirk}) for quirk in sorted(TEXT_QUIRKS)}}
 
 
+def seen(text: str, quirks: Quirks) -> str:
+    """What the attack sees of a caption."""
+    return " ".join(text.split()[: 30 if "first_30_words" in quirks else None])
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_substitutes_equal_the_plain_ones(world: World, mode: str) -> None:
-    table, published = world.table(MODES[mode]), world.published(MODES[mode])
+    table, reading = world.table(MODES[mode]), world.reading(MODES[mode])
     for row, text in enumerate(world.texts):
-        words = text.split()
-        seen = words[:30] if "first_30_words" in MODES[mode] else words
-        assert table.words_of(row) == words
-        assert table.options_of(row) == published.substitutes(seen) + [[]] * (len(words) - len(seen))
+        expected = masked_lm_candidates(reading, seen(text, MODES[mode]))
+        assert table.words_of(row) == text.split()
+        assert table.options_of(row) == expected + [[]] * (len(text.split()) - len(expected))
 
 
 @pytest.mark.parametrize("quirk", sorted(SUBSTITUTE_QUIRKS))
@@ -57,9 +63,9 @@ def test_logits_beyond_the_tokenizer_are_not_seen(world: World) -> None:
 
 def test_fewer_candidates_are_the_best_of_them(world: World) -> None:
     for quirks in (NONE, SUBSTITUTE_QUIRKS):
-        table, published = world.table(quirks), world.published(quirks, candidates=4)
+        table, reading = world.table(quirks), world.reading(quirks, candidates=4)
         for row, text in enumerate(world.texts):
-            expected = published.substitutes(text.split()[:30] if quirks else text.split())
+            expected = masked_lm_candidates(reading, seen(text, quirks))
             assert table.options_of(row, 4)[: len(expected)] == expected
 
 
@@ -83,9 +89,14 @@ def test_bert_attack_equals_the_plain_one(
 ) -> None:
     batch, victim = world.batch(), world.victim
     attacked = BertAttack(words=words, objective=objective, quirks=MODES[mode]).run(victim, batch)
-    features = batch.clean_features(victim) if objective == "cross" else None
-    published = world.published(MODES[mode], words)
-    assert attacked.captions == published.attack_captions(world.texts, world.owner.tolist(), features)
+    captions, reading = [seen(text, MODES[mode]) for text in world.texts], world.reading(MODES[mode])
+    if objective == "cross":
+        pairs, guides = Pairs(batch.pixels, captions, world.owner.tolist()), [(1.0, batch.clean_features(victim))]
+        expected = guided_captions(world.plain_victim, reading, pairs, guides, words)
+    else:
+        expected = unguided_captions(world.plain_victim, reading, captions, words)
+    rests = [text.split()[len(own.split()) :] for text, own in zip(world.texts, captions, strict=True)]
+    assert attacked.captions == [" ".join([own, *rest]) for own, rest in zip(expected, rests, strict=True)]
     for before, after in zip(world.texts, attacked.captions, strict=True):
         assert sum(a != b for a, b in zip(before.split(), after.split(), strict=True)) <= words
     assert torch.equal(attacked.pixels, batch.pixels)
@@ -119,10 +130,10 @@ def plain_characters(world: World, attack: CharacterAttack, row: int) -> str:
     """`CharacterAttack` as described, on one caption, one encoding at a time."""
     batch = world.batch()
     image = batch.clean_features(world.victim)[batch.owner[row]]
-    published = world.published()
+    victim = world.plain_victim
 
     def loss(text: str) -> float:
-        return -(published.encode_texts([text])[0] @ image).item()
+        return -(victim.texts([text])[0] @ image).item()
 
     current = world.texts[row]
 
