@@ -74,7 +74,7 @@ def _fronts_section(found: Comparison) -> str:
         lay_out(figure, axis_title(x), axis_title(y), height=520 if index == 0 else 400, legend=True)
         label = f"Fronts of {len(found.sides)} studies, {y.metric} against {x.metric}"
         html += f"<figure>{plot(figure, f'fronts-{index}', escape(label), library=index == 0)}</figure>\n"
-    caption = f"Bars are {100 * found.confidence:g} % confidence intervals of the evaluation. "
+    caption = f"Bars are {100 * found.confidence:g} % confidence intervals. "
     caption += "Outlined: on the front of all studies together."
     if len(found.objectives) > 2:
         caption += " Lines are the fronts of the two objectives alone."

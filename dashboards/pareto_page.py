@@ -40,6 +40,7 @@ from study.config import Objective
 from study.front.caveats import study_caveats
 from study.front.estimates import CONFIDENCE, Estimate, FrontEntry, estimates, excerpt, front, write_front
 from study.front.hypervolume import Row, hypervolume_history
+from study.front.paired import is_known
 from study.paths import StudyPaths, short_key
 from study.records import Manifest, write_if_changed
 from trainables.config import Protocol
@@ -162,7 +163,7 @@ def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Ob
         name = f"pair-{index}" if index else "front"
         figures.append(f"<figure>{plot(figure, name, label, library=not index)}</figure>\n")
     others = f'<div class="pairs">\n{"".join(figures[1:])}</div>\n' if figures[1:] else ""
-    caption = f"Bars are {100 * confidence:g} % confidence intervals of the evaluation, over images."
+    caption = f"Bars are {100 * confidence:g} % confidence intervals over {_sources(points)}."
     if others:
         caption += " The pair of objectives that conflicts most is the large one."
     beyond = sum(any(_beyond(axis, one) for axis in axes) for one in points.estimates)
@@ -173,6 +174,10 @@ def _front_section(points: Points, axes: Sequence[Axis], objectives: Sequence[Ob
         caption += f" {beyond} of the trials lie beyond the edges, far from the front: double-click shows all."
     caption = f'<p class="note">{caption}</p>\n'
     return f"<section>\n<h2>Front</h2>\n{_key(points, line)}{figures[0]}{others}{caption}</section>\n"
+
+
+def _sources(points: Points) -> str:
+    return points.estimates[0].training.sources
 
 
 def _beyond(axis: Axis, estimate: Estimate) -> bool:
@@ -290,7 +295,10 @@ def _table_section(points: Points, entries: Sequence[FrontEntry], objectives: Se
             probabilities.get(key, "no"),
         ]
         rows.append([*cells, *map(interval_cell, metrics), *knob_cells(knobs, settings(of[key]))])
-    note = f"on the front: the probability to be there, if every value errs as its interval says; {knob_legend(knobs)}"
+    note = f"on the front: the probability to be there, over {_sources(points)}, the same for all trials; "
+    if unpaired := sum(not is_known(of[key].runs, [o.metric for o in objectives]) for key in probabilities):
+        note += f"for {unpaired} there is no record of the queries answered, so their errors count as independent; "
+    note += knob_legend(knobs)
     if left := len(probabilities.keys() - drawn):
         note = f"{left} more points of the front are in front.json; {note}"
     return table_section("The front, and the recipes beside it", "table", heads, rows, note)

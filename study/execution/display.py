@@ -214,6 +214,7 @@ class FrontTable:
         rows: trial and recipe; probability and objectives; cost of training and knobs.
         left_out: points of the front that have no row.
         confidence: of the intervals.
+        sources: what they are over.
     """
 
     objectives: Sequence[Objective]
@@ -221,6 +222,7 @@ class FrontTable:
     rows: Sequence[tuple[list[str], list[str], list[str]]]
     left_out: int
     confidence: float
+    sources: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """As wide as it may be."""
@@ -234,8 +236,8 @@ class FrontTable:
             yield self._table(values=False, knobs=True)
         if self.left_out:
             yield Text(f"and {self.left_out} more on the front; the rows are spread over the objectives")
-        legend = "* on the front, with probability p if every value errs as its "
-        legend += f"{100 * self.confidence:g} % interval says; training: seconds "
+        legend = f"* on the front, with probability p over {self.sources}, as the "
+        legend += f"{100 * self.confidence:g} % intervals are; training: seconds "
         yield Text(f"{legend}with its attack, and how many times MAT's; {_legend(self.knobs)}", style="dim")
 
     def _table(self, *, values: bool, knobs: bool) -> Table:
@@ -282,7 +284,8 @@ def front_table(
         values = [probability, *(_with_interval(metrics[objective.metric]) for objective in objectives)]
         settings = _knob_cells(knobs, {**first.params, **first.point})
         rows.append((head, values, [costs.get(key, ""), *settings]))
-    return FrontTable(objectives, knobs, rows, len(entries) - len(members), confidence)
+    sources = next((one.training.sources for one in of.values()), "images")
+    return FrontTable(objectives, knobs, rows, len(entries) - len(members), confidence, sources)
 
 
 def _training_costs(manifests: Sequence[Manifest]) -> dict[str, str]:

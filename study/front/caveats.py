@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from study.config import COSTS, Objective
 from study.front.dominance import BLOCK, Floats, measured
-from study.front.estimates import Estimate, FrontEntry, estimates
+from study.front.estimates import Estimate, FrontEntry, estimates, over_images
+from study.front.paired import differences, mean_errors
 from study.records import Manifest
 from trainables.caveats import at_chance, idle_attacks, in_words, small_gallery
-from trainables.config import CLEAN, DIRECTIONS, Protocol
+from trainables.config import CLEAN, Protocol
 from trainables.errors import counted
 from trainables.results import Caveat, Metric
-
-DRAWS = 1000
-"""Galleries that a paired interval is made of."""
 
 NAMED = 3
 """Trials that a sentence names, before it only counts them."""
@@ -129,12 +125,11 @@ def _like_a_recipe(
 
 
 def paired_difference(one: Estimate, other: Estimate, metric: str, confidence: float) -> Metric:
-    """One minus the other in a recall, with its interval.
-
-    Both are resampled on the same images, a percentile bootstrap that is much narrower than two intervals beside each
-    other: images that are hard for one model are hard for the other. Where the bits of the queries are not known for
-    the same gallery, the errors count as independent.
-    """
+    """One minus the other in a recall, with its interval, see `study.front.paired`: that over images is much narrower
+    than two intervals beside each other. Where it is not known which queries were answered, errors over images count
+    as independent."""
+    if one is other:
+        return Metric(value=0, low=0, high=0)
     return _metric(_differences([one], [other], metric, confidence)[0, 0])
 
 
@@ -145,66 +140,13 @@ def _metric(ends: Floats) -> Metric:
 
 def _differences(ones: Sequence[Estimate], others: Sequence[Estimate], metric: str, confidence: float) -> Floats:
     """`paired_difference` of each one and each other: (ones, others, 3), the value and the ends of its interval."""
-    first, second = (np.array([_ends(one.metrics[metric]) for one in side]) for side in (ones, others))
-    values = first[:, None, 0] - second[:, 0]
-    half = np.hypot(first[:, None, 1], second[:, 1])
-    found: Floats = np.stack([values, values - half, values + half], axis=2)
-    galleries, other_galleries = _galleries(ones, metric), _galleries(others, metric)
-    for asked in galleries.keys() & other_galleries.keys():
-        (rows, hits, totals), (columns, other_hits, _) = galleries[asked], other_galleries[asked]
-        draws = ((hits[:, None] - other_hits) / totals).mean(axis=2)
-        ends = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2], axis=2, overwrite_input=True)
-        found[np.ix_(rows, columns, [1, 2])] = np.moveaxis(ends, 0, 2)
-    return found
+    replicates, other_replicates = (np.array([one.replicates for one in side]) for side in (ones, others))
+    seeds = ones[0].training.half(metric, 1, confidence) * np.sqrt(1 / replicates[:, None] + 1 / other_replicates)
+    images = ones[0].first.queries.get("tr", 0)
+    return differences(_side(ones, metric, confidence), _side(others, metric, confidence), seeds, images, confidence)
 
 
-def _ends(metric: Metric) -> tuple[float, float]:
-    """A value, and half the width of its interval."""
-    return metric.value, (metric.high - metric.low) / 2
-
-
-def _galleries(side: Sequence[Estimate], metric: str) -> dict[bytes, tuple[list[int], Floats, Floats]]:
-    """By the queries of a gallery: places of the estimates that were measured on it, what each answers of its
-    resampled images, (estimates, directions, `DRAWS`), and what is asked there, (directions, `DRAWS`)."""
-    measured_on: dict[bytes, list[tuple[int, Floats, Floats]]] = {}
-    for place, estimate in enumerate(side):
-        if (known := _by_image(estimate, metric)) is not None:
-            measured_on.setdefault(known[1].tobytes(), []).append((place, *known))
-    found = {}
-    for key, group in measured_on.items():
-        places, answered, asked = zip(*group, strict=True)
-        weights = _resampled(asked[0].shape[1]).T
-        found[key] = list(places), np.tensordot(np.array(answered), weights, 1), asked[0] @ weights
-    return found
-
-
-def _by_image(estimate: Estimate, metric: str) -> tuple[Floats, Floats] | None:
-    """Queries answered and asked, (directions, images), means over the replicates; None where they are not known."""
-    target, _, recall = metric.partition("/")
-    direction, _, k = recall.partition("_")
-    directions = DIRECTIONS[:2] if direction == "mr" else (direction,)
-    answered, asked = [], []
-    for run in estimate.runs:
-        images, captions = run.queries.get("tr", 0), run.queries.get("ir", 0)
-        names = [f"{target}/{each}_{k}" for each in directions]
-        counts = run.captions_per_image or [captions // images] * images if images else []
-        if not counts or sum(counts) != captions or not all(name in run.correct for name in names):
-            return None
-        owners = {"tr": np.arange(images), "ir": np.repeat(np.arange(images), counts)}
-        bits = (np.frombuffer(base64.b64decode(run.correct[name]), np.uint8) for name in names)
-        answered.append(
-            [
-                np.bincount(owners[each], np.unpackbits(packed, count=len(owners[each])), images)
-                for each, packed in zip(directions, bits, strict=True)
-            ]
-        )
-        asked.append([np.bincount(owners[each], minlength=images) for each in directions])
-    if any(np.shape(one) != np.shape(asked[0]) for one in asked):
-        return None
-    return np.mean(answered, axis=0), np.mean(asked, axis=0)
-
-
-@lru_cache(maxsize=1)
-def _resampled(images: int) -> Floats:
-    """How often each image is drawn, (`DRAWS`, images)."""
-    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), DRAWS).astype(float)
+def _side(points: Sequence[Estimate], metric: str, confidence: float) -> tuple[Floats, Floats]:
+    found = [over_images(one.runs, [metric], confidence)[metric] for one in points]
+    errors = mean_errors([one.runs for one in points], [metric])[:, 0]
+    return np.array([(one.value, (one.high - one.low) / 2) for one in found]), errors

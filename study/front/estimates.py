@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm, t
 
-from study.config import Objective
+from study.config import COSTS, Objective
 from study.front.dominance import Archive, Floats, beaten, front_mask, measured, oriented, spread
+from study.front.paired import UNKNOWN, Answered, TrainingNoise, is_known, mean_errors, training_noise
 from study.records import Manifest, write_if_changed
 from trainables.config import Model, Protocol
 from trainables.files import Location
@@ -24,7 +25,8 @@ NEAR = 0.05
 SHOWN = 150
 """Searched points of a front that are shown; of a front of thousands nobody reads more."""
 
-DRAWS = 400
+CHANCES = 400
+"""Draws of a probability."""
 
 CONFIDENCE = Protocol().confidence
 
@@ -48,10 +50,12 @@ class Estimate:
     Attributes:
         runs: manifests of its complete runs, the first one first.
         metrics: mean of every objective over them, with its interval.
+        training: what other seeds would change; of all points alike.
     """
 
     runs: tuple[Manifest, ...]
     metrics: dict[str, Metric]
+    training: TrainingNoise
 
     @property
     def first(self) -> Manifest:
@@ -66,7 +70,7 @@ class Estimate:
 
 def deviations_in(confidence: float) -> float:
     """Half the width of a normal distribution's interval, in standard deviations; of its 95 % interval 1.96."""
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
+    return float(norm.ppf(0.5 + confidence / 2))
 
 
 def estimates(
@@ -74,15 +78,31 @@ def estimates(
 ) -> list[Estimate]:
     """Complete trials with their replicates taken together, by key: nothing depends on the order in which they ended.
 
-    All runs are evaluated on the same images, so the evaluation's variance stays as it is, and only that between the
-    runs shrinks with their number: `variance = mean of (interval / 2 z)^2 + sample variance / runs`. A point with one
-    run keeps its interval.
+    Without replicates values are those of the models that were trained, with intervals over images. With some, all are
+    those of the points, each run of which might have had another seed: see `study.front.paired`. The two halves of an
+    interval are the roots of the sums of both kinds' squares, Student's t for the seeds (Zou and Donner 2008,
+    "Construction of confidence limits about effect measures: a general approach").
     """
     groups: dict[str, list[Manifest]] = {}
     for manifest in sorted(manifests, key=_place):
         if manifest.state == "complete":
             groups.setdefault(_point(manifest), []).append(manifest)
-    return [_estimate(runs, objectives, confidence) for runs in groups.values() if runs[0].replicate == 0]
+    points = [runs for runs in groups.values() if runs[0].replicate == 0]
+    names = [objective.metric for objective in objectives]
+    repeated = [runs for runs in points if len(runs) > 1]
+    values = [np.array([[measured(run, name).value for name in names] for run in runs]) for runs in repeated]
+    training = training_noise(repeated, values, names)
+    return [
+        Estimate(
+            tuple(runs),
+            {
+                name: _widened(metric, training.half(name, len(runs), confidence), name)
+                for name, metric in over_images(runs, names, confidence).items()
+            },
+            training,
+        )
+        for runs in points
+    ]
 
 
 def _place(manifest: Manifest) -> tuple[int, str]:
@@ -94,22 +114,44 @@ def _point(manifest: Manifest) -> str:
     return manifest.key.rsplit("-s", 1)[0]
 
 
-def _estimate(runs: Sequence[Manifest], objectives: Sequence[Objective], confidence: float) -> Estimate:
-    names = [objective.metric for objective in objectives]
-    return Estimate(
-        tuple(runs), {name: mean_metric([measured(run, name) for run in runs], confidence) for name in names}
-    )
+def over_images(runs: Sequence[Manifest], names: Sequence[str], confidence: float) -> dict[str, Metric]:
+    """Means of the objectives over a point's runs, with intervals over images alone."""
+    found = {name: _mean([measured(run, name) for run in runs]) for name in names}
+    if len(runs) == 1 or not is_known(runs, names):
+        return found
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    ends = np.quantile(mean_errors([runs], names)[0], tails, axis=1).T.tolist()
+    for (name, mean), (low, high) in zip(found.items(), ends, strict=True):
+        if low < 0 < high:  # not where no gallery differs
+            found[name] = Metric(value=mean.value, low=mean.value + low, high=mean.value + high)
+    return found
+
+
+def _mean(runs: Sequence[Metric]) -> Metric:
+    """Of runs that were measured on the same images, so that their number makes no interval narrower."""
+    value, low, high = np.mean([(run.value, run.low, run.high) for run in runs], axis=0).tolist()
+    return Metric(value=value, low=low, high=high)
+
+
+def _widened(metric: Metric, half: float, name: str) -> Metric:
+    if not half:
+        return metric
+    low = metric.value - math.hypot(metric.value - metric.low, half)
+    high = metric.value + math.hypot(metric.high - metric.value, half)
+    if name not in COSTS:  # a recall
+        low, high = min(metric.value, max(0.0, low)), max(metric.value, min(1.0, high))
+    return Metric(value=metric.value, low=low, high=high)
 
 
 def mean_metric(runs: Sequence[Metric], confidence: float = CONFIDENCE) -> Metric:
-    """Mean of a metric over runs that were evaluated on the same images, with the interval of `estimates`."""
+    """Mean of a recall over runs on the same images that differ in their seed, where only the runs' own intervals are
+    known: that over images as it is, and Student's t of the runs."""
+    mean = _mean(runs)
     if len(runs) == 1:
-        return runs[0]
-    z = deviations_in(confidence)
+        return mean
     values = np.array([run.value for run in runs])
-    within = np.mean([((run.high - run.low) / (2 * z)) ** 2 for run in runs])
-    half = z * math.sqrt(within + values.var(ddof=1) / len(runs))
-    return Metric(value=values.mean(), low=values.mean() - half, high=values.mean() + half)
+    error = values.std(ddof=1) / math.sqrt(len(runs))
+    return _widened(mean, float(t.ppf(0.5 + confidence / 2, len(runs) - 1)) * error, "")
 
 
 def excerpt(found: Sequence[Estimate], objectives: Sequence[Objective]) -> list[Estimate]:
@@ -123,39 +165,69 @@ def excerpt(found: Sequence[Estimate], objectives: Sequence[Objective]) -> list[
     return [found[place] for place in kept]
 
 
-def front_probability(values: Floats, deviations: Floats, draws: int = DRAWS, seed: int = 0) -> Floats:
-    """How probable it is that no other point dominates each one, if every value has a normal error of its own.
+def front_probability(drawn: Floats) -> Floats:
+    """In which share of the draws no other point dominates each one.
 
     Args:
-        values: costs, (n, m), smaller is better.
-        deviations: their standard deviations, (n, m).
-        draws: from all errors at once.
-        seed: of the draws.
+        drawn: costs, smaller is better, (n, m, draws).
 
     Returns:
-        (n,), in [0, 1].
+        (n,), in [0, 1]; 0 for points with a NaN or an infinite cost.
     """
-    errors = np.random.default_rng(seed).standard_normal((draws, *values.shape))
-    drawn = np.ascontiguousarray((values + deviations * errors).T)  # by axis, point and draw
-    least, most = drawn.min(axis=2), drawn.max(axis=2)
-    shares = np.zeros(len(values))
+    axes = np.ascontiguousarray(drawn.transpose(1, 0, 2))  # by axis, point and draw
+    least, most = axes.min(axis=2), axes.max(axis=2)
+    shares = np.zeros(len(drawn))
     for index in np.flatnonzero(np.isfinite(least + most).all(axis=0)):
         near = np.logical_and.reduce(least <= most[:, [index]])  # may dominate it in some draw
         near[index] = False
-        others, point = drawn[:, near], drawn[:, [index]]
+        others, point = axes[:, near], axes[:, [index]]
         no_worse = np.logical_and.reduce(others <= point)
         shares[index] = np.mean(~(no_worse & np.logical_or.reduce(others < point)).any(axis=0))
     return shares
 
 
-def _places_of(found: Sequence[Estimate], objectives: Sequence[Objective], confidence: float) -> tuple[Floats, Floats]:
-    """Costs of the estimates, (n, m), and how probable it is that each is on the front; what is far is not drawn."""
-    costs, best, worst = costs_of([list(estimate.metrics.values()) for estimate in found], objectives)
-    near = ~beaten(best, worst[front_mask(worst)])
-    probabilities = np.zeros(len(found))
-    deviations = (worst - best) / (2 * deviations_in(confidence))
-    probabilities[near] = front_probability(costs[near], deviations[near])
-    return costs, probabilities
+def drawn_costs(
+    points: Sequence[Sequence[Answered]],
+    metrics: Sequence[Mapping[str, Metric]],
+    objectives: Sequence[Objective],
+    training: TrainingNoise,
+    confidence: float,
+) -> Floats:
+    """Costs on other images and after other trainings, (n, m, draws): the same images for all points.
+
+    Where it is not known which queries a run answered, its errors over images are independent normal ones as wide as
+    its interval.
+
+    Args:
+        points: runs of each.
+        metrics: means of the objectives of each, with intervals over images.
+        objectives: of the study.
+        training: what other seeds would change.
+        confidence: of the intervals.
+    """
+    names = [objective.metric for objective in objectives]
+    errors = mean_errors(points, names, CHANCES)
+    unknown = np.isnan(errors[..., 0])
+    ends = np.array([[(row[name].value, row[name].low, row[name].high) for name in names] for row in metrics])
+    normal = np.random.default_rng(1).standard_normal((unknown.sum(), CHANCES))
+    errors[unknown] = normal * ((ends[..., 2] - ends[..., 1])[unknown] / (2 * deviations_in(confidence)))[:, None]
+    drawn = np.round(ends[..., :1] + errors, 9)  # equal counts are equal values
+    drawn = np.moveaxis(drawn + training.errors([len(runs) for runs in points], CHANCES), 1, 2)
+    costs = oriented(drawn.reshape(-1, len(names)), objectives)
+    return np.moveaxis(costs.reshape(drawn.shape), 2, 1)
+
+
+def probabilities(found: Sequence[Estimate], objectives: Sequence[Objective], confidence: float) -> Floats:
+    """How probable it is that each one is on the front, (n,); what is far from it is not drawn and has 0."""
+    _, best, worst = costs_of([list(estimate.metrics.values()) for estimate in found], objectives)
+    near = np.flatnonzero(~beaten(best, worst[front_mask(worst)])).tolist()
+    shares = np.zeros(len(found))
+    if near:
+        points, names = [found[place].runs for place in near], [objective.metric for objective in objectives]
+        metrics = [over_images(runs, names, confidence) for runs in points]
+        drawn = drawn_costs(points, metrics, objectives, found[0].training, confidence)
+        shares[near] = front_probability(drawn)
+    return shares
 
 
 def costs_of(metrics: Sequence[Sequence[Metric]], objectives: Sequence[Objective]) -> tuple[Floats, Floats, Floats]:
@@ -183,6 +255,7 @@ class Members:
         self._runs: dict[str, dict[tuple[int, str], list[Metric]]] = {}
         self._places: dict[str, int] = {}
         self._costs, self._worst = Archive(len(objectives)), Archive(len(objectives))
+        self._repeated = False
         for manifest in manifests:
             self.add(manifest)
 
@@ -203,21 +276,31 @@ class Members:
             return False
         known = key in self._places
         place = self._places.setdefault(key, len(self._places))
-        metrics = [mean_metric(metric, self._confidence) for metric in zip(*(runs[one] for one in order), strict=True)]
+        self._repeated |= len(runs) > 1  # replicates widen the intervals of all points
+        metrics = [_mean(metric) for metric in zip(*(runs[one] for one in order), strict=True)]
         cost, best, worst = costs_of([metrics], self._objectives)
         near = not beaten(best, self._worst.costs)[0]
         self._costs.put(place, cost[0])
         self._worst.put(place, worst[0])
-        return known or near
+        return known or near or self._repeated
 
 
 def near_front(
     manifests: Sequence[Manifest], objectives: Sequence[Objective], confidence: float = CONFIDENCE
 ) -> set[str]:
-    """Keys of the complete trials that are on the front or may be, see `NEAR`."""
-    found = estimates(manifests, objectives, confidence)
-    costs, probabilities = _places_of(found, objectives, confidence)
-    return {found[index].first.key for index in np.flatnonzero((probabilities >= NEAR) | front_mask(costs))}
+    """Keys of the complete trials that are on the front or may be, see `NEAR`: what is worth having replicates.
+
+    On other images, that is. What other seeds change is what replicates tell; counted here, it would ask for more and
+    more of them.
+    """
+    names = [objective.metric for objective in objectives]
+    found = [
+        replace(one, metrics=over_images(one.runs, names, confidence), training=UNKNOWN)
+        for one in estimates(manifests, objectives, confidence)
+    ]
+    costs, *_ = costs_of([list(estimate.metrics.values()) for estimate in found], objectives)
+    members = (probabilities(found, objectives, confidence) >= NEAR) | front_mask(costs)
+    return {found[index].first.key for index in np.flatnonzero(members)}
 
 
 def front(
@@ -231,7 +314,8 @@ def front(
         confidence: of the intervals, `protocol.confidence`.
     """
     found = estimates(manifests, objectives, confidence)
-    costs, probabilities = _places_of(found, objectives, confidence)
+    costs, *_ = costs_of([list(estimate.metrics.values()) for estimate in found], objectives)
+    shares = probabilities(found, objectives, confidence)
     members = sorted(
         np.flatnonzero(front_mask(costs)).tolist(), key=lambda index: (*costs[index], found[index].first.key)
     )
@@ -243,7 +327,7 @@ def front(
             intervals={name: (metric.low, metric.high) for name, metric in found[index].metrics.items()},
             recipe=found[index].first.recipe,
             replicates=found[index].replicates,
-            probability=float(probabilities[index]),
+            probability=float(shares[index]),
         )
         for index in members
     ]

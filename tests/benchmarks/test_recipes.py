@@ -22,8 +22,8 @@ def test_values_are_means_over_seeds_and_costs_are_relative() -> None:
         "fare": [ended(0.4, 20, 10), ended(0.4, 40, 10)],
     }
     _, _, finetune, fare = table_of(runs, "mr_r10").splitlines()
-    # 0.6 with within variance (0.1 / 1.96)^2 and between 0.02 / 2: half = 1.96 sqrt(0.0026 + 0.01) = 0.22
-    assert finetune.startswith("| Finetune | .600 [.380, .820] |")
+    # 0.6 with 0.1 over images, and Student's t of two seeds: 12.7 * 0.1
+    assert finetune.startswith("| Finetune | .600 [.000, 1.000] |")
     assert finetune.endswith("| 1.0x |")
     assert fare.startswith("| FARE | .400 [.300, .500] |"), "runs that agree keep the interval of the images"
     assert fare.endswith("| 2.0x |")

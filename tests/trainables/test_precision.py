@@ -7,22 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from tiny_families import FAMILIES, LENGTH, PIXELS
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerBase
 
 from trainables.attacks.registry import BUILT_IN
 from trainables.config import AttackConfig, Point, TrialConfig
+from trainables.evaluation.retrieval import retrieval_ranks
 from trainables.models import FusionModel, RetrievalModel, tokenize
 from trainables.precision import attackable, full_precision, inner_products
 from trainables.prepare import Prepared, prepare
 from trainables.training.finetune import finetune
+from trainables.training.losses import consistency_loss, contrastive_loss, shared, similarities
 from trainables.training.pretraining import train_tokenizer
 
 CAPTIONS = ["a red circle", "a small blue square above something green"]
@@ -136,6 +140,35 @@ def test_products_are_full_within_and_as_before_afterwards() -> None:
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(products)
+
+
+@pytest.mark.parametrize("width", [1.0, 0.3, 0.1, 0.03])
+def test_a_narrow_cone_has_the_same_ranks_and_losses_under_autocast(width: float) -> None:
+    """Adversarial training moves the temperature, and that how narrow the cone of all features is: cosines then differ
+    in the third digit, which bfloat16 has not."""
+    draw = torch.Generator().manual_seed(int(100 * width))
+    count, dim = 5000, 32
+
+    def features(noise: float) -> Tensor:
+        return axis + width * (own + noise * torch.randn(count, dim, generator=draw))
+
+    axis, own = torch.randn(1, dim, generator=draw), torch.randn(count, dim, generator=draw)
+    images, texts, adversarial = features(1.0), features(1.0), features(1.5)
+
+    def found() -> tuple[list[Tensor], list[float]]:
+        ranked = retrieval_ranks(F.normalize(images), F.normalize(texts), np.arange(count), np.arange(count))
+        pairs = [(shared(some[:500]), shared(texts[:500])) for some in (images, adversarial)]
+        clean, attacked = (similarities(*pair) for pair in pairs)
+        right, temperature = torch.eye(500, dtype=torch.bool), torch.tensor(0.01)
+        losses = contrastive_loss(attacked, (right, right), temperature), consistency_loss(clean, attacked, temperature)
+        return [torch.from_numpy(ranked.tr), torch.from_numpy(ranked.ir)], [float(loss) for loss in losses]
+
+    ranks, losses = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        under, losses_under = found()
+    assert 0.05 < (ranks[0] == 1).float().mean() < 0.95, "neither all nor none are found"
+    assert all(map(torch.equal, under, ranks))
+    assert losses_under == losses
 
 
 def outputs(model: RetrievalModel, pixels: Tensor, tokens: Tensor, mask: Tensor) -> list[Tensor]:

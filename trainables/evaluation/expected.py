@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainables.evaluation.intervals import interval
+from trainables.evaluation.intervals import interval, share_interval
 from trainables.evaluation.measures import gallery_weights, recalls, rsum
 from trainables.evaluation.retrieval import Ranks
 from trainables.results import Metric
@@ -84,8 +84,12 @@ def expected_robustness(
     drawn = gallery_weights(len(next(iter(ranks.values())).tr), samples, seed)
     measures = {budget: _measure(found, metric, drawn) for budget, found in ranks.items()}
     mean = np.sum([share[budget] * measure for budget, measure in measures.items()], axis=0)
-    table = {budget: interval(measure, confidence) for budget, measure in measures.items()}
-    return ExpectedRobustness(interval(mean, confidence), table, share)
+    images = drawn.shape[1]
+
+    def told(measure: np.ndarray) -> Metric:
+        return interval(measure, confidence) if metric == "rsum" else share_interval(measure, images, confidence)
+
+    return ExpectedRobustness(told(mean), {budget: told(measure) for budget, measure in measures.items()}, share)
 
 
 def _measure(ranks: Ranks, metric: str, drawn: np.ndarray) -> np.ndarray:

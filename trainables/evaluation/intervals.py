@@ -1,13 +1,16 @@
-"""Percentile bootstrap intervals of measures, and of the differences between two models on the same gallery."""
+"""Intervals of measures over images, and of the differences between two models on the same gallery."""
 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping
+from statistics import NormalDist
 
 import numpy as np
 
-from trainables.evaluation.measures import all_measures, gallery_weights, recalls
+from trainables.config import CLEAN, DIRECTIONS
+from trainables.evaluation.measures import all_measures, gallery_weights, images_answered, recalls
 from trainables.evaluation.retrieval import Ranks
 from trainables.results import Metric
 
@@ -24,20 +27,50 @@ def interval(measure: np.ndarray, confidence: float) -> Metric:
     return Metric(value=float(measure[0]), low=float(low), high=float(high))
 
 
+def share_interval(measure: np.ndarray, images: int, confidence: float) -> Metric:
+    """Wilson's interval of a share of queries (Wilson 1927), with the variance of the draws.
+
+    Queries of one image go together, so the share is worth those `n` independent ones that would have the same variance
+    (Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts"). At 0
+    and 1 no draw varies, and `n` are the images. Percentiles of the draws, of which few are below a share near 0, or
+    none, are too narrow there.
+
+    Args:
+        measure: (1 + samples,) in [0, 1]. Draws where it is undefined (NaN) are left out.
+        images: whose queries are counted.
+        confidence: of the interval.
+    """
+    value, z = float(measure[0]), NormalDist().inv_cdf(0.5 + confidence / 2)
+    binomial = value * (1 - value)
+    variance = float(np.nanvar(measure[1:])) if binomial > 0 else 0.0
+    per_query = variance / binomial if binomial > 0 else 1 / images  # 1 / n
+    centre = (value + z * z * per_query / 2) / (1 + z * z * per_query)
+    half = z * math.sqrt(variance + (z * per_query / 2) ** 2) / (1 + z * z * per_query)
+    return Metric(value=value, low=min(value, max(0.0, centre - half)), high=max(value, min(1.0, centre + half)))
+
+
 def recall_metrics(
     ranks: Ranks, recall_at: tuple[int, ...], *, samples: int, confidence: float, seed: int
 ) -> dict[str, Metric]:
     """Recalls with intervals, by `tr_r5`, `ir_r5`, `mr_r5` and so on."""
-    weights = gallery_weights(len(ranks.tr), samples, seed)
-    return {name: interval(measure, confidence) for name, measure in recalls(ranks, recall_at, weights).items()}
+    images = len(ranks.tr)
+    found = recalls(ranks, recall_at, gallery_weights(images, samples, seed))
+    return {name: share_interval(measure, images, confidence) for name, measure in found.items()}
 
 
 def robustness_metrics(
     ranks: Mapping[str, Ranks], recall_at: tuple[int, ...], *, samples: int, confidence: float, seed: int
 ) -> dict[str, Metric]:
     """Every measure with its interval, by `target/name` as in `all_measures`; what is undefined is left out."""
-    weights = gallery_weights(_images(ranks), samples, seed)
-    return _intervals(all_measures(ranks, recall_at, weights), confidence)
+    images = _images(ranks)
+    measures = _defined(all_measures(ranks, recall_at, gallery_weights(images, samples, seed)))
+    counted = {f"{direction}_r{k}": images for k in recall_at for direction in DIRECTIONS}
+    counted |= {f"{name}_asr_r{k}": n for k in recall_at for name, n in images_answered(ranks[CLEAN], k).items()}
+    found = {}
+    for name, measure in measures.items():
+        counts = counted.get(name.partition("/")[2])
+        found[name] = interval(measure, confidence) if counts is None else share_interval(measure, counts, confidence)
+    return found
 
 
 def paired_difference(
@@ -70,7 +103,8 @@ def paired_difference(
         raise ValueError("the two were measured on different galleries: their captions belong to different images")
     weights = gallery_weights(_images(first), samples, seed)
     one, other = (all_measures(ranks, recall_at, weights) for ranks in (first, second))
-    return _intervals({name: one[name] - other[name] for name in one if name in other}, confidence)
+    differences = _defined({name: one[name] - other[name] for name in one if name in other})
+    return {name: interval(measure, confidence) for name, measure in differences.items()}
 
 
 def stored_ranks(correct: Mapping[str, str], queries: Mapping[str, int], caption_image: np.ndarray) -> dict[str, Ranks]:
@@ -102,5 +136,5 @@ def _images(ranks: Mapping[str, Ranks]) -> int:
     return len(next(iter(ranks.values())).tr)
 
 
-def _intervals(measures: Mapping[str, np.ndarray], confidence: float) -> dict[str, Metric]:
-    return {name: interval(measure, confidence) for name, measure in measures.items() if not np.isnan(measure[0])}
+def _defined(measures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: measure for name, measure in measures.items() if not np.isnan(measure[0])}

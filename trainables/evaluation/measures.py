@@ -55,6 +55,12 @@ def attack_success(
     return found
 
 
+def images_answered(ranks: Ranks, k: int) -> dict[str, int]:
+    """Images with a query answered within the first k, by direction; for the mean of both those of the fewer."""
+    tr, ir = int((ranks.tr <= k).sum()), len(np.unique(ranks.caption_image[ranks.ir <= k]))
+    return dict(zip(DIRECTIONS, (tr, ir, min(tr, ir)), strict=True))
+
+
 def all_measures(ranks: Mapping[str, Ranks], recall_at: tuple[int, ...], weights: np.ndarray) -> dict[str, np.ndarray]:
     """Every measure of every target, by `target/name`.
 

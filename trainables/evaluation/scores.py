@@ -14,7 +14,7 @@ from trainables.data import Split
 from trainables.errors import InputError
 from trainables.evaluation.eccv import extended_metrics
 from trainables.evaluation.expected import Budget, expected_robustness
-from trainables.evaluation.intervals import interval, robustness_metrics
+from trainables.evaluation.intervals import robustness_metrics, share_interval
 from trainables.evaluation.measures import gallery_weights, recalls
 from trainables.evaluation.retrieval import Ranks, fold_ranks
 from trainables.evaluation.robustness import Gallery
@@ -23,9 +23,10 @@ from trainables.results import Metric
 
 def recall_metrics(ranks: Mapping[str, Ranks], protocol: Protocol) -> dict[str, Metric]:
     """The metrics of `Protocol.metric_names`: recalls of every target."""
-    weights = gallery_weights(len(ranks[CLEAN].tr), protocol.bootstrap_samples, protocol.seed)
+    images = len(ranks[CLEAN].tr)
+    weights = gallery_weights(images, protocol.bootstrap_samples, protocol.seed)
     return {
-        f"{target}/{name}": interval(measure, protocol.confidence)
+        f"{target}/{name}": share_interval(measure, images, protocol.confidence)
         for target, target_ranks in ranks.items()
         for name, measure in recalls(target_ranks, protocol.recall_at, weights).items()
     }

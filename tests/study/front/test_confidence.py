@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pytest
 from rich.console import Console
+from scipy.stats import t as student_t
 
 from dashboards.comparison_page import comparison_page
 from dashboards.pareto_page import write_front_files
@@ -18,6 +19,7 @@ from study.front.caveats import paired_difference
 from study.front.comparison import Comparison, Side
 from study.front.estimates import estimates, front, near_front
 from study.front.hypervolume import hypervolume_history
+from study.paths import short_key
 from study.records import Manifest
 from trainables.config import Protocol
 from trainables.results import Metric
@@ -53,15 +55,15 @@ TRIALS = [
 
 
 def test_replicates_and_probabilities_take_the_intervals_for_what_they_are() -> None:
-    z = NormalDist().inv_cdf(0.9)
     found = {one.first.number: one for one in estimates(TRIALS, OBJECTIVES, 0.8)}[1].metrics["clean/mr_r1"]
-    half = z * ((0.05 / z) ** 2 + (0.02**2 / 2) / 2) ** 0.5
+    half = np.hypot(0.05, student_t.ppf(0.9, 1) * 0.02 / 2)  # 0.60 and 0.62
     assert (found.value, found.high - found.value) == pytest.approx((0.61, half))
     wide, narrow = (
         {entry.key: entry.probability for entry in front(TRIALS, OBJECTIVES, confidence)} for confidence in (0.8, 0.999)
     )
     assert all(wide[key] < narrow[key] for key in ("s-t00000-s0", "s-t00001-s0"))
-    assert near_front(TRIALS, OBJECTIVES, 0.8) > near_front(TRIALS, OBJECTIVES, 0.99999)
+    once = [one for one in TRIALS if not one.replicate]
+    assert near_front(once, OBJECTIVES, 0.8) > near_front(once, OBJECTIVES, 0.99999)
 
 
 def test_what_is_shown_says_the_protocols_confidence(tmp_path: Path) -> None:
@@ -80,6 +82,25 @@ def test_what_is_shown_says_the_protocols_confidence(tmp_path: Path) -> None:
     for name, text in shown.items():
         assert "80 %" in text, name
         assert "95 %" not in text, name
+
+
+def test_page_file_and_table_show_the_same_means(tmp_path: Path) -> None:
+    """Of the replicates of a point, not of its first run."""
+    paths = StudyConfig(name="s", studies_dir=tmp_path).paths
+    entries = write_front_files(paths, TRIALS, OBJECTIVES, "A study", Protocol())
+    console = Console(width=220, record=True, file=(tmp_path / "out").open("w"))
+    console.print(front_table(entries, TRIALS, OBJECTIVES))
+    page, table = paths.pareto_page.read_text().rpartition("<tbody>")[2], console.export_text()
+    for entry in json.loads(paths.front.read_text()):
+        (row,) = (line for line in table.splitlines() if f"*{short_key(entry['key'])} " in line)
+        (cells,) = (part for part in page.split("<tr>") if f">{short_key(entry['key'])}<" in part)
+        for name, value in entry["values"].items():
+            low, high = entry["intervals"][name]
+            for number in (value, low, high):
+                assert f"{number:.3f}".removeprefix("0") in row, name
+                assert f"{number:.3f}".removeprefix("0") in cells, name
+    (point,) = (entry for entry in entries if entry.replicates == 2)
+    assert point.values == pytest.approx({"clean/mr_r1": 0.61, "both/mr_r1": 0.19})
 
 
 def test_a_difference_on_the_same_images_has_an_interval_of_that_confidence() -> None:

@@ -226,8 +226,7 @@ def test_replicates_are_one_point_with_the_mean_and_the_spread_of_both_kinds() -
     runs = [manifest(1, value, replicate=index) for index, value in enumerate([0.5, 0.56, 0.44])]
     (estimate,) = estimates([runs[1], manifest(0, state="stopped"), runs[0], runs[2]], [ROBUST])
     metric = estimate.metrics["both/mr_r5"]
-    within, between = 0.1 / 1.959964, 0.06  # half of the interval, and the sample's deviation
-    half = 1.959964 * np.sqrt(within**2 + between**2 / 3)
+    half = np.hypot(0.1, 4.302653 * 0.06 / np.sqrt(3))  # of the images, and Student's t of the sample's deviation
     assert (estimate.first.key, estimate.replicates) == ("s-t00001-s0", 3)
     assert (metric.value, metric.low, metric.high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
     (entry,) = front(
@@ -240,13 +239,13 @@ def test_replicates_are_one_point_with_the_mean_and_the_spread_of_both_kinds() -
 
 def test_probability_of_the_front_is_that_of_its_definition() -> None:
     costs = np.array([[0.3, 0.3], [0.4, 0.4], [0.9, 0.9], [0.0, 0.8]])
-    sure = front_probability(costs, np.zeros_like(costs))
-    assert sure.tolist() == [1, 0, 0, 1]
-    found = front_probability(costs[:2], np.full((2, 2), 0.1), draws=4000)
+    assert front_probability(costs[:, :, None]).tolist() == [1, 0, 0, 1]
+    errors = 0.1 * np.random.default_rng(0).standard_normal((2, 2, 4000))
+    found = front_probability(costs[:2, :, None] + errors)
     # Each axis: the difference is normal with mean 0.1 and deviation 0.1 * sqrt(2), so the worse one wins it with 0.24.
     assert found[1] == pytest.approx(1 - 0.7602**2, abs=0.03)
     assert found[0] == pytest.approx(1 - 0.2398**2, abs=0.02)
-    assert front_probability(costs[:0], costs[:0]).tolist() == []
+    assert front_probability(np.zeros((0, 2, 5))).tolist() == []
 
 
 def test_near_the_front_is_what_may_be_on_it() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from trainables.config import Protocol
 from trainables.evaluation.intervals import (
@@ -42,6 +43,35 @@ def measured(seed: int, images: int = 40, noise: float = 0.0) -> dict[str, Ranks
 def test_an_interval_is_percentiles_of_the_draws() -> None:
     got = interval(np.array([7.0, *range(101), np.nan]), 0.9)
     assert (got.value, got.low, got.high) == (7, pytest.approx(5), pytest.approx(95))
+
+
+@pytest.mark.parametrize("images", [20, 300])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_a_recall_has_wilsons_interval(images: int, confidence: float) -> None:
+    """Queries of different images are independent, so the reference is that of a binomial share."""
+    terms = {"samples": 4000, "confidence": confidence, "seed": 1}
+    for hits in sorted({0, 1, 2, images // 3, images - 1, images}):
+        first = np.arange(images) < hits
+        ranks = Ranks(np.where(first, 1, 9), np.where(first, 1, 9), np.arange(images))
+        expected = binomtest(hits, images).proportion_ci(confidence, "wilson")
+        for name, got in recall_metrics(ranks, (1,), **terms).items():
+            assert got.value == pytest.approx(hits / images)
+            assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=0.03 / images**0.5), name
+            if hits in (0, images):  # no draw varies
+                assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=1e-9), name
+
+
+def test_an_attack_that_always_succeeds_is_as_sure_as_what_there_was_to_lose() -> None:
+    owner = np.repeat(np.arange(40), 2)
+    clean = np.arange(40) < 3, (owner < 3) & (np.arange(80) % 2 == 0)
+    ranks = {
+        "clean": Ranks(*(np.where(answered, 1, 9) for answered in clean), owner),
+        "both": Ranks(np.full(40, 9), np.full(80, 9), owner),
+    }
+    found, expected = robustness_metrics(ranks, (1,), **DRAWS), binomtest(3, 3).proportion_ci(0.9, "wilson")
+    for name in ("tr", "ir", "mr"):
+        got = found[f"both/{name}_asr_r1"]
+        assert (got.value, got.low, got.high) == pytest.approx((1, expected.low, 1))
 
 
 def test_intervals_agree_with_a_plain_bootstrap() -> None:
