@@ -17,6 +17,7 @@ from trainables.attacks.cmi import CmiAttack
 from trainables.attacks.co_attack import CoAttack
 from trainables.attacks.noise import normal, step_keys, uniform
 from trainables.attacks.quirks import Quirks
+from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import STEP_SHARE, Dra, Sga, mixture_table
 from trainables.models import RetrievalModel
 
@@ -76,7 +77,7 @@ def draws_of(keys: Tensor, shape: tuple[int, ...], steps: int) -> Draws:
     return Draws(lambda start: 2 * uniform(step_keys(keys, start), shape) - 1, noise, triple)
 
 
-Peer = Sga | CmiAttack | CoAttack
+Peer = Sga | CmiAttack | CoAttack | SepAttack
 
 
 def as_published(attack: Peer, victim: Victim, reading: Reading, pairs: Pairs, draws: Draws) -> Attacked:
@@ -85,6 +86,9 @@ def as_published(attack: Peer, victim: Victim, reading: Reading, pairs: Pairs, d
     if isinstance(attack, CoAttack):
         sides = {"one_sided": "one_sided_start" in quirks, "last_caption": "last_caption" in quirks}
         return peers.co_attack(victim, reading, pairs, draws, attack.epsilon, steps, words, **sides)
+    if isinstance(attack, SepAttack):  # whose code was never released; ours takes longer steps than Co-Attack's
+        step_size = 2.5 * attack.epsilon / steps
+        return peers.sep_attack(victim, reading, pairs, draws, attack.epsilon, step_size, steps, words)
     budget = (attack.epsilon, STEP_SHARE * attack.epsilon, steps)
     if isinstance(attack, CmiAttack):
         return peers.cmi(victim, reading, pairs, draws, *budget, attack.momentum, words)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from trainables.attacks.contract import Attack, Attacked, Batch, Victim
 from trainables.attacks.image import Pgd
+from trainables.attacks.quirks import TEXT_QUIRKS, Quirks
 from trainables.attacks.text import BertAttack
 
 
@@ -21,17 +22,20 @@ class SepAttack(Attack):
         candidates: substitutes tried per word.
         objective: of both. `cross` leads images from the clean captions and captions from the clean images, `deviation`
             each from itself alone, as the literature's Sep-Attack, which is weaker.
+        quirks: of `BertAttack`.
     """
 
     changes = frozenset({"image", "text"})
+    known_quirks = TEXT_QUIRKS
     epsilon: float = 2 / 255
     steps: int = 10
     words: int = 1
     candidates: int = 10
     objective: Literal["cross", "deviation"] = "cross"
+    quirks: Quirks = frozenset()
 
     def run(self, victim: Victim, batch: Batch) -> Attacked:
         """See `Attack`."""
         image = batch.once(Pgd(epsilon=self.epsilon, steps=self.steps, objective=self.objective), victim)
-        text = batch.once(BertAttack(words=self.words, candidates=self.candidates, objective=self.objective), victim)
-        return Attacked(image.pixels, text.captions)
+        text = BertAttack(words=self.words, candidates=self.candidates, objective=self.objective, quirks=self.quirks)
+        return Attacked(image.pixels, batch.once(text, victim).captions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,13 @@ from trainables.attacks.sga import Dra, Sga, scaled_copies
 from trainables.attacks.text import BertAttack
 
 EPSILON, STEPS = 8 / 255, 4
-ATTACKS: dict[str, Any] = {"co": CoAttack, "sga": Sga, "dra": Dra, "cmi": CmiAttack}
+ATTACKS: dict[str, Any] = {
+    "co": CoAttack,
+    "sga": Sga,
+    "dra": Dra,
+    "cmi": CmiAttack,
+    "sep": partial(SepAttack, objective="deviation"),
+}
 
 
 def published(world: World, attack: Any) -> Attacked:
@@ -63,7 +70,7 @@ def test_attack_equals_the_published_one(world: World, name: str, mode: str) -> 
             steps=int(draw.integers(1, 5)),
             words=int(draw.integers(1, 4)),
             candidates=int(draw.integers(2, 11)),
-            quirks=ATTACKS[name].known_quirks if mode == "compat" else frozenset(),
+            quirks=ATTACKS[name]().known_quirks if mode == "compat" else frozenset(),
         )
         attacked, expected = attack.run(few.victim, few.batch()), published(few, attack)
         assert attacked.captions == expected.captions, attack
