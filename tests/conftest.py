@@ -11,7 +11,10 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
+from tests.chaos.table import pytest_terminal_summary, tell
 from tests.s3_server import S3Server
 from trainables.config import (
     DataConfig,
@@ -25,11 +28,38 @@ from trainables.config import (
 )
 from trainables.files import UrlPath
 
+__all__ = ["pytest_terminal_summary", "tell"]
+
 torch.set_num_threads(1)
+
+CLUSTERS = ("tests/chaos/", "tests/cluster/")
+"""Tests of whole clusters. They take longest, so they come first; and one comes after another: a node of Ray does not
+start where its processes, which are many, have not answered within 15 s."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long-chaos", action="store_true", help="kill more often and in more places; takes half an hour")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two tests at a time where all are run; for those that are picked the start of more processes would not pay."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return 2 if everything and not config.getoption("--long-chaos") else 0
+
+
+class Scheduling(LoadFileScheduling):
+    """The tests of a file stay together, and so do those of clusters."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "clusters" if nodeid.startswith(CLUSTERS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(CLUSTERS))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.chaos.conftest import Tell
+from tests.chaos.table import Tell
 from tests.chaos.test_kill_and_resume import CONFIG, Driver
 from tests.chaos.test_real import another_rung, entries, lose, outcome, victims, wait_for
 

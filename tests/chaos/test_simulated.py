@@ -22,8 +22,8 @@ from study.ledger.ledger import read_records
 from study.ledger.store import open_storage
 from study.tracking.mlflow_store import ExperimentStore
 from study.tracking.projection import Projection
-from tests.chaos.conftest import Tell
 from tests.chaos.simulated import Account, drive, simulated_study
+from tests.chaos.table import Tell
 
 pytestmark = pytest.mark.chaos
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from study.clusters.files.local import Settings, render
-from tests.chaos.conftest import Tell
+from tests.chaos.table import Tell
 from tests.chaos.test_cluster import all_accounted_for, ended, open_attempt, two_workers, under_way
 from tests.chaos.test_kill_and_resume import Driver
 from tests.chaos.test_real import another_rung, entries, outcome, wait_for
