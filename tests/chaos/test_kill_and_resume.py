@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,25 +77,30 @@ class Driver:
 
     def until(self, happened: Callable[[], bool], number: int, *flags: str) -> int:
         """Start, wait until something happened, send a signal; returns the exit code."""
-        process = self.start(*flags)
         end = time.time() + WAIT_SECONDS
-        while not happened():
-            assert process.poll() is None, process.communicate()[0]
-            assert time.time() < end, "waited too long"
-            time.sleep(0.05)
-        assert "uv" not in programs_of(process.pid), "slow workers"
-        process.send_signal(number)
-        self.output, _ = process.communicate(timeout=60)
+        for process in self._starts(*flags):
+            while not happened() and process.poll() is None:
+                assert time.time() < end, "waited too long"
+                time.sleep(0.05)
+            if process.poll() is None:
+                assert "uv" not in programs_of(process.pid), "slow workers"
+                process.send_signal(number)
+            self.output, _ = process.communicate(timeout=60)
+        assert happened(), self.output
         return process.returncode
 
     def finish(self, *flags: str) -> int:
-        """Run it to its end; again where it says so since Ray, which waits for its processes 15 s, did not start."""
+        for process in self._starts(*flags):
+            self.output, _ = process.communicate(timeout=WAIT_SECONDS * 2)
+        return process.returncode
+
+    def _starts(self, *flags: str) -> Iterator[subprocess.Popen[str]]:
+        """Again where Ray, which waits for its own processes 15 s, did not start on a busy machine."""
         for _ in range(STARTS):
             process = self.start(*flags)
-            self.output, _ = process.communicate(timeout=WAIT_SECONDS * 2)
+            yield process
             if process.returncode != RESUMABLE or "Ray did not start" not in self.output:
-                break
-        return process.returncode
+                return
 
     def events(self, kind: str) -> list[dict[str, object]]:
         lines = [line for path in self.study.glob("trials/*/events.jsonl") for line in path.read_text().splitlines()]
