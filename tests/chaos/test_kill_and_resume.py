@@ -77,8 +77,8 @@ class Driver:
 
     def until(self, happened: Callable[[], bool], number: int, *flags: str) -> int:
         """Start, wait until something happened, send a signal; returns the exit code."""
-        end = time.time() + WAIT_SECONDS
         for process in self._starts(*flags):
+            end = time.time() + WAIT_SECONDS
             while not happened() and process.poll() is None:
                 assert time.time() < end, "waited too long"
                 time.sleep(0.05)
