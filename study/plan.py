@@ -191,8 +191,7 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
         costs = np.array([cost_of(one, objectives) if one.state == "complete" else [np.nan] * 2 for one in ended])
         fronts = [int(front_mask(costs[:count]).sum()) for count in quarters]
         found = zip((history[count - 1] for count in quarters), fronts, strict=True)
-        # A slot of the simulator is one device; a trial holds `workers` of them for a share of that time.
-        rows.append([(wall / workers / 3600, held / 3600, size, share) for (wall, _, held, share), size in found])
+        rows.append([(wall / 3600, held / 3600, size, share) for (wall, _, held, share), size in found])
     return [
         Growth(
             trials=count,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import study.cluster
 import study.plan
 import trainables.evaluate
 from study.arguments import Arguments, parse
@@ -167,3 +168,13 @@ def test_what_is_decided_later_is_not_shown_as_a_value(capsys: pytest.CaptureFix
             trainables.evaluate.main([*flags, "--help"])
         (line,) = [line for line in capsys.readouterr().out.splitlines() if "--data.image-pixels" in line]
         assert line.endswith(shown)
+
+
+@pytest.mark.parametrize("provider", study.cluster.PROVIDERS)
+def test_a_command_without_fields_used_most_shows_all(provider: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        study.cluster.parse(["--provider", provider, "--help"])
+    text = capsys.readouterr().out
+    schema = type(study.cluster.parse(["--provider", provider]))
+    assert {f"--{name.replace('_', '-')}" for name in schema.model_fields} <= set(text.split())
+    assert "most used" not in text

@@ -199,7 +199,7 @@ def simulate(
         ledger: the study, with the clock.
         template: what all trials share.
         course: what a trial does.
-        slots: trials that run side by side, on one device each.
+        slots: trials that run side by side, each on the devices of its workers.
         clock: is moved.
 
     Yields:
@@ -238,15 +238,16 @@ def simulate(
 
 def _results(trial: TrialConfig, course: Course) -> Iterator[tuple[float, dict[str, Any]]]:
     """What the trial would report to Ray Tune, each with the seconds since it began."""
-    held = 0.0
+    held, devices = 0.0, trial.workers.count * trial.workers.share
     for epoch, report in enumerate(course.reports, 1):
         held = report.device_seconds
         last = epoch == trial.training.epochs
         fixed = {"step": epoch, "epoch": epoch, "last": last, "resumed_from_step": -1, "history": "[]"}
-        yield held, {**fixed, **report.metrics, "device_seconds": held}
+        yield held / devices, {**fixed, **report.metrics, "device_seconds": held}
     if course.broken is not None:
         outcome = Outcome(state=course.broken, reason="simulated")
-        yield course.broken_after, closing(_attempt(trial, course.broken_after, outcome), outcome)
+        broken_after = course.broken_after / devices
+        yield broken_after, closing(_attempt(devices, broken_after, outcome), outcome)
         return
     result = TrialResult(
         metrics={
@@ -263,9 +264,9 @@ def _results(trial: TrialConfig, course: Course) -> Iterator[tuple[float, dict[s
         versions={},
     )
     outcome = Outcome(state="complete", result=result)
-    yield held, closing(_attempt(trial, held, outcome), outcome)
+    yield held / devices, closing(_attempt(devices, held / devices, outcome), outcome)
 
 
-def _attempt(trial: TrialConfig, held: float, outcome: Outcome) -> Attempt:
+def _attempt(devices: float, seconds: float, outcome: Outcome) -> Attempt:
     causes: dict[str, Cause] = {"complete": "complete", "infeasible": "point", "failed": "bug"}
-    return Attempt(began=0, ended=held, devices=trial.workers.share, cause=causes[outcome.state])
+    return Attempt(began=0, ended=seconds, devices=devices, cause=causes[outcome.state])

@@ -240,6 +240,16 @@ def test_trials_on_halves_of_a_gpu() -> None:
     assert half.trial_seconds - plan.LAUNCH_SECONDS == pytest.approx(2 * (whole.trial_seconds - plan.LAUNCH_SECONDS))
     assert half.device_hours == pytest.approx(whole.device_hours, rel=0.1)
     assert half.growth[-1].wall_hours == pytest.approx(whole.growth[-1].wall_hours, rel=0.2)
+    assert half.growth[-1].device_hours == pytest.approx(whole.growth[-1].device_hours, rel=0.2)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_the_simulator_holds_as_much_as_the_arithmetic(workers: int) -> None:
+    flags = ["--preset", "coco_clip_b16", "--device", "h100", "--devices", "16", "--budget.trials", "10"]
+    given = [*flags, "--trial.workers.count", str(workers), "--no-early-stopping.enabled"]
+    found = plan.plan(parse(given, plan.Arguments))
+    assert found.growth[-1].device_hours == pytest.approx(found.device_hours, rel=0.5)  # points differ
+    assert found.growth[-1].wall_hours == pytest.approx(found.wall_hours, rel=0.5)
 
 
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))

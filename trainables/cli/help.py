@@ -67,7 +67,7 @@ def help_text(
 
     Args:
         schema: of its fields.
-        group: "" for the fields used most, "all", or a part of the schema.
+        group: "" for the fields used most (all of them, where none are), "all", or a part of the schema.
         values: in effect, by path.
         program: as it is called.
         common: paths of the fields used most.
@@ -79,6 +79,8 @@ def help_text(
     """
     groups = groups_of(schema)
     named = {_title(name): name for name in groups}
+    if not group and not common:
+        group = "all"
     if group not in ("", "all") and not any(title == group or title.startswith(f"{group}.") for title in named):
         raise KeyError(f"no group {group!r}; groups are {', '.join(named)}")
     lines = [f"usage: {program} [--FLAG VALUE ...]", ""]
@@ -100,7 +102,8 @@ def help_text(
         return "\n".join(lines)
     for title, name in named.items():
         if group == "all" or title == group or title.startswith(f"{group}."):
-            lines += [*textwrap.wrap(f"{title}: {_about(schema, name)}", width), ""]
+            heading = f"{title}: {_about(schema, name)}" if len(named) > 1 else "all flags, with the values in effect:"
+            lines += [*textwrap.wrap(heading, width), ""]
             lines += [line for path, field in groups[name] for line in _lines(path, field, values, width)]
             lines.append("")
     return "\n".join(lines).rstrip()
