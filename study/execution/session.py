@@ -352,7 +352,7 @@ class Session:
             trials=len(self._history.rows),
             planned_trials=self._ledger.planned(),
             wall_seconds=self._lease.worked_seconds(),
-            held=self._ledger.held(self._device),
+            held=self._ledger.journal.held(self._device),
             growth=self._history.shares,
         )
         return limits(self._config.budget, self._config.price, used)

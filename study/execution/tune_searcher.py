@@ -77,7 +77,7 @@ class LedgerSearcher(Searcher):
         self._taken: dict[str, Running] = {}
         self._resumed: dict[int, tuple[int, list[str]]] = {}
         self._stopped: dict[str, str] = {}
-        tries = {record.key: ledger.attempts(record) for record in ledger.records()}
+        tries = {record.key: ledger.journal.attempts(record) for record in ledger.records()}
         self._tried_again = {key: found for key, found in tries.items() if len(found) > 1}
         self._places.leave_out(bad_nodes(self._tried_again))
 
@@ -91,7 +91,7 @@ class LedgerSearcher(Searcher):
             return None if left or self._taken else str(Searcher.FINISHED)
         while (record := self._next(place)) is not None:
             trial = self._make_trial(record)
-            if (reason := self._ledger.verdict(record)) is None:
+            if (reason := self._ledger.journal.verdict(record)) is None:
                 return self._hand_out(trial_id, record, trial, place)
             self._end(record, self._ledger.stop(record, reason, trial))
         self._places.give_back(place)
@@ -109,7 +109,7 @@ class LedgerSearcher(Searcher):
 
     def _shuns(self, number: int, place: Place) -> bool:
         """Whether the trial failed there and could run elsewhere: on one node it would give way to all others."""
-        tries = self._ledger.attempts(self._begun[number]) if number in self._begun else []
+        tries = self._ledger.journal.attempts(self._begun[number]) if number in self._begun else []
         nodes = {node for tried in tries[-1:] if (node := failed_on(tried)) is not None}
         return not nodes.isdisjoint(place.nodes) and self._places.elsewhere(nodes)
 
@@ -120,8 +120,8 @@ class LedgerSearcher(Searcher):
         devices = trial.workers.count * trial.workers.share
         begun = Attempt(began=self._clock(), nodes=list(place.nodes), devices=devices, device=place.kind)
         known = {
-            "held_seconds": (self._ledger.device_seconds(record) or 0.0) / devices,
-            "logged_step": self._ledger.last_rung(record),
+            "held_seconds": (self._ledger.journal.device_seconds(record) or 0.0) / devices,
+            "logged_step": self._ledger.journal.last_rung(record),
         }
         patience = self._patience.model_copy(update=known).model_dump()
         self._taken[trial_id] = Running(record, trial, place, begun)
@@ -146,11 +146,11 @@ class LedgerSearcher(Searcher):
             self._write(record, Event(time=self._clock(), event="resume", step=max(0, resumed), message=message))
         steps = {"from_step": max(0, resumed), "to_step": max(running.attempt.to_step, step)}
         running.attempt = running.attempt.model_copy(update=steps)
-        if "history" not in result or self._ledger.logged(record, step):  # a checkpoint only, or told once more
+        if "history" not in result or self._ledger.journal.logged(record, step):  # a checkpoint only, or told once more
             return True
         metrics = {name: float(result[name]) for name in trial.protocol.metric_names if name in result}
         metrics |= {cost: float(result[field]) for cost, field in COSTS.items() if field in result}
-        if (held := self._ledger.device_seconds(record)) is not None:
+        if (held := self._ledger.journal.device_seconds(record)) is not None:
             metrics[COST] = held
         reason = None if result["last"] else self._ledger.rung(record, step, int(result["epoch"]), metrics)
         history, hashes = json.loads(result["history"]), json.loads(result.get("hashes", "{}"))
@@ -186,7 +186,7 @@ class LedgerSearcher(Searcher):
             self._end(record, self._ledger.finish(record, outcome, running.trial))
         else:
             self._queue.insert(0, record.number)
-        if len(tries := self._ledger.attempts(record)) > 1:
+        if len(tries := self._ledger.journal.attempts(record)) > 1:
             self._tried_again[record.key] = tries
             self._places.leave_out(bad_nodes(self._tried_again))
 
@@ -219,7 +219,7 @@ class LedgerSearcher(Searcher):
     def _given_up(self, record: TrialRecord, ended: Attempt) -> Outcome | None:
         if ended.cause != "infrastructure":
             return None
-        failures = self._ledger.failures(record)
+        failures = self._ledger.journal.failures(record)
         return given_up([tried.reason for tried in failures]) if len(failures) > self._patience.retries else None
 
     def _write_attempt(self, record: TrialRecord, attempt: Attempt) -> None:
@@ -237,11 +237,11 @@ class LedgerSearcher(Searcher):
         """Nothing to restore."""
 
     def _write(self, record: TrialRecord, event: Event) -> None:
-        self._ledger.log(record, event)
+        self._ledger.journal.log(record, event)
         self._on_change(record, event)
 
     def _end(self, record: TrialRecord, manifest: Manifest) -> None:
-        self._ledger.log(record, Event(time=self._clock(), event="end", message=manifest.state))
+        self._ledger.journal.log(record, Event(time=self._clock(), event="end", message=manifest.state))
         self._on_change(record, manifest)
 
 

@@ -21,7 +21,7 @@ from study.config import COST, COSTS, StudyConfig
 from study.front.dominance import measured
 from study.front.estimates import near_front
 from study.ledger.asked import asked_of, keep_asked, keep_sampler, refuse_others_asked
-from study.ledger.attempts import Attempts, count_ended, failures, unseen_ends
+from study.ledger.journal import Journal
 from study.ledger.prior_studies import prior_trials
 from study.ledger.remaining import Remaining, record_of, remaining
 from study.ledger.rows import OUTSIDE, reopen
@@ -33,33 +33,21 @@ from study.paths import StudyPaths
 from study.records import (
     INFEASIBLE,
     Ended,
-    Event,
     Manifest,
     TrialRecord,
     accounted,
-    append_event,
     left_on_disk,
-    read_events,
     read_manifests,
     study_id,
     write_atomically,
     write_manifest,
 )
-from study.search.rungs import RungTable, is_rung, violation
+from study.search.rungs import is_rung, violation
 from study.search.samplers import make_sampler
 from trainables.config import Point, TrialConfig
-from trainables.results import Attempt, Cause, Outcome
+from trainables.results import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-CAUSES: dict[Ended, Cause] = {
-    "complete": "complete",
-    "stopped": "stopped",
-    "infeasible": "point",
-    "failed": "infrastructure",
-}
-"""Of a trial's last attempt, where it is known only how the trial ended."""
 
 
 def read_records(name: str, storage: optuna.storages.RDBStorage) -> list[TrialRecord]:
@@ -82,6 +70,9 @@ class Ledger:
         sampler: how points are proposed; None: as the configuration says.
         database: of the study; None: opened here.
         confirm: returns only while this process may write to the study's folder.
+
+    Attributes:
+        journal: the logs of its trials.
     """
 
     def __init__(
@@ -135,41 +126,15 @@ class Ledger:
         self._waiting = sum(record.state == "waiting" for record in self._all)
         self._running = sum(record.state == "running" for record in self._all)
         self._searched = sum(record.searched for record in self._all)
-        self._rungs = RungTable(config.objectives, config.constraints, config.early_stopping)
         self._manifests = {manifest.key: manifest for manifest in manifests}
-        self._verdicts: dict[str, str] = {}
-        self._hashes: dict[str, dict[str, str]] = {}
-        self._attempts = Attempts()
-        self._logged: set[tuple[str, int]] = set()
-        self._retried: dict[str, float] = {}
-        self._read_what_happened(database)
+        self.journal = Journal(config, paths, clock, confirm)
+        if paths and database is not None:
+            self.journal.read(self._all, manifests, sessions(database.engine, config.name))
+            for record in self._all:
+                self._show_rungs(record.number, record.key)
         for number in self.remaining().tell:
             self._tell(self._manifests[self._all[number].key])
         self._plan_replicates()
-
-    def _read_what_happened(self, database: optuna.storages.RDBStorage | None) -> None:
-        """The rungs and attempts of all trials: those of unfinished ones are in their logs only."""
-        if self._paths is None or database is None:
-            return
-        count_ended(self._attempts, self._paths, self.manifests())
-        for manifest in self._manifests.values():
-            for step, metrics in manifest.rungs.items():
-                self._rungs.add(manifest.key, step, metrics)
-        drivers = sessions(database.engine, self._config.name)
-        logs: list[tuple[float, str, int, dict[str, float]]] = []
-        for record in self._all:
-            if record.state != "running" or record.key in self._manifests:
-                continue
-            events = list(read_events(self._paths.events(record.key)))
-            for attempt in unseen_ends(events, drivers):
-                self.log(record, Event(time=self._clock(), event="attempt", step=attempt.to_step, attempt=attempt))
-            for event in events:
-                self._note(record.key, event)
-            logs += [(event.time, record.key, event.step, event.metrics) for event in events if event.event == "rung"]
-        for _, key, step, metrics in sorted(logs, key=lambda log: log[0]):
-            self._rungs.add(key, step, metrics)
-        for record in self._all:
-            self._show_rungs(record.number, record.key)
 
     def records(self) -> list[TrialRecord]:
         """All trials, in order."""
@@ -238,55 +203,6 @@ class Ledger:
         """The configuration that runs the trial."""
         return trial_of(self._config, template, record)
 
-    def log(self, record: TrialRecord, event: Event) -> None:
-        """Add to the trial's log."""
-        if self._paths is not None:
-            self._confirm()
-            append_event(self._paths.events(record.key), event)
-        self._note(record.key, event)
-
-    def _note(self, key: str, event: Event) -> None:
-        if event.attempt is not None:
-            self._attempts.add(key, event.attempt)
-        elif event.event in ("rung", "final"):
-            self._logged.add((key, event.step))
-            if event.message:
-                self._verdicts[key] = event.message
-            if event.hashes:
-                self._hashes[key] = event.hashes
-            if COST in event.metrics:
-                self._attempts.report(key, event.metrics[COST])
-        elif event.event == "retry":
-            self._retried[key] = event.time
-
-    def logged(self, record: TrialRecord, step: int) -> bool:
-        """Whether the trial's log has what it measured at a step. A trial that goes on reports its last step again."""
-        return (record.key, step) in self._logged
-
-    def last_rung(self, record: TrialRecord) -> int:
-        """Up to which step the trial's log has all that was measured; -1 if there is nothing yet."""
-        return max(self._rungs.of(record.key), default=-1)
-
-    def attempts(self, record: TrialRecord) -> list[Attempt]:
-        """The trial's tries so far, in order."""
-        return self._attempts.of(record.key)
-
-    def failures(self, record: TrialRecord) -> list[Attempt]:
-        """Those of its tries that count against `budget.max_failures`."""
-        return failures(self.attempts(record), self._retried.get(record.key, 0.0))
-
-    def device_seconds(self, record: TrialRecord) -> float | None:
-        """What all its tries have held until now; None where none is known."""
-        return self._attempts.device_seconds(record.key, self._clock())
-
-    def held(self, device: str) -> dict[str, float]:
-        """Device-seconds that all trials have held until now, by kind of device.
-
-        Args:
-            device: kind of device of the trials that do not say.
-        """
-        return self._attempts.held(self._clock(), device)
-
     def rung(self, record: TrialRecord, step: int, epoch: int, metrics: Mapping[str, float]) -> str | None:
         """Enter a small evaluation.
 
@@ -300,19 +216,19 @@ class Ledger:
             Why the trial must stop here, or None if it goes on. Recipes and replicates always go on. What is known
             already was judged then.
         """
-        if self.logged(record, step):
-            return self.verdict(record)
-        self._rungs.add(record.key, step, metrics)
+        if self.journal.logged(record, step):
+            return self.journal.verdict(record)
+        self.journal.rungs.add(record.key, step, metrics)
         self._show_rungs(record.number, record.key)
         stopping = self._config.early_stopping
         if not record.searched or not is_rung(epoch, stopping.first_epoch, stopping.eta):
             return None
-        return self._rungs.stop_reason(record.key, step)
+        return self.journal.rungs.stop_reason(record.key, step)
 
     def _show_rungs(self, number: int, key: str) -> None:
         """To the sampler while the trial runs; the database has them when it has ended."""
         searched = [objective.metric for objective in self._config.objectives]
-        rungs = {str(step): [row.get(name) for name in searched] for step, row in self._rungs.of(key).items()}
+        rungs = {str(step): [row.get(name) for name in searched] for step, row in self.journal.rungs.of(key).items()}
         if rungs and self._all[number].state == "running":
             optuna.trial.Trial(self._study, number).set_user_attr("rungs", rungs)
 
@@ -324,22 +240,18 @@ class Ledger:
         """See that the database has everything."""
         self._storage.settle()
 
-    def verdict(self, record: TrialRecord) -> str | None:
-        """Why an interrupted trial must not go on: an earlier session stopped it, and ended before it wrote so."""
-        return self._verdicts.get(record.key)
-
     def finish(self, record: TrialRecord, outcome: Outcome, trial: TrialConfig) -> Manifest:
         """Account for an ended trial: manifest first, then Optuna. Twice is as good as once."""
         result = outcome.result
         if outcome.state != "failed" and (changed := self._replaced(record, result.hashes if result else {})):
             outcome, result = Outcome(state="failed", reason=changed), None
-        self._let_go(record, outcome.state)
+        self.journal.close(record, outcome.state)
         if result is None:
             return self._end(
-                record, trial, outcome.state, outcome.reason, trace=outcome.trace, cost=self._cost_so_far(record)
+                record, trial, outcome.state, outcome.reason, trace=outcome.trace, cost=self.journal.cost_so_far(record)
             )
         costs = {metric: getattr(result, field) for metric, field in COSTS.items()}
-        if (held := self.device_seconds(record)) is not None:
+        if (held := self.journal.device_seconds(record)) is not None:
             costs[COST] = held
         fields: dict[str, Any] = {
             "metrics": result.metrics,
@@ -370,34 +282,17 @@ class Ledger:
         """Account for a trial that was stopped early. It has rungs, and no measurements."""
         changed = self._replaced(record, {})
         state: Ended = "failed" if changed else "stopped"
-        self._let_go(record, state)
-        return self._end(record, trial, state, changed or reason, cost=self._cost_so_far(record))
+        self.journal.close(record, state)
+        return self._end(record, trial, state, changed or reason, cost=self.journal.cost_so_far(record))
 
     def _replaced(self, record: TrialRecord, hashes: Mapping[str, str]) -> str | None:
         """Why the trial is not to be compared with those before it: what it was made from was replaced meanwhile."""
-        known = hashes or self._hashes.get(record.key, {})
+        known = hashes or self.journal.hashes(record)
         other = replaced(known, self._manifests.values(), self._fingerprint) if known else []
         if not other:
             return None
         changed = f"{', '.join(other)}: replaced while the study ran, so this is not comparable with other trials"
         return f"{changed}; put back what was there, then --rerun {record.key}"
-
-    def _let_go(self, record: TrialRecord, state: Ended) -> None:
-        """A trial that has ended holds nothing."""
-        for attempt in self.attempts(record):
-            if attempt.ended is None:
-                changes = {"ended": max(self._clock(), attempt.began), "cause": CAUSES[state]}
-                closed = attempt.model_copy(update=changes)
-                self.log(record, Event(time=self._clock(), event="attempt", attempt=closed))
-
-    def _cost_so_far(self, record: TrialRecord) -> dict[str, Any]:
-        cost: dict[str, Any] = {}
-        if rungs := self._rungs.of(record.key):
-            last = rungs[max(rungs)]
-            cost = {**{field: last[cost] for cost, field in COSTS.items() if cost in last}, "steps": max(rungs)}
-        if (held := self.device_seconds(record)) is not None:
-            cost[COSTS[COST]] = held
-        return cost
 
     def _end(
         self, record: TrialRecord, trial: TrialConfig, state: Ended, reason: str | None, **fields: Any
@@ -412,18 +307,18 @@ class Ledger:
             point=trial.point.model_dump(mode="json"),
             state=state,
             reason=reason,
-            rungs={step: dict(metrics) for step, metrics in self._rungs.of(record.key).items()},
-            attempts=self.attempts(record),
+            rungs={step: dict(metrics) for step, metrics in self.journal.rungs.of(record.key).items()},
+            attempts=self.journal.attempts(record),
             seeds={"study": self._config.seed, "trial": trial.seed, "protocol": self._config.protocol.seed},
             fingerprint=self._fingerprint,
             ended=self._clock(),
-            **{"hashes": self._hashes.get(record.key, {}), **fields},
+            **{"hashes": self.journal.hashes(record), **fields},
         )
         if self._paths is not None:
             self._confirm()
             manifest = write_manifest(self._paths.manifest(record.key), manifest)
         manifest = self._manifests.setdefault(record.key, manifest)
-        self._attempts.ended(manifest)
+        self.journal.ended(manifest)
         self._tell(manifest)
         self._plan_replicates()
         return manifest

@@ -68,11 +68,11 @@ def ended(outcome: Outcome | None, cause: Cause | None = None, **fields: Any) ->
 def run_next(ledger: Ledger, config: StudyConfig, outcome: Outcome, held: float = 0.5) -> Manifest:
     """Take a trial, log a rung, and end it."""
     record = ledger.take()
-    ledger.log(record, Event(time=time.time(), event="start", message="begun"))
+    ledger.journal.log(record, Event(time=time.time(), event="start", message="begun"))
     history = [{"step": 1, "time": time.time(), "loss": 2.0}]
     rung = {"clean/mr_r1": 0.3, "cost/device_seconds": held}
     ledger.rung(record, 2, 1, rung)
-    ledger.log(record, Event(time=time.time(), event="rung", step=2, metrics=rung, history=history))
+    ledger.journal.log(record, Event(time=time.time(), event="rung", step=2, metrics=rung, history=history))
     return ledger.finish(record, outcome, TrialConfig())
 
 

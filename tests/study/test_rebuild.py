@@ -49,10 +49,10 @@ def lived(folder: Path, seed: int, trials: int = 12, **fields: Any) -> StudyConf
         record = ledger.take_next()
         if record is None:
             break
-        ledger.log(record, Event(time=1.0 + record.number, event="start", message="begun"))
+        ledger.journal.log(record, Event(time=1.0 + record.number, event="start", message="begun"))
         if draw.random() < 0.7:
             metrics = {"clean/mr_r1": draw.random(), "both/mr_r1": draw.random(), "cost/device_seconds": 1.0}
-            ledger.log(record, Event(time=2.0 + record.number, event="rung", step=5, metrics=metrics))
+            ledger.journal.log(record, Event(time=2.0 + record.number, event="rung", step=5, metrics=metrics))
             ledger.rung(record, 5, 1, metrics)
         match draw.choice(["complete", "complete", "infeasible", "failed", "stopped", "running"]):
             case "complete":
@@ -223,7 +223,7 @@ def test_how_long_drivers_worked_is_read_from_the_logs_where_the_database_is_los
             patch.setattr(whereabouts, "time", SimpleNamespace(time=lambda began=began: began))
             ledger = open_(config)
         for seconds in at:
-            ledger.log(ledger.records()[0], Event(time=began + seconds, event="start"))
+            ledger.journal.log(ledger.records()[0], Event(time=began + seconds, event="start"))
     config.paths.database.unlink()
     for _ in range(2):
         rebuilt(config, "--lost")

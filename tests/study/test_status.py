@@ -104,7 +104,7 @@ def tried(ledger: Ledger, key: str, *tries: tuple[float, float | None, Cause | N
     for began, ended, cause in tries:
         end = None if ended is None else time.time() - ended
         attempt = Attempt(began=time.time() - began, ended=end, devices=2, device="L4", nodes=["a"], cause=cause)
-        ledger.log(record, Event(time=time.time(), event="attempt", attempt=attempt))
+        ledger.journal.log(record, Event(time=time.time(), event="attempt", attempt=attempt))
 
 
 def test_what_waits_for_devices_and_what_was_lost(config: StudyConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,13 +110,13 @@ def test_usage_counts_every_attempt(tmp_path: Path) -> None:
     run_next(ledger, config, complete(0.5, 0.1, device_seconds=100))
     run_next(ledger, config, Outcome(state="failed", reason="lost"), held=30)
     going = ledger.take()
-    ledger.log(going, Event(time=1, event="rung", metrics={"cost/device_seconds": 7}))
-    growth, held = History(config.objectives, ledger.manifests()).shares, ledger.held("l4")
+    ledger.journal.log(going, Event(time=1, event="rung", metrics={"cost/device_seconds": 7}))
+    growth, held = History(config.objectives, ledger.manifests()).shares, ledger.journal.held("l4")
     used = usage(config.budget, ledger.records(), ledger.manifests(), growth, held, wall_seconds=50)
     assert used.device_seconds == 137
     assert (used.trials, used.planned_trials) == (2, 6)
     assert len(used.growth) == 1
-    assert opened(config).held("l4") == held, "it is in the logs and accounts"
+    assert opened(config).journal.held("l4") == held, "it is in the logs and accounts"
 
 
 def test_money_without_prices_is_refused(tmp_path: Path) -> None:

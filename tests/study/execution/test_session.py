@@ -198,14 +198,14 @@ def test_a_kind_without_a_price_ends_the_session_when_it_is_first_held(tmp_path:
     record = ledger.take()
     for began, kind in ((1.0, "L4"), (2.0, "H100")):
         event = Event(time=began, event="attempt", attempt=Attempt(began=began, devices=1, device=kind))
-        ledger.log(record, event)
+        ledger.journal.log(record, event)
         if kind == "L4":
             session._changed(record, event)
     with pytest.raises(InputError, match=r"no price for 'h100', .* prices are for l4"):
         session._changed(record, event)
     ended = event.attempt.model_copy(update={"ended": 3.0, "cause": "interrupted"})
     session._changed(record, event.model_copy(update={"attempt": ended}))  # what runs is let go in order
-    assert [attempt.device for attempt in opened(config).attempts(record)] == ["L4", "H100"], "nothing is lost"
+    assert [attempt.device for attempt in opened(config).journal.attempts(record)] == ["L4", "H100"], "nothing is lost"
 
 
 def test_a_cluster_may_have_nothing_yet(tmp_path: Path) -> None:

@@ -102,12 +102,12 @@ def test_silent_half_hours_cost_what_they_held(tmp_path: Path) -> None:
     ledger = opened(config)
     record = ledger.take()
     for start in (0, 2000, 4000):
-        ledger.log(record, told(attempt(start)))
-        ledger.log(record, told(attempt(start, start + 1800, "infrastructure")))
+        ledger.journal.log(record, told(attempt(start)))
+        ledger.journal.log(record, told(attempt(start, start + 1800, "infrastructure")))
     manifest = ledger.finish(record, Outcome(state="failed", reason="silent"), TrialConfig())
     assert manifest.cost == {"device_seconds": 3 * 1800 * 2}
     assert [one.cause for one in manifest.attempts] == ["infrastructure"] * 3
-    assert ledger.held("cpu") == opened(config).held("cpu") == {"l4": 3 * 1800 * 2}
+    assert ledger.journal.held("cpu") == opened(config).journal.held("cpu") == {"l4": 3 * 1800 * 2}
 
 
 def test_a_complete_trial_costs_all_its_attempts_and_is_told_so(tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_a_complete_trial_costs_all_its_attempts_and_is_told_so(tmp_path: Path) 
     ledger = opened(config)
     record = ledger.take()
     for one in (attempt(0, 100, "preempted"), attempt(200, 290, "complete")):
-        ledger.log(record, told(one.model_copy(update={"ended": None, "cause": None})))
-        ledger.log(record, told(one))
+        ledger.journal.log(record, told(one.model_copy(update={"ended": None, "cause": None})))
+        ledger.journal.log(record, told(one))
     manifest = ledger.finish(record, complete(device_seconds=90), TrialConfig())
     assert (manifest.state, manifest.reason) == ("infeasible", "does not keep cost/device_seconds <= 300")
     (stored,) = open_storage(config.paths, None).get_all_trials(1)
@@ -142,12 +142,12 @@ def test_the_next_driver_closes_what_the_last_one_left(tmp_path: Path) -> None:
     row = {"study": "s", "host": "h", "process": 1, "process_started": 0, "device": "", "started": 5, "heartbeat": 70}
     with engine.begin() as connection:
         connection.execute(SESSIONS.insert().values(**row, ended=70))
-    ledger.log(record, told(attempt(10)))
+    ledger.journal.log(record, told(attempt(10)))
     again = opened(config)
-    (closed,) = again.attempts(record)
+    (closed,) = again.journal.attempts(record)
     assert (closed.ended, closed.cause) == (70, "interrupted")
-    assert again.device_seconds(record) == 120
-    assert opened(config).attempts(record) == [closed]
+    assert again.journal.device_seconds(record) == 120
+    assert opened(config).journal.attempts(record) == [closed]
     log = [event for event in read_events(config.paths.events(record.key)) if event.event == "attempt"]
     assert len(log) == 2, "it is written once"
 
@@ -157,13 +157,13 @@ def test_a_step_is_logged_once(tmp_path: Path) -> None:
     ledger = opened(config)
     record = ledger.take()
     values = {"clean/mr_r1": 0.5, "both/mr_r1": 0.1}
-    assert not ledger.logged(record, 7)
+    assert not ledger.journal.logged(record, 7)
     ledger.rung(record, 7, 1, values)
-    assert not ledger.logged(record, 7), "a driver that is killed now has not logged it"
-    ledger.log(record, Event(time=1, event="rung", step=7, metrics=values, message="stopped at step 7"))
+    assert not ledger.journal.logged(record, 7), "a driver that is killed now has not logged it"
+    ledger.journal.log(record, Event(time=1, event="rung", step=7, metrics=values, message="stopped at step 7"))
     for one in (ledger, opened(config)):
-        assert one.logged(record, 7)
-        assert not one.logged(record, 14)
+        assert one.journal.logged(record, 7)
+        assert not one.journal.logged(record, 14)
         assert one.rung(record, 7, 1, {"clean/mr_r1": 0.9}) == "stopped at step 7", "judged once"
     assert one.stop(record, "why", TrialConfig()).rungs == {7: values}
 

@@ -18,6 +18,7 @@ from sqlalchemy.pool import StaticPool
 
 from study.config import Budget, Objective, StudyConfig
 from study.export import attempt_rows
+from study.ledger import journal
 from study.ledger import ledger as ledger_module
 from study.ledger.attempts import read_attempts
 from study.ledger.frozen import freeze
@@ -151,7 +152,7 @@ class Driver:
         draw = self.life.draw
         while True:
             self.life.passes()
-            assert nonzero(self.ledger.held("nobody")) == self.life.total()
+            assert nonzero(self.ledger.journal.held("nobody")) == self.life.total()
             if len(self.running) < 3 and draw.random() < 0.5 and self.begin():
                 continue
             if not self.running:
@@ -175,7 +176,7 @@ class Driver:
         if record is None:
             return False
         trial = TrialConfig(key=record.key)
-        if (reason := self.ledger.verdict(record)) is not None:
+        if (reason := self.ledger.journal.verdict(record)) is not None:
             self.ledger.stop(record, reason, trial)
             return True
         devices, kind = self.life.draw.choice(DEVICES)
@@ -190,7 +191,9 @@ class Driver:
         return True
 
     def log(self, record: TrialRecord, attempt: Attempt) -> None:
-        self.ledger.log(record, Event(time=self.life.now, event="attempt", step=attempt.to_step, attempt=attempt))
+        self.ledger.journal.log(
+            record, Event(time=self.life.now, event="attempt", step=attempt.to_step, attempt=attempt)
+        )
 
     def step(self, one: Try) -> None:
         """The worker writes a checkpoint, and then it is reported."""
@@ -200,15 +203,15 @@ class Driver:
     def report(self, one: Try, step: int) -> None:
         key, ledger = one.record.key, self.ledger
         one.attempt = one.attempt.model_copy(update={"to_step": step})
-        if not ledger.logged(one.record, step):
-            held = ledger.device_seconds(one.record)
+        if not ledger.journal.logged(one.record, step):
+            held = ledger.journal.device_seconds(one.record)
             assert held == sum(each.seconds(self.life.now) for each in self.life.of(key))
             metrics = {"clean/mr_r1": value(key, step), "cost/device_seconds": held}
             last = step == LAST_STEP
             reason = None if last else ledger.rung(one.record, step, step, metrics)
             kind: Any = "final" if last else "rung"
             event = Event(time=self.life.now, event=kind, step=step, metrics=metrics, message=reason or "")
-            ledger.log(one.record, event)
+            ledger.journal.log(one.record, event)
             if not last:
                 self.life.rungs.setdefault(key, {})[step] = held
             if reason is not None:
@@ -250,7 +253,7 @@ def lived(folder: Path, storage: optuna.storages.RDBStorage, seed: int, monkeypa
     config.paths.root.mkdir(parents=True)
     mark = freeze(config, {"mark": 1}, accept_changes=True)
     life = Life(config, storage, draw, draw.randint(0, 8), mark)
-    monkeypatch.setattr(ledger_module, "append_event", life.append)
+    monkeypatch.setattr(journal, "append_event", life.append)
     monkeypatch.setattr(ledger_module, "write_manifest", life.write)
     while True:
         life.writes_left = draw.randint(1, 25)

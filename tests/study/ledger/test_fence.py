@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from study import records
 from study.config import StudyConfig
-from study.ledger import ledger as ledger_module
+from study.ledger import journal
 from study.ledger.lease import Lease, Pace, leave_at_once
 from study.ledger.ledger import Ledger
 from study.ledger.sessions import sessions
@@ -47,7 +47,7 @@ def drive(config: StudyConfig, step: Callable[[str], None]) -> None:
             step("manifest")
             link(*given)
 
-        ledger_module.append_event = logged
+        journal.append_event = logged
         os.link = linked
         todo = [*ledger.remaining().resume]
         while todo or (record := ledger.take_next()) is not None:
@@ -55,7 +55,9 @@ def drive(config: StudyConfig, step: Callable[[str], None]) -> None:
                 record = ledger.take(todo.pop())
             for epoch in (1, 2):
                 ledger.rung(record, epoch, epoch, {"clean/mr_r1": 0.1})
-                ledger.log(record, Event(time=time.time(), event="rung", step=epoch, metrics={"clean/mr_r1": 0.1}))
+                ledger.journal.log(
+                    record, Event(time=time.time(), event="rung", step=epoch, metrics={"clean/mr_r1": 0.1})
+                )
             ledger.finish(record, complete(0.5, 0.01 * record.number), TrialConfig(key=record.key))
 
 

@@ -231,12 +231,12 @@ def test_a_resumed_study_compares_with_all_rungs_and_keeps_its_verdicts(tmp_path
     verdicts = {}
     for time, (record, values) in enumerate([(ended, (0.5, 0.1)), (going, (0.1, 0.5)), (stopped, (0.4, 0.05))]):
         reason = ledger.rung(record, 14, 1, rung(*values))
-        ledger.log(record, Event(time=time, event="rung", step=14, metrics=rung(*values), message=reason or ""))
+        ledger.journal.log(record, Event(time=time, event="rung", step=14, metrics=rung(*values), message=reason or ""))
         verdicts[record.number] = reason
     ledger.finish(ended, complete(), TrialConfig())
     again = opened(config)
     assert again.remaining().resume == [going.number, stopped.number]
-    assert [again.verdict(record) for record in (going, stopped)] == [None, verdicts[stopped.number]]
+    assert [again.journal.verdict(record) for record in (going, stopped)] == [None, verdicts[stopped.number]]
     assert verdicts[stopped.number] == "stopped at step 14: 2 of 2 trials were better there"
     for session in (ledger, again):  # the sampler sees what those that run measured
         trials = session._study.get_trials(deepcopy=False)
@@ -260,7 +260,7 @@ def test_the_whole_evaluation_is_logged_and_is_no_rung(tmp_path: Path) -> None:
     assert events[0].message.startswith("w=1 tau=0.05 learn=no eps=0/255"), "what is searched, and no constants"
     assert "companion" not in events[0].message
     again = opened(config)  # killed before the trial was accounted for
-    assert again._rungs.of("s-t00000-s0").keys() == {7}
+    assert again.journal.rungs.of("s-t00000-s0").keys() == {7}
 
 
 def test_a_trial_that_breaks_a_constraint_is_infeasible_with_its_values(tmp_path: Path) -> None:

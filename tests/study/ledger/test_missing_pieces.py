@@ -219,14 +219,14 @@ def test_what_came_of_a_trial_before_is_kept_and_nothing_else_of_it(tmp_path: Pa
     run_next(ledger, config, Outcome(state="infeasible", reason="Diverged: nan"))
     stopped = ledger.take()
     ledger.rung(stopped, 14, 1, {"clean/mr_r1": 0.1, "both/mr_r1": 0.1})
-    ledger.log(stopped, Event(time=1, event="rung", step=14, metrics={"clean/mr_r1": 0.1}, message="is behind"))
+    ledger.journal.log(stopped, Event(time=1, event="rung", step=14, metrics={"clean/mr_r1": 0.1}, message="is behind"))
     ledger.stop(stopped, "is behind", TrialConfig())
     for record in ledger.records()[:3]:
         config.paths.manifest(record.key).unlink()
     again = opened(config)
     assert again.reopened == [record.key for record in ledger.records()[:3]]
     assert again.remaining().resume == [0, 1, 2]
-    assert again.verdict(again.records()[2]) == "is behind", "its log still says so: nothing is trained for it"
+    assert again.journal.verdict(again.records()[2]) == "is behind", "its log still says so: nothing is trained for it"
     assert [(r.params, r.recipe) for r in again.records()] == [(r.params, r.recipe) for r in ledger.records()]
     trials = again._storage.whole()
     assert trials[0].user_attrs["earlier"] == [{"state": "COMPLETE", "values": [0.9, 0.2], "reason": None}]

@@ -20,7 +20,7 @@ LOST = Outcome(state="failed", reason="lost 3 times")
 def attempted(ledger: Ledger, record: TrialRecord, began: float, cause: Cause) -> None:
     ended = Attempt(began=began, ended=began + 100, devices=2, device="l4", cause=cause)
     for one in (ended.model_copy(update={"ended": None, "cause": None}), ended):
-        ledger.log(record, Event(time=one.ended or one.began, event="attempt", attempt=one))
+        ledger.journal.log(record, Event(time=one.ended or one.began, event="attempt", attempt=one))
 
 
 def failed_study(folder: Path) -> tuple[StudyConfig, Ledger]:
@@ -51,24 +51,24 @@ def test_failed_trials_go_on_where_they_were(tmp_path: Path) -> None:
     assert ledger.remaining().resume == [0, 2, 3]
     assert all((config.paths.runs / r.key).is_dir() for r in ledger.records()), "with their checkpoints"
     assert (config.paths.root / "set_aside" / "s-t00000-s0" / "1" / "manifest.json").exists()
-    assert ledger.held("cpu") == before.held("cpu") == {"l4": 4 * 3 * 200}
+    assert ledger.journal.held("cpu") == before.journal.held("cpu") == {"l4": 4 * 3 * 200}
 
 
 def test_a_retried_trial_has_its_patience_anew_and_costs_everything(tmp_path: Path) -> None:
     config, _ = failed_study(tmp_path)
     ledger = retried(config)
     record = ledger.take(0)
-    assert (len(ledger.attempts(record)), ledger.failures(record)) == (3, [])
+    assert (len(ledger.journal.attempts(record)), ledger.journal.failures(record)) == (3, [])
     later = 2e9
     attempted(ledger, record, later, "infrastructure")
     attempted(ledger, record, later + 500, "preempted")
     again = opened(config)
-    assert [one.began for one in again.failures(record)] == [later]
+    assert [one.began for one in again.journal.failures(record)] == [later]
     attempted(again, record, later + 1000, "complete")
     manifest = again.finish(record, complete(device_seconds=5), TrialConfig())
     assert manifest.cost["device_seconds"] == 6 * 200
     assert [one.cause for one in manifest.attempts][3:] == ["infrastructure", "preempted", "complete"]
-    assert again.held("cpu") == opened(config).held("cpu") == {"l4": (4 * 3 + 3) * 200}
+    assert again.journal.held("cpu") == opened(config).journal.held("cpu") == {"l4": (4 * 3 + 3) * 200}
     assert [record.key for record in again.records() if record.state == "complete"] == [record.key]
 
 
@@ -79,21 +79,21 @@ def test_an_account_that_was_not_told_yet_is_retried_too(tmp_path: Path) -> None
     ledger = retried(config)
     assert ledger.records()[1].state == "infeasible", "it did not fail, so its account counts"
     assert ledger.remaining().resume == [0, 2, 3]
-    assert ledger.failures(ledger.records()[0]) == []
+    assert ledger.journal.failures(ledger.records()[0]) == []
 
 
 def test_twice_is_as_good_as_once_and_what_is_begun_anew_still_costs(tmp_path: Path) -> None:
     config, before = failed_study(tmp_path)
     retried(config)
     ledger = retried(config)
-    assert ledger.held("cpu") == before.held("cpu")
+    assert ledger.journal.held("cpu") == before.journal.held("cpu")
     told = [event.message for event in read_events(config.paths.events("s-t00000-s0")) if event.event == "retry"]
     assert told == ["lost 3 times"]
     records = read_records("s", open_storage(config.paths, None))
     set_aside(config.paths, records, ["s-t00001-s0"])
     ledger = opened(config)
-    assert ledger.attempts(ledger.records()[1]) == []
-    assert ledger.held("cpu") == before.held("cpu"), "device-hours are spent whatever became of them"
+    assert ledger.journal.attempts(ledger.records()[1]) == []
+    assert ledger.journal.held("cpu") == before.journal.held("cpu"), "device-hours are spent whatever became of them"
 
 
 def test_a_result_made_from_a_model_that_was_replaced_meanwhile_does_not_count(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_what_a_trial_without_measurements_was_made_from_is_known_from_its_rungs
         record = ledger.take()
         if base:
             told = Event(time=time.time(), event="rung", step=2, hashes={**made, "base": base})
-            ledger.log(record, told)
+            ledger.journal.log(record, told)
             ledger = opened(config)  # a later session knows it from the log
         if state == "stopped":
             ended.append(ledger.stop(record, "is behind", TrialConfig()))
