@@ -1,8 +1,7 @@
 """Where files lie that outlive a process: on a disk, or in a bucket by URL.
 
 `UrlPath` is as much of `pathlib.Path` as is used here, over `pyarrow.fs`. Objects differ from files: each is written
-whole or not at all, none is added to, and folders are there if something is in them. Keys, endpoint and region are the
-environment's: `AWS_ACCESS_KEY_ID` and its kin, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, `AWS_REGION`.
+whole or not at all, none is added to, and folders are there if something is in them.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
-from functools import cache, lru_cache, total_ordering
+from functools import lru_cache, total_ordering
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,46 +22,12 @@ from urllib.parse import urlsplit
 from pydantic import PlainSerializer, PlainValidator
 
 from trainables.config.fields import expanded
+from trainables.object_storage import ATTEMPTS, FIRST_ATTEMPTS, errors_of, explained, file_system
 
 SCHEMES = ("s3", "gs")
 """Of URLs that files can lie at."""
 
 POSSIBLE = "give a path, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
-
-ATTEMPTS = 8
-"""Of one request to S3; the waits between them double from a second on, some 40 s in all."""
-
-FIRST_ATTEMPTS = 3
-"""Where it is looked whether a bucket can be used at all."""
-
-REFUSED = (
-    "ACCESS_DENIED",
-    "INVALID_ACCESS_KEY_ID",
-    "SIGNATURE_DOES_NOT_MATCH",
-    "UNRECOGNIZED_CLIENT",
-    "NO_SUCH_BUCKET",
-)
-"""What S3 says where keys or the bucket are wrong."""
-
-RIGHT = (
-    "Give a bucket, and keys that may read, write, list and delete in it: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "~/.aws, or the machine's role; another server than Amazon's or Google's is AWS_ENDPOINT_URL"
-)
-
-PASSING = re.compile(r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT)")
-"""What S3 says when it is away or too busy."""
-
-
-class StorageAway(OSError):
-    """The storage does not answer. It may again, so whoever needs it can be run again."""
-
-
-def storage_away(error: BaseException) -> StorageAway | None:
-    """That the storage does not answer, if this is what an error came of."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, StorageAway):
-        found = found.__cause__ or found.__context__
-    return found
 
 
 class Stat(NamedTuple):
@@ -183,7 +147,7 @@ class UrlPath:
             FileNotFoundError: there is none.
         """
         files, path = opened(self)
-        with self._told(), files.open_input_stream(path) as stream:
+        with errors_of(str(self)), files.open_input_stream(path) as stream:
             return bytes(stream.read())
 
     def read_text(self, encoding: str) -> str:
@@ -193,7 +157,7 @@ class UrlPath:
     def write_bytes(self, content: bytes) -> None:
         """Put the object: all of it or nothing, over what is there."""
         files, path = opened(self)
-        with self._told(), files.open_output_stream(path) as stream:
+        with errors_of(str(self)), files.open_output_stream(path) as stream:
             stream.write(content)
 
     def write_text(self, text: str, encoding: str) -> None:
@@ -205,7 +169,7 @@ class UrlPath:
         if missing_ok and not self.is_file():
             return
         files, path = opened(self)
-        with self._told():
+        with errors_of(str(self)):
             files.delete_file(path)
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
@@ -228,24 +192,14 @@ class UrlPath:
         from pyarrow.fs import FileSelector
 
         files, path = opened(self)
-        with self._told():
+        with errors_of(str(self)):
             found = files.get_file_info(FileSelector(path, allow_not_found=True, recursive=recursive))
         return sorted(posixpath.relpath(info.path, path) for info in found)
 
     def _info(self) -> Any:
         files, path = opened(self)
-        with self._told():
+        with errors_of(str(self)):
             return files.get_file_info(path)
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Errors carry the URL, as those of files do their name, and what the service said in one line."""
-        try:
-            yield
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self)) from None
-        except OSError as error:
-            raise _clear(error, str(self)) from None
 
 
 Location = Path | UrlPath
@@ -301,38 +255,10 @@ def opened(place: Location | str, attempts: int = ATTEMPTS) -> tuple[Any, str]:
     if isinstance(place, Path):
         return LocalFileSystem(), str(place.resolve())
     scheme, _, path = str(place).partition("://")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ""
     try:
-        return _filesystem(scheme, place.bucket, endpoint, region, attempts), path
+        return file_system(scheme, place.bucket, attempts), path
     except OSError as error:
-        raise _clear(error, str(place)) from None
-
-
-@cache
-def _filesystem(scheme: str, bucket: str, endpoint: str, region: str, attempts: int) -> Any:
-    from pyarrow.fs import AwsStandardS3RetryStrategy, GcsFileSystem, S3FileSystem, resolve_s3_region
-
-    if scheme == "gs":
-        return GcsFileSystem(retry_time_limit=timedelta(seconds=5 * attempts))
-    kind, _, host = endpoint.rpartition("://")
-    return S3FileSystem(
-        region=region or ("us-east-1" if endpoint else resolve_s3_region(bucket)),
-        scheme=kind or "https",
-        endpoint_override=host.rstrip("/") or None,
-        connect_timeout=5,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=attempts),
-        allow_delayed_open=True,  # small objects are put at once, whole
-    )
-
-
-def _clear(error: OSError, url: str) -> OSError:
-    kind = StorageAway if PASSING.search(str(error)) else OSError
-    name = re.search(r"AWS Error (\w+)", str(error))
-    said = re.sub(r" \(Request ID: .*\)$", "", str(error).partition("operation: ")[2] or str(error))
-    if name:
-        said = f"{name[1]}: {said}" + f" {RIGHT}" * (name[1] in REFUSED)
-    return kind(error.errno or errno.EIO, said, url)
+        raise explained(error, str(place)) from None
 
 
 def refuse_unusable(folder: UrlPath) -> None:
@@ -342,7 +268,7 @@ def refuse_unusable(folder: UrlPath) -> None:
         OSError: there is no such bucket, nobody answers, or it may not be written.
     """
     files, path = opened(folder / ".writable", FIRST_ATTEMPTS)
-    with folder._told():
+    with errors_of(str(folder)):
         with files.open_output_stream(path) as stream:
             stream.write(b"")
         files.delete_file(path)
@@ -360,7 +286,7 @@ def remove_tree(folder: Location) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.is_dir():
         files, path = opened(folder)
-        with folder._told():
+        with errors_of(str(folder)):
             files.delete_dir(path)
 
 
@@ -373,7 +299,7 @@ def move(source: Location, to: Location) -> None:
         return
     files, _ = opened(source)
     within = source.is_dir()
-    with source._told():
+    with errors_of(str(source)):
         for name in source._below(recursive=True) if within else [""]:
             one, other = (source / name, to / name) if name else (source, to)
             if one.is_file():
@@ -415,7 +341,7 @@ def fetch(place: UrlPath, to: Path) -> None:
     files, path = opened(place)
     if not place.is_file():
         to.mkdir(parents=True, exist_ok=True)
-    with place._told():
+    with errors_of(str(place)):
         copy_files(path, str(to), source_filesystem=files, destination_filesystem=LocalFileSystem())
 
 

@@ -26,7 +26,8 @@ from trainables.config import TrialConfig
 from trainables.errors import InputError
 from trainables.evaluate import load_subject, trial_folder
 from trainables.execution.signals import RESUMABLE
-from trainables.files import StorageAway, UrlPath
+from trainables.files import UrlPath
+from trainables.object_storage import StorageAway
 
 
 def refused(*flags: str) -> str:

@@ -15,7 +15,6 @@ from study.records import Event, append_event, read_events, write_atomically, wr
 from tests.s3_server import S3Server
 from trainables.files import (
     Location,
-    StorageAway,
     UrlPath,
     fetch,
     filled,
@@ -27,6 +26,7 @@ from trainables.files import (
     refuse_unusable,
     remove_tree,
 )
+from trainables.object_storage import StorageAway
 
 
 @pytest.fixture(params=["disk", "s3"])

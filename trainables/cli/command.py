@@ -25,7 +25,8 @@ from trainables.config import TrialConfig
 from trainables.config.fields import expanded_place
 from trainables.errors import Away, InputError, redacted
 from trainables.execution.signals import RESUMABLE
-from trainables.files import Location, location, storage_away
+from trainables.files import Location, location
+from trainables.object_storage import storage_away
 
 Checked = TypeVar("Checked")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
