@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from search_spaces.space import Space, corners, example_of
 from trainables.config import Point
 
 Recipe = Literal["finetune", "tecoa_itr", "fare", "mat", "mat_one_to_many", "mmcoa"]
@@ -95,3 +97,23 @@ def recipe_point(recipe: Recipe, epsilon: float, temperature: float) -> Point:
     published = RECIPES[recipe]
     attack = {"epsilon": epsilon, "attack_steps": published.attack_steps} if published.attack_steps and epsilon else {}
     return Point(temperature=temperature, **attack, **published.fields)
+
+
+def trials_of(
+    space: Space, recipes: Iterable[Recipe], epsilon: float, temperature: float
+) -> Iterator[tuple[str, Point]]:
+    """What a study may run, as far as that can break a rule: the corners of its checked space, and its recipes.
+
+    Args:
+        space: checked.
+        recipes: as points of `recipe_point`.
+        epsilon: the study's image radius.
+        temperature: of the recipes.
+
+    Yields:
+        How a message calls it, and the point.
+    """
+    for params in corners(space):
+        yield example_of(params), Point.model_validate(params)
+    for recipe in recipes:
+        yield f"recipe {recipe}", recipe_point(recipe, epsilon, temperature)

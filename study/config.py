@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,11 +17,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from search_spaces.joint import JOINT, SPACES
-from search_spaces.recipes import Recipe, recipe_point
-from search_spaces.space import Knob, Space, check_space, corners, example_of, typed, typed_space, wrong_point
+from search_spaces.recipes import Recipe, trials_of
+from search_spaces.space import Knob, check_space, typed, typed_space, wrong_point
+from study.mistakes import Where, check_all
 from study.paths import StudyPaths
 from trainables.config import (
     DIRECTIONS,
@@ -166,20 +166,6 @@ class TrialTemplate(Model):
     workers: WorkersConfig = WorkersConfig()
 
 
-def trials_of(
-    space: Space, recipes: Iterable[Recipe], temperature: float, protocol: Protocol
-) -> Iterator[tuple[str, Point]]:
-    """What a study may run, as far as that can break a rule: the corners of its checked space, and its recipes.
-
-    Yields:
-        How a message calls it, and the point.
-    """
-    for params in corners(space):
-        yield example_of(params), Point.model_validate(params)
-    for recipe in recipes:
-        yield f"recipe {recipe}", recipe_point(recipe, protocol.epsilon, temperature)
-
-
 def wrong_trials(
     drawn: Iterable[tuple[str, Point]], trial: TrialTemplate, protocol: Protocol, data: DataConfig
 ) -> list[str]:
@@ -215,9 +201,6 @@ def _named_space(value: object) -> object:
     return SPACES[value] if isinstance(value, str) else value
 
 
-Where = tuple[int | str, ...]
-"""Where a value is among the fields."""
-
 METRIC_NAMES: list[Where] = [("protocol", name) for name in ("attacks", "recall_at", "rerank", "eight_bit")]
 READ: dict[str, list[Where]] = {
     "recipes": [],
@@ -228,26 +211,6 @@ READ: dict[str, list[Where]] = {
     "warm_start": [("name",)],
 }
 """What the rules about a field as a whole read besides it."""
-
-
-def _without(value: Any, wrong: list[Where]) -> Any:
-    """What was given, but for what is at these places."""
-    if not isinstance(value, dict | list | tuple):
-        return value
-    kept = {
-        key: _without(part, [place[1:] for place in wrong if place[:1] == (key,)])
-        for key, part in (value.items() if isinstance(value, dict) else enumerate(value))
-        if (key,) not in wrong
-    }
-    return kept if isinstance(value, dict) else list(kept.values())
-
-
-def _would_be_told(mistake: ErrorDetails, wrong: list[Where]) -> bool:
-    """Whether it is of a rule about a field as a whole, and would be the same if what is wrong were right."""
-    field = mistake["loc"]
-    read = READ.get(str(field[0])) if len(field) == 1 and field not in wrong else None
-    apart = read is not None and not any(one[: len(two)] == two[: len(one)] for one in wrong for two in read)
-    return apart and mistake["type"] == "value_error"
 
 
 class StudyConfig(Model):
@@ -303,21 +266,7 @@ class StudyConfig(Model):
     @model_validator(mode="wrap")
     @classmethod
     def _one_mistake_hides_no_other(cls, given: Any, check: ModelWrapValidatorHandler[StudyConfig]) -> StudyConfig:
-        """A rule about a field is tried only where all parts of it are right: so once more, without the others."""
-        try:
-            return check(given)
-        except ValidationError as error:
-            mistakes, title = error.errors(), error.title
-        wrong = [mistake["loc"] for mistake in mistakes]
-        try:
-            check(_without(given, wrong))
-        except ValidationError as error:
-            mistakes += [mistake for mistake in error.errors() if _would_be_told(mistake, wrong)]
-        lines = [
-            InitErrorDetails(type=PydanticCustomError(m["type"], m["msg"]), loc=m["loc"], input=m["input"])
-            for m in mistakes
-        ]
-        raise ValidationError.from_exception_data(title, lines) from None
+        return check_all(given, check, READ)
 
     @field_validator("space")
     @classmethod
@@ -393,7 +342,7 @@ class StudyConfig(Model):
         if data is not None:
             protocol = info.data.get("protocol", Protocol())
             recipes, temperature = info.data.get("recipes", ()), info.data.get("recipe_temperature", RECIPE_TEMPERATURE)
-            drawn = trials_of(info.data.get("space", {}), recipes, temperature, protocol)
+            drawn = trials_of(info.data.get("space", {}), recipes, protocol.epsilon, temperature)
             raise_all(wrong_trials(drawn, trial, protocol, data))
         return trial
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from search_spaces.recipes import trials_of
 from study.arguments import Arguments, parse
-from study.config import StudyConfig, trials_of, wrong_trials
+from study.config import StudyConfig, wrong_trials
 from study.ledger.frozen import fingerprint
 from study.paths import StudyPaths
 from study.records import Frozen, left_on_disk, read_frozen, study_id
@@ -145,7 +146,7 @@ def refuse_what_has_no(family: str, config: StudyConfig) -> None:
     """
     model = config.trial.model.model_copy(update={"family": family})
     trial = config.trial.model_copy(update={"model": model})
-    drawn = trials_of(config.space, config.recipes, config.recipe_temperature, config.protocol)
+    drawn = trials_of(config.space, config.recipes, config.protocol.epsilon, config.recipe_temperature)
     problems = wrong_trials(drawn, trial, config.protocol, config.data)
     if problems:
         raise InputError("\n  ".join([f"trial.model.base {model.base} is a {family}:", *problems]))

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("study", "trainables", "search_spaces", "dashboards")
 ROOMS = ("clusters", "execution", "tracking", "costs", "ledger", "search", "front")
 """Of `study`, from the commands down to the ground; each may import from those behind it."""
-GROUND = ("study.arguments", "study.config", "study.paths", "study.records")
+GROUND = ("study.arguments", "study.config", "study.mistakes", "study.paths", "study.records")
 
 
 @cache
