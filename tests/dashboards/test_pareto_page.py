@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
 from pathlib import Path
 from typing import Any
@@ -14,59 +13,13 @@ from dashboards.page import INK
 from dashboards.pareto_page import pareto_page, write_front_files
 from dashboards.scatter import COLOURS, pairs_by_conflict
 from search_spaces.recipes import recipe_point
-from study.config import Objective
 from study.front.estimates import front
 from study.front.hypervolume import hypervolume_history
 from study.paths import StudyPaths
-from study.records import Manifest
-from tests.pages import dom_of, layout_of, measured, needs_browser, traces_of
+from tests.dashboards.trials import ATTACK, OBJECTIVES, manifest, manifests, page_of
+from tests.pages import layout_of, traces_of
 from trainables.config import Protocol
 from trainables.results import Caveat
-
-OBJECTIVES = (
-    Objective(metric="both/mr_r5"),
-    Objective(metric="clean/mr_r5"),
-    Objective(metric="cost/device_seconds", direction="minimize", low=0, high=100),
-    Objective(metric="image/mr_r5"),
-)
-ATTACK = "<script>alert(1)</script><img src=x onerror=\"document.title='owned'\">"
-
-
-def manifest(number: int, robust: float, clean: float, **changes: Any) -> Manifest:
-    fields = {
-        "key": f"s-t{number:05d}-s0",
-        "number": number,
-        "recipe": None,
-        "params": {"temperature": 0.05 * (number + 1)},
-        "point": {"temperature": 0.05 * (number + 1), "epsilon": number / 255},
-        "state": "complete",
-        "metrics": {
-            "both/mr_r5": {"value": robust, "low": robust - 0.1, "high": robust + 0.2},
-            "clean/mr_r5": {"value": clean, "low": clean - 0.1, "high": clean + 0.1},
-            "image/mr_r5": {"value": 0.5, "low": 0.4, "high": 0.6},
-        },
-        "cost": {"device_seconds": 10.0 + number},
-        "fingerprint": "f",
-        "ended": float(number),
-    }
-    return Manifest.model_validate(fields | changes)
-
-
-def page_of(
-    manifests: list[Manifest], objectives: tuple[Objective, ...] = OBJECTIVES[:2], title: str = "A study"
-) -> str:
-    history = hypervolume_history(manifests, objectives)
-    return pareto_page(manifests, front(manifests, objectives), objectives, history, title)
-
-
-def manifests() -> list[Manifest]:
-    return [
-        manifest(0, 0.25, 0.75, recipe="tecoa_itr"),
-        manifest(1, 0.5, 0.5),
-        manifest(2, 0.25, 0.5),
-        manifest(3, 0.75, 0.25),
-        manifest(4, 0.9, 0.9, state="infeasible"),
-    ]
 
 
 def test_every_complete_trial_is_drawn_once_with_interval_and_colour() -> None:
@@ -288,36 +241,6 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     assert page == page_of(manifests())
 
 
-def table_section_of(page: str) -> str:
-    return page[page.index("<table") : page.index("</table>")]
-
-
-def hostile() -> str:
-    trial = manifest(
-        0,
-        0.5,
-        0.5,
-        key=f"key{ATTACK}",
-        recipe=f"recipe{ATTACK}",
-        params={f"name{ATTACK}": f"value{ATTACK}"},
-        metrics={f"metric{ATTACK}": {"value": 0.5, "low": 0.4, "high": 0.6}},
-    )
-    objectives = (Objective(metric=f"metric{ATTACK}"), OBJECTIVES[2])
-    return page_of([trial], objectives, title=f"title{ATTACK}")
-
-
-def test_foreign_strings_are_escaped() -> None:
-    page = hostile()
-    assert "<script>alert" not in page
-    assert "<img" not in page.split("</style>")[1].split("<script")[0]
-    assert "<img" not in table_section_of(page)
-    for name in ("key", "recipe", "name", "value", "metric", "title"):
-        assert f"{name}&lt;script&gt;" in page, name
-    shown = json.dumps(traces_of(page, "front"))
-    assert "<script" not in shown
-    assert "<img" not in shown
-
-
 def test_of_a_large_study_some_trials_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is drawn of it looks as it does where all are drawn."""
     arc = [(math.sin(turn), math.cos(turn)) for turn in np.linspace(0, math.pi / 2, 200)]
@@ -355,53 +278,6 @@ def marks_of(trace: dict[str, Any]) -> set[tuple[Any, ...]]:
     """Place, colour and hover text of each mark with its bars."""
     bars = (trace["error_x"]["array"], trace["error_y"]["arrayminus"])
     return set(zip(trace["x"], trace["y"], trace["marker"]["color"], trace["hovertext"], *bars, strict=True))
-
-
-@needs_browser
-def test_a_browser_draws_the_page_and_runs_no_foreign_code(tmp_path: Path) -> None:
-    def dom(page: str) -> str:
-        path = tmp_path / "page.html"
-        path.write_text(page)
-        return dom_of(path)
-
-    drawn = dom(page_of(manifests(), OBJECTIVES))
-    # A point is one path in the DOM: four trials in each of six scatter plots and against the knob by each of four
-    # objectives, five in the history.
-    assert len(re.findall(r'<path class="point"', drawn)) == 4 * 6 + 4 * 4 + 5
-    attacked = dom(hostile())
-    assert len(re.findall(r'<path class="point"', attacked)) == 2
-    assert "<title>owned</title>" not in attacked
-    assert "&lt;script&gt;" in attacked.split("</title>")[0]
-
-
-def crowd() -> list[Manifest]:
-    """Recipes close together among searched trials, with all knobs: as studies are at their best corner."""
-    draw = random.Random(0)
-    settings = {"contrastive_weight": 0.005678, "temperature": 0.065786, "temperature_learned": False, "words": 1}
-    settings |= {"epsilon": 0.0035, "attack_steps": 10}
-    recipes = ("finetune", "tecoa_itr", "fare", "mat", "mat_one_to_many", "mmcoa")
-    return [
-        manifest(
-            number,
-            0.5 + draw.gauss(0, 0.02),
-            0.5 + draw.gauss(0, 0.02),
-            recipe=recipes[number] if number < len(recipes) else None,
-            params=settings,
-            point={**settings, "words": number % 3},
-        )
-        for number in range(20)
-    ]
-
-
-@needs_browser
-@pytest.mark.parametrize("width", [390, 1050, 1280])
-def test_nothing_hides_on_a_phone_or_a_wide_screen(width: int, tmp_path: Path) -> None:
-    found = measured(page_of(crowd(), OBJECTIVES), width, tmp_path)
-    assert found["width"] == width
-    assert found["overflow"] <= 0, "the page is wider than the screen"
-    assert found["wide"] == 0, "knobs of the table are behind a scroll"
-    assert len(found["labels"]) == 6 * 6
-    assert found["touching"] == []
 
 
 def test_what_has_to_be_known_first_comes_first() -> None:
