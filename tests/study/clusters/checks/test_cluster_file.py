@@ -25,7 +25,7 @@ from study.clusters.checks.cluster_file import (
     problems,
 )
 from study.clusters.files.common import PROJECT_FILES
-from tests.study.clusters.files.test_ray_up_files import VARIANTS, rendered
+from tests.study.clusters.files.variants import VARIANTS, rendered
 
 HERE = Surroundings(
     ray="2.60.0",

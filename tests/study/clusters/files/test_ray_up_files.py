@@ -20,42 +20,18 @@ from study.config import StudyConfig
 from study.paths import StudyPaths
 from tests.commands import read_command
 from tests.study.clusters.files.ray_launcher import Decision, RayLauncher
+from tests.study.clusters.files.variants import DATABASE, VARIANTS, rendered
 from trainables.errors import InputError
 from trainables.files import UrlPath
 
 ROOT = Path(__file__).resolve().parents[4]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-DATABASE = "postgresql+psycopg://me@database.example/paretovl"
-VARIANTS = {
-    "aws": [],
-    "aws-one-type": ["--machines", "g6.4xlarge", "--zones", "us-west-2b", "--idle-minutes", "10"],
-    "aws-eight-gpus": ["--machines", "g6.48xlarge", "--nodes", "2", "--preset", "coco_clip_b16_8gpu"],
-    "aws-bucket": ["--bucket", "my-bucket", "--storage", DATABASE, "--region", "eu-west-1"],
-    "gcp": [],
-    "gcp-bucket": ["--bucket", "my-bucket", "--storage", DATABASE],
-    "local": [],
-    "local-named": [
-        "--head",
-        "10.0.0.1",
-        "--workers",
-        "10.0.0.2,10.0.0.3",
-        "--user",
-        "root",
-        "--shared",
-        "/srv/studies",
-    ],
-}
-
 rented = pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("local")], scope="module")
 on_aws = pytest.mark.parametrize("variant", [name for name in VARIANTS if name.startswith("aws")], scope="module")
 
 TRIAL = {"CPU": 0.1, "trial_driver": 0.01}
 WORKER = {"CPU": 0.8, "GPU": 1.0}
-
-
-def rendered(name: str) -> str:
-    return cluster.text(cluster.parse(["--provider", name.partition("-")[0], *VARIANTS[name]]))
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
