@@ -74,7 +74,7 @@ def training(folder: Path, cache: Path, size: Size) -> dict[str, float]:
     time.perf_counter = time.process_time  # what the phases are measured by
     found = {}
     protocol = {"attacks": ["image"], "gallery_images": 4, "image_steps": 1, "bootstrap_samples": 100}
-    drawn = {"shapes": {"train_images": size.shapes, "test_images": 8}}
+    drawn = {"shapes": {"train_images": size.shapes, "val_images": 8, "test_images": 8}}
     steps = {"epochs": 1, "epoch_images": size.steps * size.batch, "batch_size": size.batch}
     for name, model in {"CLIP": {}, "bag of words": {"image_tower": str(folder / "tower")}}.items():
         config = trial(cache, dict(model), data=drawn, point={"words": 1}, training=steps, protocol=protocol)
@@ -128,7 +128,7 @@ def evaluation(folder: Path, cache: Path, size: Size) -> dict[str, float]:
     from trainables.prepare import prepare
 
     found = {}
-    drawn = {"shapes": {"train_images": size.shapes, "test_images": size.gallery}}
+    drawn = {"shapes": {"train_images": size.shapes, "val_images": size.gallery, "test_images": size.gallery}}
     for name, family in {"CLIP": "clip", "ALBEF": "albef"}.items():
         config = trial(cache, {"family": family}, data=drawn, protocol={"gallery_images": size.gallery})
         prepared = prepare(config)

@@ -24,7 +24,7 @@ import yaml
 CONFIG = {
     "recipes": ["finetune", "mat"],
     "objectives": [{"metric": "clean/mr_r5"}, {"metric": "both/mr_r5"}],
-    "data": {"image_pixels": 32, "shapes": {"train_images": 64, "test_images": 16}},
+    "data": {"image_pixels": 32, "shapes": {"train_images": 64, "val_images": 16, "test_images": 16}},
     "trial": {
         "model": {
             "tiny": {"width": 32, "layers": 1, "heads": 2, "patch_pixels": 8, "embedding": 32},

@@ -25,7 +25,7 @@ from trainables.attacks.proposals import masked_lm_substitutes
 from trainables.attacks.quirks import Quirks
 from trainables.attacks.substitutes import Substitutes
 from trainables.captions import bare_text
-from trainables.config import DataConfig, PretrainConfig, TinyConfig
+from trainables.config import TEST, DataConfig, PretrainConfig, TinyConfig
 from trainables.data import Split, load_dataset
 from trainables.models.clip import Clip
 from trainables.training.pretraining import make_masked_lm, make_tokenizer
@@ -97,16 +97,16 @@ class Models:
 def read_images(root: Path, images: int, size: int) -> list[Split]:
     """The first test images of a COCO-format folder with their captions, cleaned, in parts of `size` images."""
     with tempfile.TemporaryDirectory() as cache:
-        data = load_dataset(DataConfig(root=root, image_pixels=IMAGE_PIXELS, max_train_images=1), Path(cache)).test
+        config = DataConfig(root=root, image_pixels=IMAGE_PIXELS, max_train_images=1, eval_split=TEST)
+        data = load_dataset(config, Path(cache)).evaluation
         parts = []
         for first in range(0, images, size):
             own = slice(first, min(first + size, images))
             rows = np.flatnonzero((own.start <= data.caption_image) & (data.caption_image < own.stop))
             captions = [bare_text(data.captions[row]) for row in rows]
             owner = data.caption_image[rows] - first
-            parts.append(
-                Split(data.image_ids[own], captions, data.caption_ids[rows], owner, np.array(data.pixels[own]))
-            )
+            pixels = np.array(data.pixels[own])
+            parts.append(Split(data.image_ids[own], captions, data.caption_ids[rows], owner, pixels))
         return parts
 
 

@@ -1,188 +1,52 @@
 """`python -m study.certify`: the front attacked again, harder and with fresh seeds, before anybody relies on it.
 
 What a study finds is the best of many noisy measurements under the attack it was searched with. Certification measures
-every model of the front again under the `strong` protocol, with seeds that the search never saw, and looks for gradient
-masking. What cannot be relied on, or is not on the front of the new measurements, leaves the certified front.
+every model that is on the front or may be, and every recipe, again: on images that the search has not seen, under the
+`strong` protocol, with fresh seeds; and looks for gradient masking. What cannot be relied on, or is not on the front of
+the new measurements, leaves the certified front.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from study.config import COSTS, Objective
-from study.front.dominance import front_mask, measured, oriented
-from study.front.estimates import FrontEntry, front
+from study.config import COSTS
+from study.front.certification import (
+    Certificate,
+    CertifiedFront,
+    Terms,
+    comparable_targets,
+    judge,
+    table,
+    worst_case,
+)
+from study.front.dominance import measured
+from study.front.estimates import candidates
 from study.paths import StudyPaths
 from study.records import Manifest, read_account, write_atomically
 from study.view import StudyView, read_study, study_parser
 from trainables.cli.command import all_mistakes, exit_on_input_error
-from trainables.config import CLEAN, Model, Point, TrialConfig
-from trainables.config.fields import SEEDS, PlaceOrName, Seed
+from trainables.config import TEST, Point, SplitName, TrialConfig
+from trainables.config.fields import SEEDS
 from trainables.errors import InputError
 from trainables.files import filled
 from trainables.identity import differences, protocol_hash
-from trainables.results import Audit, Metric, TrialResult
+from trainables.results import TrialResult
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from trainables.config import Protocol
     from trainables.evaluate import Arguments
-    from trainables.results import EvaluationManifest
 
 FRESH = 1000
 """Added to the seed that a study was searched with."""
 
 Log = Callable[[str], None]
-
-
-class Terms(Model):
-    """What was asked of a certification; equal for all members of a front."""
-
-    protocol: PlaceOrName
-    seed: Seed
-    gallery_images: int | None = Field(ge=2)
-
-
-class Certificate(Model):
-    """A trial's model, measured again. Written once, never changed."""
-
-    key: str
-    study: str | None = None
-    fingerprint: str | None = None
-    point: dict[str, Any] | None = None
-    """Of the trial, with the study's id and fingerprint; None in files of earlier versions."""
-    terms: Terms
-    protocol_hash: str
-    model_digest: str
-    claimed: dict[str, Metric]
-    """The objectives as the study measured them."""
-    values: dict[str, Metric]
-    """The objectives under the worst of the attacks that may change the same."""
-    worst_of: dict[str, list[str]]
-    """Those attacks."""
-    audit: Audit
-    metrics: dict[str, Metric]
-
-
-class Left(Model):
-    """A member of the study's front that is not certified, and why."""
-
-    key: str
-    reason: str
-
-
-class CertifiedFront(Model):
-    """`certified_front.json`."""
-
-    terms: Terms
-    front: list[FrontEntry]
-    left: list[Left]
-    findings: dict[str, str] = {}
-    """Of every model that was measured again: what the audit found, and whether its recalls count."""
-
-
-def judge(
-    terms: Terms,
-    entries: Sequence[FrontEntry],
-    certificates: Sequence[Certificate],
-    objectives: Sequence[Objective],
-) -> CertifiedFront:
-    """Decide who stays.
-
-    Args:
-        terms: of the certificates.
-        entries: the study's front.
-        certificates: of those whose model is still there.
-        objectives: of the study.
-    """
-    of = {certificate.key: certificate for certificate in certificates}
-    reliable = [entry for entry in entries if entry.key in of and of[entry.key].audit.reliable]
-    costs = oriented([[of[e.key].values[o.metric].value for o in objectives] for e in reliable], objectives)
-    mask = front_mask(costs)
-    stay, left = [], []
-    for entry in entries:
-        certificate = of.get(entry.key)
-        if certificate is None:
-            left.append(Left(key=entry.key, reason="its model is gone, so it cannot be measured again"))
-        elif not certificate.audit.reliable:
-            left.append(Left(key=entry.key, reason=certificate.audit.finding))
-        elif mask[place := reliable.index(entry)]:
-            stay.append(_certified(entry, certificate))
-        else:
-            better = (costs <= costs[place]).all(1) & (costs < costs[place]).any(1) & mask
-            by = ", ".join(reliable[index].key for index in np.flatnonzero(better))
-            left.append(Left(key=entry.key, reason=f"measured again, it is dominated by {by}"))
-    findings = {key: certificate.audit.finding for key, certificate in of.items()}
-    return CertifiedFront(terms=terms, front=stay, left=left, findings=findings)
-
-
-def _certified(entry: FrontEntry, certificate: Certificate) -> FrontEntry:
-    values = certificate.values
-    return entry.model_copy(
-        update={
-            "values": {name: metric.value for name, metric in values.items()},
-            "intervals": {name: (metric.low, metric.high) for name, metric in values.items()},
-        }
-    )
-
-
-def worst_case(evaluated: EvaluationManifest, attacks: Sequence[str], measure: str, captions: np.ndarray) -> Metric:
-    """A recall where a query counts only if it survives every one of the attacks, each at its own best.
-
-    Args:
-        evaluated: with the bits of every query.
-        attacks: names in it.
-        measure: such as `mr_r5`.
-        captions: (captions,) image of each caption of the gallery.
-    """
-    from trainables.evaluation.intervals import recall_metrics
-    from trainables.evaluation.retrieval import Ranks
-
-    k = int(measure.rpartition("_r")[2])
-
-    def ranks(direction: str) -> np.ndarray:
-        count = evaluated.queries[direction]
-        packed = (base64.b64decode(evaluated.correct[f"{attack}/{direction}_r{k}"]) for attack in attacks)
-        bits = [np.unpackbits(np.frombuffer(bytes_, np.uint8), count=count).astype(bool) for bytes_ in packed]
-        return np.where(np.logical_and.reduce(bits), 1, k + 1)
-
-    protocol = evaluated.protocol
-    found = recall_metrics(
-        Ranks(ranks("tr"), ranks("ir"), captions),
-        (k,),
-        samples=protocol.bootstrap_samples,
-        confidence=protocol.confidence,
-        seed=protocol.seed,
-    )
-    return found[measure]
-
-
-def comparable_attacks(target: str, own: Protocol, strong: Protocol) -> list[str]:
-    """Attacks of `strong` that change nothing but what the study's attack `target` may change, itself among them.
-
-    Raises:
-        InputError: there is none.
-    """
-    from trainables.attacks.registry import build_attack
-
-    if target == CLEAN:
-        return [CLEAN]
-    aim = next(attack for attack in own.attacks if attack.name == target.removesuffix(".float"))
-    changes = build_attack(aim, own).changes
-    names = [attack.name for attack in strong.attacks if build_attack(attack, strong).changes <= changes]
-    if not names:
-        raise InputError(f"the protocol has no attack that changes {' and '.join(sorted(changes))}, as {target!r} does")
-    return names
 
 
 def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, list[Certificate]]:
@@ -195,7 +59,7 @@ def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, li
 
     paths, objectives = view.paths, view.config.objectives
     manifests = {manifest.key: manifest for manifest in view.manifests}
-    entries = front(view.manifests, objectives, view.config.protocol.confidence)
+    entries = candidates(view.manifests, objectives, view.config.protocol.confidence)
     certificates = []
     for place, entry in enumerate(entries, 1):
         path, manifest = paths.certificate(entry.key), manifests[entry.key]
@@ -224,7 +88,7 @@ def certify(view: StudyView, terms: Terms, log: Log) -> tuple[CertifiedFront, li
             certificate = _measure(view, manifest, terms)
             write_atomically(path, certificate.model_dump_json(indent=1))
         certificates.append(certificate)
-    decided = judge(terms, entries, certificates, objectives)
+    decided = judge(terms, view.config.data.eval_split, entries, certificates, objectives)
     write_atomically(paths.certified_front, decided.model_dump_json(indent=1))
     return decided, certificates
 
@@ -275,27 +139,21 @@ def _arguments(view: StudyView, manifest: Manifest, terms: Terms) -> Arguments:
 
     folder = view.paths.runs / manifest.key
     flags = ["--model", str(folder), "--protocol", terms.protocol, "--seed", str(terms.seed)]
+    flags += ["--data.eval-split", terms.split]
     flags += [] if terms.gallery_images is None else ["--gallery-images", str(terms.gallery_images)]
     return parse(flags)
 
 
 def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
-    from trainables.data import load_dataset
     from trainables.evaluate import run
 
     arguments = _arguments(view, manifest, terms)
+    _refuse_other_data(arguments, manifest)
     details = view.paths.certificate(manifest.key).with_suffix("")
     with contextlib.redirect_stdout(sys.stderr), filled(details) as folder:
         evaluated = run(arguments.model_copy(update={"out": folder}))
-    if evaluated.data_digest != manifest.hashes["data"]:
-        raise InputError(
-            f"{arguments.data.root or 'the data'} is not what the study was made on (digest {manifest.hashes['data']}, "
-            f"now {evaluated.data_digest}); put back the data of the study"
-        )
     if evaluated.audit is None:
         raise InputError(f"protocol {terms.protocol} has no audit of gradient masking; set audit: true")
-    owners = load_dataset(arguments.data, arguments.cache_dir).test.caption_image
-    owners = owners[owners < evaluated.queries["tr"]]
     claimed = {objective.metric: measured(manifest, objective.metric) for objective in view.config.objectives}
     values, worst_of = {}, {}
     for metric in claimed:
@@ -303,8 +161,8 @@ def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
             values[metric] = claimed[metric]
             continue
         target, _, measure = metric.partition("/")
-        worst_of[metric] = comparable_attacks(target, view.config.protocol, evaluated.protocol)
-        values[metric] = worst_case(evaluated, worst_of[metric], measure, owners)
+        worst_of[metric] = comparable_targets(target, view.config.protocol, evaluated.protocol)
+        values[metric] = worst_case(evaluated, worst_of[metric], measure)
     return Certificate(
         key=manifest.key,
         **_trial_of(manifest),
@@ -316,29 +174,22 @@ def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
         worst_of=worst_of,
         audit=evaluated.audit,
         metrics=evaluated.metrics,
+        correct=evaluated.correct,
+        queries=evaluated.queries,
+        captions_per_image=evaluated.captions_per_image,
     )
 
 
-def table(decided: CertifiedFront, certificates: Sequence[Certificate], objectives: Sequence[Objective]) -> Table:
-    """Every member of the study's front: what it claimed, what it holds, and why it counts or not."""
-    from rich.table import Table
-    from rich.text import Text
+def _refuse_other_data(arguments: Arguments, manifest: Manifest) -> None:
+    """See that the data are still those that the trial was trained and measured on."""
+    from trainables.data import load_dataset
 
-    shown = Table(title="Certification", title_justify="left", box=None, pad_edge=False)
-    for name in ("", "trial", *(objective.metric for objective in objectives), ""):
-        shown.add_column(name)
-    of = {certificate.key: certificate for certificate in certificates}
-    reasons = {left.key: left.reason for left in decided.left}
-    for key in [entry.key for entry in decided.front] + list(reasons):
-        cells = [_change(of[key], objective.metric) if key in of else "" for objective in objectives]
-        why = f"not certified: {reasons[key]}" if key in reasons else f"certified: {decided.findings[key]}"
-        shown.add_row(*map(Text, ("" if key in reasons else "*", key, *cells, why)))
-    return shown
-
-
-def _change(certificate: Certificate, metric: str) -> str:
-    now = certificate.values[metric]
-    return f"{certificate.claimed[metric].value:.3f} -> {now.value:.3f} [{now.low:.3f}, {now.high:.3f}]"
+    searched = arguments.data.model_copy(update={"eval_split": manifest.split})
+    if (found := load_dataset(searched, arguments.cache_dir).digest) != manifest.hashes["data"]:
+        raise InputError(
+            f"{arguments.data.root or 'the data'} is not what the study was made on (digest {manifest.hashes['data']}, "
+            f"now {found}); put back the data of the study"
+        )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -347,6 +198,12 @@ def parser() -> argparse.ArgumentParser:
     parser = study_parser("python -m study.certify", __doc__, *examples)
     parser.add_argument("--protocol", default="strong", help="strong, or a YAML file (default: %(default)s)")
     parser.add_argument("--seed", type=int, help=f"of the attacks (default: {FRESH} beyond the study's own)")
+    parser.add_argument(
+        "--split",
+        choices=get_args(SplitName),
+        default=TEST,
+        help="images that are measured (default: %(default)s, which the search has not seen)",
+    )
     parser.add_argument(
         "--gallery-images", type=int, metavar="IMAGES", help="evaluation images (default: all there are)"
     )

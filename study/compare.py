@@ -80,6 +80,8 @@ def _demand_one_protocol(marks: Mapping[str, Mapping[str, Any]]) -> None:
     for name, other in others:
         before, after = map(_measured, (mark, other))
         found = differences(before, after, "protocol")
+        splits = [m.get("data", {}).get("eval_split") for m in (mark, other)]
+        found += differences(splits[0], splits[1], "data.eval_split")
         shapes = [[m.get("data", {}).get(field) for field in PICTURES] for m in (mark, other)]
         if shapes[0] == shapes[1]:
             found += differences(mark.get("data_digest"), other.get("data_digest"), "data_digest")

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from study.paths import StudyPaths
 from trainables.cli.command import read_yaml
-from trainables.config import Model
+from trainables.config import TEST, Model, SplitName
 from trainables.errors import InputError
 from trainables.files import Location, UrlPath, below
 from trainables.results import Attempt, Metric
@@ -154,8 +154,9 @@ class Manifest(Model):
     """An ended trial. Written once, never changed.
 
     `study` is the id of the study; None in files of earlier versions.
-    `metrics` are those of the full evaluation. `rungs` are what the small ones measured, by optimiser step, with the
-    device-seconds held until then; they are never compared with `metrics`. `attempts` are all tries, in order.
+    `metrics` are those of the full evaluation, on the images of `split`. `rungs` are what the small ones measured, by
+    optimiser step, with the device-seconds held until then; they are never compared with `metrics`. `attempts` are all
+    tries, in order.
     """
 
     study: str | None = None
@@ -169,6 +170,7 @@ class Manifest(Model):
     reason: str | None = None
     trace: str | None = None
     metrics: dict[str, Metric] = {}
+    split: SplitName = TEST
     rungs: dict[int, dict[str, float]] = {}
     cost: dict[str, Any] = {}
     attempts: list[Attempt] = []

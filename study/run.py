@@ -109,7 +109,7 @@ def run(config: Arguments) -> int:
     dataset = open_named(template)
     if not config.paths.config.exists():  # later, the fingerprint guards it
         refuse_what_has_no(family_in(template.model), config)
-    for caveat in foreseen(template, len(dataset.train.image_ids), len(dataset.test.image_ids)):
+    for caveat in foreseen(template, len(dataset.train.image_ids), len(dataset.evaluation.image_ids)):
         print(f"warning: {caveat.text}", flush=True)
     with ExitStack() as stack:
         undo = stack.enter_context(ExitStack())

@@ -93,7 +93,7 @@ def clip_bpe(real_data: Path) -> CLIPTokenizer:
 def tiny_trial(tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
     """A trial on 64 small images with a model of a few thousand parameters."""
     return TrialConfig(
-        data=DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=64, test_images=16)),
+        data=DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=64, val_images=16, test_images=16)),
         model=ModelConfig(
             tiny=TinyConfig(width=32, layers=1, heads=2, patch_pixels=8, embedding=32),
             pretrain=PretrainConfig(epochs=1, batch_size=16, mlm_epochs=1),

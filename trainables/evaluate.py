@@ -21,7 +21,7 @@ from pydantic_settings import SettingsConfigDict
 from trainables.caveats import evaluation_caveats
 from trainables.cli.command import exit_on_input_error, place_or_url
 from trainables.cli.flags import Flags, from_command_line
-from trainables.config import CLEAN, CaptionForm, DataConfig, ModelConfig, Protocol, TrialConfig
+from trainables.config import CLEAN, TEST, CaptionForm, DataConfig, ModelConfig, Protocol, TrialConfig
 from trainables.config.fields import Epsilon, Place, PlaceOrName, Seed
 from trainables.errors import InputError
 from trainables.evaluation.report import print_report, strongest, table
@@ -46,7 +46,17 @@ class Arguments(Flags):
 
     model_config = SettingsConfigDict(cli_prog_name="python -m trainables.evaluate")
     common_fields = (
-        *("model", "protocol", "data.root", "data.image_pixels", "epsilon", "words", "gallery_images", "max_tokens"),
+        *(
+            "model",
+            "protocol",
+            "data.root",
+            "data.eval_split",
+            "data.image_pixels",
+            "epsilon",
+            "words",
+            "gallery_images",
+            "max_tokens",
+        ),
         *("masked_lm", "transfer_from", "out"),
     )
     decided_later = dict.fromkeys(("data.image_pixels", "data.resize"), "as the model's family does")
@@ -59,7 +69,7 @@ class Arguments(Flags):
         description="folder or URL of a trial (STUDIES/NAME/runs/KEY), a model's folder, or hub id"
     )
     protocol: PlaceOrName = Field("search", description="search, strong, natural, grid, or a YAML file of a protocol")
-    data: DataConfig = DataConfig()
+    data: DataConfig = DataConfig(eval_split=TEST)
     masked_lm: PlaceOrName | None = Field(None, description="masked language model for text attacks; empty: a tiny one")
     caption_text: CaptionForm = Field(
         "family",
@@ -151,11 +161,11 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     early.add_argument("--model", type=place_or_url, default=os.environ.get("PARETOVL_MODEL"))
     model = early.parse_known_args(given)[0].model
     folder = None if model is None else trial_folder(str(model))
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"data": {"eval_split": TEST}}
     if folder is not None:
         trial = TrialConfig.model_validate_json((folder / "trial.json").read_text(encoding="utf-8"))
         values = {
-            "data": trial.data.model_dump(),
+            "data": {**trial.data.model_dump(), "eval_split": TEST},
             "masked_lm": trial.model.masked_lm,
             "max_tokens": trial.model.max_tokens,
             "caption_text": trial.model.caption_text,
@@ -290,7 +300,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
     if arguments.fold_images:
         further |= fold_recalls(found.features, gallery, arguments.fold_images)
     if arguments.ground_truth:
-        further |= extended_recalls(found.features, workshop.dataset.test, arguments.ground_truth)
+        further |= extended_recalls(found.features, workshop.dataset.evaluation, arguments.ground_truth)
     verdict = None
     if protocol.audit:
         _log("looking for gradient masking")
@@ -308,6 +318,7 @@ def run(arguments: Arguments) -> EvaluationManifest:
         temperature=subject.temperature,
         transfer_from=arguments.transfer_from,
         data_digest=workshop.dataset.digest,
+        split=arguments.data.eval_split,
         preprocessing=preprocessing,
         protocol=protocol,
         protocol_hash=protocol_hash(protocol),

@@ -21,7 +21,7 @@ from trainables.attacks.registry import build_attacks
 from trainables.attacks.substitutes import Substitutes
 from trainables.captions import CaptionText, bare_text, caption_text, refuse_unspaced
 from trainables.config import TrialConfig, content_hash
-from trainables.data import Dataset, load_dataset
+from trainables.data import Dataset, Split, load_dataset
 from trainables.data.cache import locked, remembered_array
 from trainables.data.depot import bring, give, offered
 from trainables.errors import InputError
@@ -123,22 +123,22 @@ class Workshop:
         """Folder of the tokenizer trained on the captions."""
         return self._once(
             "tokenizer",
-            {"version": VERSION, "data": self.pretraining.digest, "text": self._text},
+            {"version": VERSION, "data": self.pretraining.train.digest, "text": self._text},
             lambda part: make_tokenizer(part, self._texts(self.pretraining.train.captions)),
         )
 
     def substitutes(self) -> tuple[Substitutes, Substitutes]:
         """For the training and the evaluation captions."""
-        return self._substitutes("train"), self._substitutes("test")
+        return self._substitutes("train"), self._substitutes("evaluation")
 
     def _substitutes(self, name: str, quirks: Quirks = frozenset()) -> Substitutes:
-        captions = getattr(self.dataset, name).captions
+        split: Split = getattr(self.dataset, name)
+        captions = split.captions
         if self._changes_words:
             refuse_unspaced(captions)
         identity = {
             "version": VERSION,
-            "data": self.dataset.digest,
-            "split": name,
+            "data": split.digest,
             "text": self._text,
             "masked_lm": self._masked_lm_identity,
             "quirks": sorted(quirks),
@@ -191,24 +191,24 @@ class Workshop:
 
     def groups(self, name: str) -> np.ndarray:
         """(captions of the split,) int64: captions of the same words are the same, however they are punctuated."""
-        identity = {"version": VERSION, "data": self.dataset.digest, "split": name}
+        split: Split = getattr(self.dataset, name)
+        identity = {"version": VERSION, "data": split.digest}
 
         def make() -> np.ndarray:
             numbers: dict[str, int] = {}
-            captions = getattr(self.dataset, name).captions
-            return np.array([numbers.setdefault(bare_text(caption), len(numbers)) for caption in captions])
+            return np.array([numbers.setdefault(bare_text(caption), len(numbers)) for caption in split.captions])
 
         return remembered_array(self.cache / f"groups-{content_hash(identity)}.npy", make)
 
     def gallery(self) -> Gallery:
         """What is evaluated on, whole."""
-        test = self._substitutes("test")
+        split = self.dataset.evaluation
         return Gallery(
-            self.dataset.test.pixels,
-            self.dataset.test.caption_image,
-            self.groups("test"),
-            test,
-            cache(lambda quirks: self._substitutes("test", quirks)),
+            split.pixels,
+            split.caption_image,
+            self.groups("evaluation"),
+            self._substitutes("evaluation"),
+            cache(lambda quirks: self._substitutes("evaluation", quirks)),
             self.caption_text,
         )
 
@@ -257,7 +257,7 @@ class Workshop:
         fields = model.model_dump(mode="json", exclude={"masked_lm": True, "pretrain": {"root", "mlm_epochs"}})
         return {
             "version": VERSION,
-            "data": self.pretraining.digest,
+            "data": self.pretraining.train.digest,
             "pixels": self.config.data.image_pixels,
             "model": {**fields, **towers},
         }
@@ -272,7 +272,7 @@ class Workshop:
         pretrain = self.config.model.pretrain
         return {
             "version": VERSION,
-            "data": self.pretraining.digest,
+            "data": self.pretraining.train.digest,
             "text": self._text,
             "epochs": pretrain.mlm_epochs,
             "seed": pretrain.seed,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainables.config import CaptionForm, Model, Protocol
+from trainables.config import TEST, CaptionForm, Model, Protocol, SplitName
 from trainables.errors import counted
 
 
@@ -72,6 +72,7 @@ class TrialResult(Model):
     """What a finished trial measured."""
 
     metrics: dict[str, Metric]
+    split: SplitName = Field(TEST, description="that was measured; earlier versions measured the test")
     correct: dict[str, str] = Field(description="per `target/direction_rk`: query bits, np.packbits in base64")
     queries: dict[str, int] = Field(description="number of queries per direction, `tr` and `ir`")
     captions_per_image: list[int] = Field([], description="so that the bits can be compared with another model's")
@@ -161,6 +162,7 @@ class EvaluationManifest(Model):
     temperature: float | None
     transfer_from: str | None
     data_digest: str
+    split: SplitName = Field(TEST, description="that was measured; earlier versions measured the test")
     preprocessing: Preprocessing | None = Field(None, description="None in files of earlier versions")
     protocol: Protocol
     protocol_hash: str

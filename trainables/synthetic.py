@@ -6,6 +6,7 @@ For measuring speed. Of accuracy it says nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice, product
 
 import numpy as np
@@ -149,7 +150,8 @@ def synthetic(
         owner, tiled = np.repeat(every, CAPTIONS), np.tile(pixels, (repeats, 1, 1, 1))
         split = Split(every, repeats * captions, np.arange(len(owner)), owner, tiled)
         groups = np.tile(groups, repeats)
-    dataset = Dataset(split, split, f"synthetic-{len(split.pixels)}-{pixels.shape[-1]}")
+    split = replace(split, digest=f"synthetic-{len(split.pixels)}-{pixels.shape[-1]}")
+    dataset = Dataset(split, split)
     hashes = {"data": dataset.digest, "base": "random", "substitutes": "random"}
     train = proposals.take(np.tile(rows, repeats))
     return Prepared(dataset, train, gallery.first(gallery_images), model, groups, hashes)

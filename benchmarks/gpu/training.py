@@ -202,7 +202,7 @@ def killed_trial(bench: Bench) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trial = {
-            "data": {"image_pixels": 32, "shapes": {"train_images": 256, "test_images": 32}},
+            "data": {"image_pixels": 32, "shapes": {"train_images": 256, "val_images": 32, "test_images": 32}},
             "model": {"tiny": TINY, "pretrain": {"epochs": 1, "mlm_epochs": 1}},
             "point": {"epsilon": "2/255", "attack_steps": 2, "words": 1},
             "training": {"epochs": 4, "batch_size": 8},

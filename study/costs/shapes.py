@@ -95,7 +95,7 @@ def architecture_of(model: ModelConfig) -> tuple[str, TinyConfig, TinyConfig]:
 def _amounts(data: DataConfig) -> tuple[float, int, int, float]:
     """Words of a caption, training images, evaluation images, captions of an image."""
     if data.root is None:
-        train, gallery = data.shapes.train_images, data.shapes.test_images
+        train, gallery = data.shapes.train_images, data.shapes.val_images
         if data.max_train_images is not None:  # a preset for data that is not here
             train, gallery = data.max_train_images, sys.maxsize
         return COCO_CAPTION_WORDS, train, gallery, 5.0

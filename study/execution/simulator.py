@@ -253,6 +253,7 @@ def _results(trial: TrialConfig, course: Course) -> Iterator[tuple[float, dict[s
         metrics={
             name: Metric(value=value, low=value, high=value) for name, value in course.reports[-1].metrics.items()
         },
+        split=trial.data.eval_split,
         correct={},
         queries={},
         device_seconds=held,

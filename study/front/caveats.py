@@ -13,7 +13,7 @@ from study.front.estimates import Estimate, FrontEntry, estimates, over_images
 from study.front.paired import differences, mean_errors
 from study.records import Manifest
 from trainables.caveats import at_chance, idle_attacks, in_words, small_gallery
-from trainables.config import CLEAN, Protocol
+from trainables.config import CLEAN, TEST, Protocol
 from trainables.errors import counted
 from trainables.results import Caveat, Metric
 
@@ -38,7 +38,7 @@ def study_caveats(
     complete = [manifest for manifest in manifests if manifest.state == "complete"]
     if not complete:
         return []
-    found = _chance(complete, entries, protocol.confidence) + _untouched(complete)
+    found = _chance(complete, entries, protocol.confidence) + _untouched(complete) + _seen(complete)
     alike = _alike(complete, objectives)
     void = any(caveat.void for caveat in (*found, *alike))
     found += alike + idle_attacks(complete, protocol) + small_gallery(complete[0].queries.get("tr", 0), protocol)
@@ -73,6 +73,14 @@ def _untouched(complete: Sequence[Manifest]) -> list[Caveat]:
         return []
     text = f"{_named([one.key for one in idle])}: the untouched base model, as training had no effect "
     return [Caveat(text=text + f"({idle[0].untouched})", void=len(idle) == len(complete) > 1)]
+
+
+def _seen(complete: Sequence[Manifest]) -> list[Caveat]:
+    """The search chose by images that certification measures."""
+    if all(one.split != TEST for one in complete):
+        return []
+    text = "searched on the test split (data.eval_split): what is chosen by these images looks better on them than it "
+    return [Caveat(text=text + "is, and no image is left to certify it on that the search has not seen")]
 
 
 def _alike(complete: Sequence[Manifest], objectives: Sequence[Objective]) -> list[Caveat]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import norm, t
 
 from study.config import COSTS, Objective
 from study.front.dominance import Archive, Floats, beaten, front_mask, measured, oriented, spread
 from study.front.paired import UNKNOWN, Answered, TrainingNoise, is_known, mean_errors, training_noise
 from study.records import Manifest, write_if_changed
-from trainables.config import Model, Protocol
+from trainables.config import TEST, Model, Protocol, SplitName
 from trainables.files import Location
 from trainables.results import Metric
 
@@ -41,6 +42,8 @@ class FrontEntry(Model):
     recipe: str | None = None
     replicates: int = 1
     probability: float = 1.0
+    split: SplitName = TEST
+    """Whose images were measured."""
 
 
 @dataclass(frozen=True)
@@ -315,10 +318,22 @@ def front(
     """
     found = estimates(manifests, objectives, confidence)
     costs, *_ = costs_of([list(estimate.metrics.values()) for estimate in found], objectives)
+    return _entries(found, costs, probabilities(found, objectives, confidence), front_mask(costs))
+
+
+def candidates(
+    manifests: Sequence[Manifest], objectives: Sequence[Objective], confidence: float = CONFIDENCE
+) -> list[FrontEntry]:
+    """What is worth being measured again: points that are on the front or may be, see `NEAR`, and all recipes."""
+    found = estimates(manifests, objectives, confidence)
+    costs, *_ = costs_of([list(estimate.metrics.values()) for estimate in found], objectives)
     shares = probabilities(found, objectives, confidence)
-    members = sorted(
-        np.flatnonzero(front_mask(costs)).tolist(), key=lambda index: (*costs[index], found[index].first.key)
-    )
+    recipes = np.array([one.first.recipe is not None for one in found], dtype=bool)
+    return _entries(found, costs, shares, front_mask(costs) | (shares >= NEAR) | recipes)
+
+
+def _entries(found: Sequence[Estimate], costs: Floats, shares: Floats, mask: npt.NDArray[np.bool_]) -> list[FrontEntry]:
+    members = sorted(np.flatnonzero(mask).tolist(), key=lambda index: (*costs[index], found[index].first.key))
     return [
         FrontEntry(
             key=found[index].first.key,
@@ -328,6 +343,7 @@ def front(
             recipe=found[index].first.recipe,
             replicates=found[index].replicates,
             probability=float(shares[index]),
+            split=found[index].first.split,
         )
         for index in members
     ]

@@ -255,6 +255,7 @@ class Ledger:
             costs[COST] = held
         fields: dict[str, Any] = {
             "metrics": result.metrics,
+            "split": result.split,
             "cost": {
                 **{COSTS[metric]: value for metric, value in costs.items()},
                 "seconds": result.seconds,

@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = {
     "recipes": ["finetune", "mat"],
     "objectives": [{"metric": "clean/mr_r5"}, {"metric": "both/mr_r5"}],
     "budget": {"trials": 2},
-    "data": {"image_pixels": 32, "shapes": {"train_images": 64, "test_images": 40}},
+    "data": {"image_pixels": 32, "shapes": {"train_images": 64, "val_images": 40, "test_images": 40}},
     "trial": {
         "model": {
             "tiny": {"width": 32, "layers": 1, "heads": 2, "patch_pixels": 8, "embedding": 32},

@@ -45,6 +45,7 @@ def complete(clean: float = 0.5, both: float = 0.1, device_seconds: float = 1) -
         state="complete",
         result=TrialResult(
             metrics={name: Metric(value=value, low=value - 0.01, high=value + 0.01) for name, value in values.items()},
+            split="val",
             correct={},
             queries={},
             device_seconds=device_seconds,

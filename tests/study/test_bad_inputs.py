@@ -215,7 +215,16 @@ BAD: dict[str, tuple[Prepare, str]] = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_message(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare, expected = BAD[name]
-    small = ["--data.image-pixels", "16", "--data.shapes.train-images", "16", "--data.shapes.test-images", "8"]
+    small = [
+        "--data.image-pixels",
+        "16",
+        "--data.shapes.train-images",
+        "16",
+        "--data.shapes.val-images",
+        "8",
+        "--data.shapes.test-images",
+        "8",
+    ]
     flags = ["--studies-dir", str(tmp_path / "studies"), *small, *prepare(tmp_path)]
     try:
         with pytest.raises(SystemExit) as end:

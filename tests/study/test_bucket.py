@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = {
     "recipes": ["mat"],
     "objectives": [{"metric": "clean/mr_r5"}, {"metric": "both/mr_r5"}],
     "cluster": {"concurrency": 1},
-    "data": {"image_pixels": 32, "shapes": {"train_images": 64, "test_images": 16}},
+    "data": {"image_pixels": 32, "shapes": {"train_images": 64, "val_images": 16, "test_images": 16}},
     "trial": {
         "model": {
             "tiny": {"width": 32, "layers": 1, "heads": 2, "patch_pixels": 8, "embedding": 32},

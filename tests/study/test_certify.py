@@ -16,8 +16,16 @@ from torch import Tensor
 
 import trainables.models.loading
 from study import certify
-from study.certify import Certificate, CertifiedFront, Terms, comparable_attacks, judge, table, worst_case
 from study.config import Budget, Objective, StudyConfig
+from study.front.certification import (
+    Certificate,
+    CertifiedFront,
+    Terms,
+    comparable_targets,
+    judge,
+    table,
+    worst_case,
+)
 from study.front.estimates import FrontEntry
 from study.ledger.ledger import Ledger
 from study.records import read_manifest
@@ -25,6 +33,7 @@ from study.tracking.mlflow_store import import_mlflow
 from study.tracking.projection import default_uri
 from tests.study.helpers import opened, study
 from trainables.config import DataConfig, Point, Protocol, ShapesConfig, TrialConfig
+from trainables.errors import InputError
 from trainables.evaluate import trial_folder
 from trainables.models.clip import Clip
 from trainables.prepare import prepare
@@ -65,7 +74,7 @@ def finished(tiny_trial: TrialConfig, tmp_path_factory: pytest.TempPathFactory) 
     point = Point(temperature=0.07, epsilon=PROTOCOL.epsilon, attack_steps=1)
     trial = tiny_trial.model_copy(
         update={
-            "data": DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=500, test_images=32)),
+            "data": DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=500, val_images=32, test_images=32)),
             "model": tiny_trial.model.model_copy(update={"pretrain": pretrain}),
             "training": tiny_trial.training.model_copy(update={"epoch_images": 64}),
             "protocol": PROTOCOL,
@@ -131,6 +140,8 @@ def test_only_the_honest_stay(planted: StudyConfig, capsys: pytest.CaptureFixtur
     assert robust.low <= robust.value <= robust.high
     assert robust.value <= min(honest.metrics[f"{attack}/mr_r5"].value for attack in honest.worst_of["both/mr_r5"])
     assert decided.front[0].values["both/mr_r5"] == robust.value
+    assert (decided.held_out, decided.front[0].split) == (True, "test")
+    assert set(honest.correct) > {f"apgd/{direction}_r5" for direction in ("tr", "ir")}
     shown = capsys.readouterr().out
     assert "0.970 -> " in shown
     assert "1 of 4 are certified" in shown
@@ -226,24 +237,31 @@ def test_a_query_counts_only_if_it_survives_every_attack() -> None:
             "both/ir_r1": bits(0, 1, 1, 1),
         },
         queries={"tr": 4, "ir": 4},
+        captions_per_image=[1, 1, 1, 1],
         seconds=0,
         versions={},
     )
-    captions = np.arange(4)
-    assert worst_case(evaluated, ["image", "both"], "tr_r1", captions).value == 0.25, "each alone has 0.5"
-    assert worst_case(evaluated, ["image", "both"], "ir_r1", captions).value == 0.75
-    assert worst_case(evaluated, ["image", "both"], "mr_r1", captions).value == 0.5
-    interval = worst_case(evaluated, ["image"], "tr_r1", captions)
+    assert worst_case(evaluated, ["image", "both"], "tr_r1").value == 0.25, "each alone has 0.5"
+    assert worst_case(evaluated, ["image", "both"], "ir_r1").value == 0.75
+    assert worst_case(evaluated, ["image", "both"], "mr_r1").value == 0.5
+    interval = worst_case(evaluated, ["image"], "tr_r1")
     assert interval.low < 0.5 < interval.high
 
 
 def test_only_attacks_that_change_the_same_are_compared() -> None:
-    strong = Protocol.model_validate({"attacks": ("image", "text", "sga")})
-    assert comparable_attacks("clean", Protocol(), strong) == ["clean"]
-    assert comparable_attacks("image", Protocol(), strong) == ["image"]
-    assert comparable_attacks("text", Protocol(), strong) == ["text"]
-    assert comparable_attacks("both", Protocol(), strong) == ["image", "text", "sga"]
-    assert comparable_attacks("image.float", Protocol(), strong) == ["image"]
+    own = Protocol(rerank=4)
+    strong = Protocol.model_validate({"attacks": ("image", "text", "sga"), "rerank": 4})
+    assert comparable_targets("clean", own, strong) == ["clean"]
+    assert comparable_targets("clean.itm", own, strong) == ["clean.itm"]
+    assert comparable_targets("image", own, strong) == ["image"]
+    assert comparable_targets("text", own, strong) == ["text"]
+    assert comparable_targets("both", own, strong) == ["image", "text", "sga"]
+    assert comparable_targets("image.float", own, strong) == ["image.float"]
+    assert comparable_targets("both.itm", own, strong) == ["image.itm", "text.itm", "sga.itm"]
+    with pytest.raises(InputError, match=r"no target image\.itm, as 'image\.itm' is measured after it"):
+        comparable_targets("image.itm", own, strong.model_copy(update={"rerank": None}))
+    with pytest.raises(InputError, match="no attack that changes text"):
+        comparable_targets("text", own, strong.model_copy(update={"attacks": strong.attacks[:1]}))
 
 
 def test_a_study_that_runs_is_not_certified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,7 +305,7 @@ def test_what_was_found_is_told_in_words_that_do_not_contradict(
         key="k", params={}, values={"a": 0.5}, intervals={"a": (0.4, 0.6)}, recipe=None, replicates=1, probability=1
     )
     objectives = [Objective.model_construct(metric="a", direction="maximize", low=0, high=1)]
-    decided = judge(terms, [entry], [certificate], objectives)
+    decided = judge(terms, "val", [entry], [certificate], objectives)
     shown = Console(width=300, record=True, file=io.StringIO())
     shown.print(table(decided, [certificate], objectives))
     text = shown.export_text()

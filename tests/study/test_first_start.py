@@ -14,7 +14,16 @@ from study.run import main
 from tests.study.helpers import complete, opened, run_next, study
 from trainables.errors import InputError
 
-SMALL = ("--data.shapes.train-images", "32", "--data.shapes.test-images", "8", "--data.image-pixels", "32")
+SMALL = (
+    "--data.shapes.train-images",
+    "32",
+    "--data.shapes.val-images",
+    "8",
+    "--data.shapes.test-images",
+    "8",
+    "--data.image-pixels",
+    "32",
+)
 
 
 def test_a_tracking_server_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

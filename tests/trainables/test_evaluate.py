@@ -51,7 +51,7 @@ def evaluated(out: Path, *flags: str) -> EvaluationManifest:
 
 
 def test_a_trial_measured_again_is_what_the_trial_measured(trial_run: Path, tmp_path: Path) -> None:
-    manifest = evaluated(tmp_path, "--model", str(trial_run), "--examples", "3")
+    manifest = evaluated(tmp_path, "--model", str(trial_run), "--data.eval-split", "val", "--examples", "3")
     result = json.loads(next(trial_run.glob("*/result.json")).read_text())
     measured = {name: manifest.metrics[name].model_dump() for name in result["metrics"]}
     assert measured == result["metrics"]
@@ -75,7 +75,16 @@ def test_a_model_without_a_trial_needs_data_and_a_protocol_file(
     protocol = {"attacks": ["both"], "image_steps": 1, "gallery_images": 10, "audit": True, "bootstrap_samples": 100}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(protocol))
     flags = ["--model", str(base), "--protocol", str(tmp_path / "mine.yaml"), "--max-tokens", "32"]
-    flags += ["--data.image-pixels", "32", "--data.shapes.train-images", "64", "--data.shapes.test-images", "16"]
+    flags += [
+        "--data.image-pixels",
+        "32",
+        "--data.shapes.train-images",
+        "64",
+        "--data.shapes.val-images",
+        "16",
+        "--data.shapes.test-images",
+        "16",
+    ]
     flags += ["--cache-dir", str(tiny_trial.cache_dir), "--epsilon", "4/255"]
     manifest = evaluated(tmp_path / "out", *flags)
     assert manifest.protocol.epsilon == 4 / 255
@@ -144,7 +153,7 @@ def test_a_model_at_chance_is_told(
         parameter.data = torch.randn_like(parameter) / 10
     untrained.save(tmp_path / "model")
     flags = ["--model", str(tmp_path / "model"), "--max-tokens", "32", "--data.image-pixels", "32"]
-    flags += ["--data.shapes.train-images", "64", "--data.shapes.test-images", "16"]
+    flags += ["--data.shapes.train-images", "64", "--data.shapes.val-images", "16", "--data.shapes.test-images", "16"]
     flags += ["--cache-dir", str(tiny_trial.cache_dir), "--out", str(tmp_path / "out")]
     assert main(flags) == 1
     told = capsys.readouterr().out
@@ -174,7 +183,16 @@ def test_changes_of_a_caption_are_marked_and_escaped() -> None:
     assert marked("a red <b> cat", "a blue <b> cat") == "a <del>red</del> <ins>blue</ins> &lt;b&gt; cat"
 
 
-SMALL = ["--data.shapes.train-images", "64", "--data.shapes.test-images", "16", "--gallery-images", "8"]
+SMALL = [
+    "--data.shapes.train-images",
+    "64",
+    "--data.shapes.val-images",
+    "16",
+    "--data.shapes.test-images",
+    "16",
+    "--gallery-images",
+    "8",
+]
 
 
 def tiny_model(family: str, folder: Path) -> Path:

@@ -24,7 +24,7 @@ from trainables.config import DataConfig, ModelConfig, PretrainConfig, ShapesCon
 from trainables.errors import InputError
 from trainables.prepare import Workshop
 
-DATA = DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=8, test_images=8))
+DATA = DataConfig(image_pixels=32, shapes=ShapesConfig(train_images=8, val_images=8, test_images=8))
 PRETRAIN = PretrainConfig(mlm_epochs=1)
 
 

@@ -95,7 +95,7 @@ def test_a_trial_by_itself_in_its_own_folder(
 ) -> None:
     """Relative paths, a damaged checkpoint, a torn account of Ray Train's, and another trial in the same place."""
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "pairs", ShapesConfig(train_images=64, test_images=16))
+    write(tmp_path / "pairs", ShapesConfig(train_images=64, val_images=16, test_images=16))
     changes = {
         "point": Point(contrastive_weight=0.0),
         "data": tiny_trial.data.model_copy(update={"root": Path("pairs")}),

@@ -12,12 +12,18 @@ from trainables.config.fields import Key, Model, Place, PlaceOrName, Seed, Separ
 from trainables.config.point import NOTHING_TRAINED, Companion, Point, parts_in_loss
 from trainables.config.protocol import Protocol
 
+SplitName = Literal["val", "test"]
+VAL: SplitName = "val"
+TEST: SplitName = "test"
+"""What trials are measured on, and what is measured in the end."""
+
 
 class ShapesConfig(Model):
     """The procedural data set used when no data root is given."""
 
     train_images: int = Field(1500, ge=8, le=1_000_000, description="drawn for training")
-    test_images: int = Field(200, ge=8, le=100_000, description="drawn for evaluation")
+    val_images: int = Field(200, ge=8, le=100_000, description="drawn for the search to measure on")
+    test_images: int = Field(200, ge=8, le=100_000, description="drawn for what is measured in the end")
     seed: Seed = Field(0, description="of the drawings")
 
 
@@ -42,7 +48,15 @@ class DataConfig(Model):
     train_splits: Annotated[tuple[str, ...], Separated] = Field(
         ("train", "restval"), description="splits to train on, as far as there are such"
     )
-    eval_split: str = Field("test", description="split to evaluate on")
+    val_split: str = Field(VAL, description="split that trials are measured on, so that a search never sees the test")
+    test_split: str = Field(TEST, description="split that certification and published tables measure")
+    val_share: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="where the set has no split val: this share of the training images is held out for it",
+    )
+    eval_split: SplitName = Field(VAL, description="which of the two is measured: val, or test")
     eval_min_captions: int = Field(5, ge=1, description="evaluate only images with at least this many captions")
     image_pixels: int = Field(64, ge=16, le=1024, description="images are resized once to this square")
     resize: Literal["stretch", "crop"] = Field("crop", description="centre crop of the short side, or stretch")

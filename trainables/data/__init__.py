@@ -20,7 +20,10 @@ from trainables.data.table import Table, read_tables
 
 __all__ = ["DataError", "Dataset", "Split", "load_dataset", "read_pairs"]
 
-LAYOUT = ("images", "captions", "split", "linked_folders", "train_splits", "eval_split", "eval_min_captions")
+LAYOUT = (
+    *("images", "captions", "split", "linked_folders", "train_splits", "val_split", "test_split"),
+    "eval_min_captions",
+)
 """Fields that describe the files of a root. The embedded shapes are written in the default layout."""
 
 
@@ -35,6 +38,8 @@ class Split:
         caption_image: (captions,) int64, position of the caption's image.
         pixels: (images, 3, height, width) uint8, a read-only memory map. Pickling copies it: send other
             processes the config, and load there.
+        digest: Hash of the ids, captions, image files (name and content) and settings that shape the split; the same
+            on every machine.
     """
 
     image_ids: np.ndarray
@@ -42,22 +47,25 @@ class Split:
     caption_ids: np.ndarray
     caption_image: np.ndarray
     pixels: np.ndarray
+    digest: str = ""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is trained on and what is evaluated, with no image in both.
+    """What is trained on and what is measured, with no image in both.
 
     Attributes:
         train: Images of the training splits, in the order of the captions file.
-        test: Images of the evaluation split that have enough captions.
-        digest: Hash of the ids, captions, image files (name and content) and settings that shape the two
-            splits; the same on every machine.
+        evaluation: Images of the split that is measured (`data.eval_split`) that have enough captions.
     """
 
     train: Split
-    test: Split
-    digest: str
+    evaluation: Split
+
+    @property
+    def digest(self) -> str:
+        """Of both."""
+        return content_hash({"train": self.train.digest, "evaluation": self.evaluation.digest})
 
 
 def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
@@ -86,30 +94,31 @@ def load_dataset(config: DataConfig, cache_dir: Path) -> Dataset:
             )
         root = _shapes_root(config.shapes, cache_dir)
     if config.shards is None:
-        train, test = read_tables(config, root, cache_dir)
+        train, evaluation = read_tables(config, root, cache_dir)
         inside: list[cache.ImageFile] = []
     else:
         trained, evaluated, inside = read_pairs(config, root)
-        train, test = Table.of(trained), Table.of(evaluated)
-    beside = test.names if inside else [*train.names, *test.names]
+        train, evaluation = Table.of(trained), Table.of(evaluated)
+    beside = evaluation.names if inside else [*train.names, *evaluation.names]
     files = [*inside, *cache.locate(root / config.images, beside, config.linked_folders)]
-    digest = _digest(config, train, test, files, cache_dir)
-    pixels = cache.load_pixels(files, config.image_pixels, config.resize, cache_dir / f"images-{digest}.npy")
-    return Dataset(_split(train, pixels[: len(train.ids)]), _split(test, pixels[len(train.ids) :]), digest)
+    first = len(train.ids)
+    return Dataset(
+        _split(config, train, files[:first], cache_dir), _split(config, evaluation, files[first:], cache_dir)
+    )
 
 
 def read_pairs(config: DataConfig, root: Path) -> tuple[list[Picture], list[Picture], list[cache.ImageFile]]:
-    """The training pictures, the evaluation pictures, and where those of the training are if they are in shards.
+    """The training pictures, those that are measured, and where those of the training are if they are in shards.
 
     Raises:
         DataError: see `load_dataset`.
     """
-    train, test = read_pictures(config, root)
+    train, evaluated = read_pictures(config, root)
     if config.shards is None:
-        return train, test, []
-    train, inside = read_shards(root, config.shards, 1 + max(picture.id for picture in test))
-    refuse_leaks(train, test, config)
-    return train[: config.max_train_images], test, inside[: config.max_train_images]
+        return train, evaluated, []
+    train, inside = read_shards(root, config.shards, 1 + max(picture.id for picture in evaluated))
+    refuse_leaks({f"data.shards {config.shards!r}": train, f"data.{config.eval_split}_split": evaluated})
+    return train[: config.max_train_images], evaluated, inside[: config.max_train_images]
 
 
 def _shapes_root(config: ShapesConfig, cache_dir: Path) -> Path:
@@ -126,8 +135,14 @@ def _shapes_root(config: ShapesConfig, cache_dir: Path) -> Path:
     return root
 
 
-def _digest(config: DataConfig, train: Table, test: Table, files: Sequence[cache.ImageFile], cache_dir: Path) -> str:
-    """See `Dataset`; its long JSON is written once for what is the same in all that it holds."""
+def _split(config: DataConfig, table: Table, files: Sequence[cache.ImageFile], cache_dir: Path) -> Split:
+    digest = _digest(config, table, files, cache_dir)
+    pixels = cache.load_pixels(files, config.image_pixels, config.resize, cache_dir / f"images-{digest}.npy")
+    return Split(table.ids, table.captions, table.caption_ids, table.owners, pixels, digest)
+
+
+def _digest(config: DataConfig, table: Table, files: Sequence[cache.ImageFile], cache_dir: Path) -> str:
+    """See `Split`; its long JSON is written once for what is the same in all that it holds."""
     sizes = [file.size for file in files]
     settings = {
         "versions": [cache.VERSION, shapes.VERSION if config.root is None else None],
@@ -139,14 +154,9 @@ def _digest(config: DataConfig, train: Table, test: Table, files: Sequence[cache
     def whole() -> str:
         pictures = [
             [number, name, size, captions]
-            for (number, name, captions), size in zip((*train.pictures(), *test.pictures()), sizes, strict=True)
+            for (number, name, captions), size in zip(table.pictures(), sizes, strict=True)
         ]
-        first = len(train.ids)
-        return content_hash({**settings, "train": pictures[:first], "test": pictures[first:]})
+        return content_hash({**settings, "pictures": pictures})
 
-    same = content_hash({**settings, "tables": [train.digest(), test.digest()], "sizes": sizes})
+    same = content_hash({**settings, "table": table.digest(), "sizes": sizes})
     return cache.remembered(cache_dir / f"data-{same}", whole)
-
-
-def _split(table: Table, pixels: np.ndarray) -> Split:
-    return Split(table.ids, table.captions, table.caption_ids, table.owners, pixels)

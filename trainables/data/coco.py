@@ -9,15 +9,17 @@ one, else from the `split` of each image. Where both are there and differ, the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from trainables.config import DataConfig
+from trainables.config import TEST, VAL, DataConfig, SplitName
 from trainables.data.annotations import Picture, index_pictures, is_id, is_text
 from trainables.data.errors import DataError, holding
 from trainables.data.layouts import CAPTIONS_FILE, to_coco
@@ -30,12 +32,12 @@ SPLIT_NAME = "split.json"
 
 ALL = "all splits"
 
-SPLIT_FILE = '{"train": [image id, ...], "test": [image id, ...]}'
+SPLIT_FILE = '{"train": [image id, ...], "val": [image id, ...], "test": [image id, ...]}'
 GENERATED_FILE = "a list [{image_id, caption}]"
 
 
 def read_pictures(config: DataConfig, root: Path) -> tuple[list[Picture], list[Picture]]:
-    """The training and the evaluation pictures of a data set, in the order of the captions file.
+    """The training pictures of a data set and those that are measured, in the order of the captions file.
 
     Raises:
         DataError: If files are missing, malformed or contradict each other, or if nothing is left.
@@ -94,7 +96,7 @@ def _splits(config: DataConfig, root: Path, pictures: Sequence[Picture]) -> dict
 
 def _uses(splits: dict[str, list[int]], config: DataConfig) -> dict[int, str]:
     trained = {i: "training" for name in config.train_splits if not config.shards for i in splits.get(name, [])}
-    return trained | dict.fromkeys(splits.get(config.eval_split, []), "evaluation")
+    return trained | {i: role for role, name in _measurable(config) for i in splits.get(name, [])}
 
 
 def with_generated(train: Sequence[Picture], pictures: Sequence[Picture], path: Path) -> list[Picture]:
@@ -136,69 +138,92 @@ def with_generated(train: Sequence[Picture], pictures: Sequence[Picture], path: 
 def select(
     pictures: Sequence[Picture], splits: dict[str, list[int]], config: DataConfig
 ) -> tuple[list[Picture], list[Picture]]:
-    """The pictures of the training splits (none if shards are trained on), and the evaluation's with enough captions.
+    """Pictures of the training splits (none if shards are trained on), and those measured that have enough captions.
+
+    What is trained on does not depend on which split is measured.
 
     Raises:
-        DataError: If a split is unknown, an image of a used split has no captions, an image is both trained
-            on and evaluated, or a side is empty.
+        DataError: If a split is unknown, an image of a used split has no captions, an image is on two sides, or a side
+            is empty.
     """
     train_splits = () if config.shards else config.train_splits
+    held_out = config.val_split == VAL and VAL not in splits
+    if held_out and config.shards and config.eval_split == VAL:
+        raise DataError(
+            f"there is no split {VAL!r}, and of data.shards none can be held out: add one to the split file (images "
+            "that are in no shard), or name it by data.val_split"
+        )
+    measured = {VAL: config.val_split, TEST: config.test_split}[config.eval_split]
+    named = [*(("data.train_splits", name) for name in train_splits), (f"data.{config.eval_split}_split", measured)]
     unknown = [
         f"{field} {name!r}"
-        for field, names in (
-            ("data.train_splits", train_splits),
-            ("data.eval_split", (config.eval_split,)),
-        )
-        for name in names
-        if name not in splits and name not in OPTIONAL_SPLITS
+        for field, name in named
+        if name not in splits and name not in OPTIONAL_SPLITS and not (held_out and name == VAL)
     ]
     if unknown:
         raise DataError(f"unknown splits; there are: {', '.join(splits)}", unknown)
     by_id = {picture.id: picture for picture in pictures}
-    train_ids = {image_id for name in train_splits for image_id in splits.get(name, [])}
-    test_ids = set(splits.get(config.eval_split, []))
+    ids = {f"data.train_splits {list(train_splits)}": {i for name in train_splits for i in splits.get(name, [])}}
+    ids |= {f"data.{role}_split {name!r}": set(splits.get(name, [])) for role, name in _measurable(config)}
     bare = [
         f"image {image_id}: " + ("no captions" if image_id in by_id else "unknown to the captions file")
-        for image_id in sorted(train_ids | test_ids)
+        for image_id in sorted({i for name in (*train_splits, measured) for i in splits.get(name, [])})
         if image_id not in by_id or not by_id[image_id].captions
     ]
     if bare:
         raise DataError(f"images of the splits without captions in {config.captions}", bare)
-    train = [picture for picture in pictures if picture.id in train_ids]
-    candidates = [picture for picture in pictures if picture.id in test_ids]
-    refuse_leaks(train, candidates, config)
-    test = [picture for picture in candidates if len(picture.captions) >= config.eval_min_captions]
+    sides = {side: [picture for picture in pictures if picture.id in found] for side, found in ids.items()}
+    refuse_leaks(sides)
+    train, val, test = sides.values()
+    if held_out and not config.shards:
+        val = hold_out(train, config)
+        chosen = {picture.id for picture in val}
+        train = [picture for picture in train if picture.id not in chosen]
+    candidates = val if config.eval_split == VAL else test
+    evaluated = [picture for picture in candidates if len(picture.captions) >= config.eval_min_captions]
     if not train and not config.shards:
         raise DataError(f"no training images: data.train_splits {list(config.train_splits)} are empty")
-    if not test:
-        most = max((len(picture.captions) for picture in candidates), default=0)
+    if not evaluated:
+        drawn = held_out and config.eval_split == VAL
+        most = max((len(picture.captions) for picture in (train if drawn else candidates)), default=0)
+        share = f"data.val_share {config.val_share:g} of {len(train)} training images"
+        source = share if drawn else f"data.{config.eval_split}_split {measured!r}"
         raise DataError(
-            f"no evaluation images: data.eval_split {config.eval_split!r} has {len(candidates)} images, none "
+            f"no evaluation images: {source} has {len(candidates)} images, none "
             f"with data.eval_min_captions {config.eval_min_captions} captions or more (the most is {most})"
         )
-    return train[: config.max_train_images], test
+    return train[: config.max_train_images], evaluated
 
 
-def refuse_leaks(train: Sequence[Picture], test: Sequence[Picture], config: DataConfig) -> None:
-    """No image is both trained on and evaluated: neither its id nor its file."""
-    ids = {picture.id for picture in train}
-    files = {os.path.normpath(picture.file_name): picture.id for picture in train}
-    leaks = []
-    for picture in test:
-        file_name = os.path.normpath(picture.file_name)
-        if picture.id in ids:
-            leaks.append(f"image {picture.id} ({file_name})")
-        elif file_name in files:
-            leaks.append(f"image {picture.id}: {file_name} is also training image {files[file_name]}")
-    if leaks:
-        trained = (
-            f"data.shards {config.shards!r}" if config.shards else f"data.train_splits {list(config.train_splits)}"
-        )
-        raise DataError(
-            f"{len(leaks)} images are both in {trained} and in "
-            f"data.eval_split {config.eval_split!r}; take them out of one",
-            leaks,
-        )
+def hold_out(train: Sequence[Picture], config: DataConfig) -> list[Picture]:
+    """`data.val_share` of the training images, of those with enough captions; drawn by their ids alone."""
+    able = [picture for picture in train if len(picture.captions) >= config.eval_min_captions]
+    able.sort(key=lambda picture: hashlib.sha256(str(picture.id).encode()).digest())
+    return able[: round(config.val_share * len(train))]
+
+
+def _measurable(config: DataConfig) -> list[tuple[SplitName, str]]:
+    return [(VAL, config.val_split), (TEST, config.test_split)]
+
+
+def refuse_leaks(sides: Mapping[str, Sequence[Picture]]) -> None:
+    """No image is on two sides: neither its id nor its file.
+
+    Args:
+        sides: pictures by where they come from, such as `data.test_split 'test'`.
+    """
+    for (one, first), (other, second) in combinations(sides.items(), 2):
+        ids = {picture.id for picture in first}
+        files = {os.path.normpath(picture.file_name): picture.id for picture in first}
+        leaks = []
+        for picture in second:
+            file_name = os.path.normpath(picture.file_name)
+            if picture.id in ids:
+                leaks.append(f"image {picture.id} ({file_name})")
+            elif file_name in files:
+                leaks.append(f"image {picture.id}: {file_name} is also image {files[file_name]} there")
+        if leaks:
+            raise DataError(f"{len(leaks)} images are both in {one} and in {other}; take them out of one", leaks)
 
 
 def refuse_missing(config: DataConfig, root: Path) -> None:
@@ -235,9 +260,11 @@ def _caption_files(config: DataConfig, root: Path) -> dict[str, Path]:
     """By the split that a file is of, or one of `ALL`. An optional one may not be there."""
     if "{split}" not in config.captions:
         return {ALL: root / config.captions}
-    splits = dict.fromkeys([*(() if config.shards else config.train_splits), config.eval_split])
+    needed = dict(_measurable(config))[config.eval_split]
+    splits = dict.fromkeys([*(() if config.shards else config.train_splits), config.val_split, config.test_split])
+    optional = OPTIONAL_SPLITS | {config.val_split, config.test_split} - ({needed} - {VAL})
     paths = {split: root / config.captions.replace("{split}", split) for split in splits}
-    return {split: path for split, path in paths.items() if split not in OPTIONAL_SPLITS or path.exists()}
+    return {split: path for split, path in paths.items() if split not in optional or path.exists()}
 
 
 def _load_captions(config: DataConfig, root: Path) -> Any:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from trainables.config import ShapesConfig
+from trainables.config import TEST, VAL, ShapesConfig
 
-VERSION = 2
+VERSION = 3
 """Part of the data hash: raise it when the scenes or captions change."""
 
 PIXELS = 64
@@ -191,14 +192,15 @@ def write(root: Path, config: ShapesConfig) -> None:
     """
     (root / "images").mkdir(parents=True, exist_ok=True)
     images, captions, instances = [], [], []
-    split: dict[str, list[int]] = {"train": [], "test": []}
-    for image_id in range(1, config.train_images + config.test_images + 1):
+    sizes = {"train": config.train_images, VAL: config.val_images, TEST: config.test_images}
+    numbers = iter(range(1, sum(sizes.values()) + 1))
+    split = {name: list(islice(numbers, size)) for name, size in sizes.items()}
+    for image_id in chain(*split.values()):
         rng = np.random.default_rng([config.seed, image_id])
         scene = draw_scene(rng)
         file_name = f"{image_id:08d}.png"
         Image.fromarray(render(scene, rng)).save(root / "images" / file_name, compress_level=0)
         images.append({"id": image_id, "file_name": file_name, "width": PIXELS, "height": PIXELS})
-        split["train" if image_id <= config.train_images else "test"].append(image_id)
         for index, caption in enumerate(describe(scene, rng)):
             captions.append({"id": image_id * 10 + index, "image_id": image_id, "caption": caption})
         instances += [_instance(image_id * 10 + i, image_id, thing) for i, thing in enumerate(scene.things)]

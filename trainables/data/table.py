@@ -18,10 +18,13 @@ from trainables.data.cache import locked
 from trainables.data.coco import annotation_files, read_pictures, refuse_missing
 from trainables.identity import file_digest
 
-VERSION = 1
+VERSION = 2
 """Of what is kept: raise it when the same annotation files would be read in another way."""
 
-USED = {"captions", "split", "train_splits", "eval_split", "eval_min_captions", "max_train_images"}
+USED = {
+    *("captions", "split", "train_splits", "val_split", "test_split", "val_share"),
+    *("eval_split", "eval_min_captions", "max_train_images"),
+}
 """Fields that decide, with the content of the annotation files, which pictures there are."""
 
 

@@ -103,6 +103,7 @@ def _result(run: Run, message: dict[str, Any], measured: Measured) -> TrialResul
     run.clock.settle()
     return TrialResult(
         metrics=metrics,
+        split=run.config.data.eval_split,
         correct=correct_bits(found.ranks, protocol),
         queries={"tr": len(found.ranks["clean"].tr), "ir": len(found.ranks["clean"].ir)},
         captions_per_image=np.bincount(gallery.caption_image).tolist(),

@@ -39,6 +39,7 @@ def trial(number: int, clean: float, both: float, replicate: int = 0, recipe: st
         state="complete",
         metrics={name: Metric(value=value, low=value - 0.05, high=value + 0.05) for name, value in values.items()},
         queries={"tr": 100, "ir": 500},
+        split="val",
         fingerprint="f",
         ended=number + 10 * replicate,
     )

@@ -43,6 +43,7 @@ def trial(number: int, clean: np.ndarray, both: np.ndarray, **fields: Any) -> Ma
         "point": {},
         "state": "complete",
         "metrics": metrics,
+        "split": "val",
         "correct": correct,
         "queries": {"tr": IMAGES, "ir": IMAGES * OWN},
         "captions_per_image": [OWN] * IMAGES,
@@ -64,6 +65,13 @@ LUCK = answered(0.01)
 def test_a_good_front_has_no_caveats() -> None:
     assert told(GOOD, ROBUST, trial(0, answered(0.7), answered(0.1), recipe="mat")) == []
     assert told() == []
+
+
+def test_a_search_on_the_test_images_is_marked() -> None:
+    seen = trial(1, answered(0.9), answered(0.2), split="test")
+    (found,) = told(ROBUST, seen)
+    assert found.text.startswith("searched on the test split (data.eval_split)")
+    assert [entry.split for entry in front([ROBUST, seen], OBJECTIVES)] == ["test", "val"]
 
 
 def test_chance_everywhere_says_nothing_at_all() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainables.config import DataConfig
+from trainables.config import TEST, DataConfig
 from trainables.data import DataError, Dataset, load_dataset
 
 NAMES = {
@@ -46,7 +46,8 @@ def write_images(root: Path) -> None:
 
 
 def load(root: Path, **settings: Any) -> Dataset:
-    return load_dataset(DataConfig(root=root, image_pixels=16, **settings), root.parent / "cache")
+    config = DataConfig(root=root, image_pixels=16, **{"eval_split": TEST, **settings})
+    return load_dataset(config, root.parent / "cache")
 
 
 def refused(root: Path, **settings: Any) -> str:

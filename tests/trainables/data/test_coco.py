@@ -15,7 +15,7 @@ import pytest
 from coco_set import NAMES, captions_of, coco_document, dump, load, refused, train_rows
 from PIL import Image
 
-from trainables.config import DataConfig, ShapesConfig
+from trainables.config import TEST, DataConfig, ShapesConfig
 from trainables.data import DataError, annotations, layouts, load_dataset
 
 REAL = Path(os.environ.get("PARETOVL_TEST_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
@@ -33,13 +33,13 @@ def test_order_and_positions(root: Path) -> None:
     assert data.train.captions == captions_of(391895) + captions_of(7)
     assert data.train.caption_ids.tolist() == [3918950 + k for k in range(5)] + [70 + k for k in range(5)]
     assert data.train.caption_image.tolist() == [0] * 5 + [1] * 5
-    assert data.test.image_ids.tolist() == [42]
-    assert data.test.caption_image.tolist() == [0] * 5
-    for split in (data.train, data.test):
+    assert data.evaluation.image_ids.tolist() == [42]
+    assert data.evaluation.caption_image.tolist() == [0] * 5
+    for split in (data.train, data.evaluation):
         assert {split.image_ids.dtype, split.caption_ids.dtype, split.caption_image.dtype} == {np.dtype(np.int64)}
     # JPEG moves a flat colour by a level or two; the blue of image k is 200, its red 80 k.
     assert np.abs(data.train.pixels[:, 0].mean((1, 2)) - [0, 160]).max() < 4
-    assert abs(data.test.pixels[0, 0].mean() - 80) < 4
+    assert abs(data.evaluation.pixels[0, 0].mean() - 80) < 4
 
 
 def test_quiet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,8 +62,8 @@ def test_captions_of_a_captioner_are_further_captions_of_training_images(root: P
     plain, more = load(root), load(root, generated_captions=path)
     assert more.train.captions == [*captions_of(391895), *captions_of(7), "one", "two"]
     assert more.train.caption_image.tolist() == [0] * 5 + [1] * 7
-    assert len({*more.train.caption_ids, *more.test.caption_ids}) == 5 + 7 + 5
-    assert more.test.captions == plain.test.captions == captions_of(42)
+    assert len({*more.train.caption_ids, *more.evaluation.caption_ids}) == 5 + 7 + 5
+    assert more.evaluation.captions == plain.evaluation.captions == captions_of(42)
     dump(path, rows[1:])
     assert len({plain.digest, more.digest, load(root, generated_captions=path).digest}) == 3
 
@@ -96,15 +96,15 @@ def test_evaluation_needs_enough_captions(root: Path) -> None:
     dump(root / "captions.json", document)
     dump(root / "split.json", {"train": [7], "test": [391895, 42]})
     assert "the most is 4" in refused(root)
-    assert load(root, eval_min_captions=4).test.image_ids.tolist() == [391895, 42]
+    assert load(root, eval_min_captions=4).evaluation.image_ids.tolist() == [391895, 42]
     document["annotations"].append({"id": 1, "image_id": 42, "caption": "one more"})
     dump(root / "captions.json", document)
-    assert load(root).test.image_ids.tolist() == [42]
+    assert load(root).evaluation.image_ids.tolist() == [42]
 
 
 def test_restval_is_optional_and_others_are_not(root: Path) -> None:
     assert load(root).digest == load(root, train_splits=("train",)).digest
-    message = refused(root, train_splits=("train", "trian"), eval_split="tset")
+    message = refused(root, train_splits=("train", "trian"), test_split="tset")
     assert "'trian'" in message
     assert "'tset'" in message
     assert "there are: train, test" in message
@@ -130,11 +130,11 @@ def test_a_split_file_beside_other_splits_has_to_be_named(root: Path) -> None:
     assert (
         f"{root / 'captions.json'} carries splits, and {root / 'split.json'} beside it has others: 1 images" in message
     )
-    assert "image 7: evaluation by the one, training by the other" in message
+    assert "image 7: test by the one, training by the other" in message
     assert "data.split split.json" in message
-    assert load(root, split="split.json").test.image_ids.tolist() == [42]
+    assert load(root, split="split.json").evaluation.image_ids.tolist() == [42]
     (root / "split.json").unlink()
-    assert load(root).test.image_ids.tolist() == [7, 42] or load(root).test.image_ids.tolist() == [42, 7]
+    assert load(root).evaluation.image_ids.tolist() == [7, 42] or load(root).evaluation.image_ids.tolist() == [42, 7]
     assert "split.json (data.split) does not exist" in refused(root, split="split.json")
 
 
@@ -188,7 +188,7 @@ def test_leak_by_file(root: Path) -> None:
     document["images"][1]["file_name"] = f"./{NAMES[7]}"
     dump(root / "captions.json", document)
     message = refused(root)
-    assert f"image 42: {NAMES[7]} is also training image 7" in message
+    assert f"image 42: {NAMES[7]} is also image 7 there" in message
 
 
 def test_leak_between_lists(root: Path) -> None:
@@ -226,7 +226,10 @@ def test_digest_follows_content_only(root: Path, tmp_path: Path) -> None:
     assert load(root).digest == first
     moved = root.rename(tmp_path / "moved")
     assert load(moved).digest == first
-    changes = [load(moved, resize="stretch"), load_dataset(DataConfig(root=moved, image_pixels=17), tmp_path)]
+    changes = [
+        load(moved, resize="stretch"),
+        load_dataset(DataConfig(root=moved, image_pixels=17, eval_split=TEST), tmp_path),
+    ]
     document["annotations"][0]["caption"] += "!"
     dump(moved / "captions.json", document)
     changes.append(load(moved))
@@ -249,8 +252,8 @@ def test_an_image_in_place_of_another_as_long_is_seen(root: Path, same_time: boo
     assert image.stat().st_size == status.st_size
     after = load(root)
     assert after.digest != before.digest
-    assert after.test.pixels[0, :, 8, 8].tolist() == [0, 0, 255]
-    assert before.test.pixels[0, :, 8, 8].tolist() == [255, 0, 0]
+    assert after.evaluation.pixels[0, :, 8, 8].tolist() == [0, 0, 255]
+    assert before.evaluation.pixels[0, :, 8, 8].tolist() == [255, 0, 0]
 
 
 def test_message_is_capped_and_survives_pickling() -> None:
@@ -262,7 +265,7 @@ def test_message_is_capped_and_survives_pickling() -> None:
 
 def test_real_coco(tmp_path: Path) -> None:
     root = real("coco_small")
-    data = load_dataset(DataConfig(root=root, image_pixels=32, max_train_images=40), tmp_path)
+    data = load_dataset(DataConfig(root=root, image_pixels=32, max_train_images=40, eval_split=TEST), tmp_path)
     document = json.loads((root / "captions.json").read_text())
     split = json.loads((root / "split.json").read_text())
     texts: dict[int, list[str]] = {}
@@ -272,25 +275,26 @@ def test_real_coco(tmp_path: Path) -> None:
     trainable = {*split["train"], *split["restval"]}
     enough = {image_id for image_id in split["test"] if len(texts[image_id]) >= 5}
     assert data.train.image_ids.tolist() == [i for i in order if i in trainable][:40]
-    assert data.test.image_ids.tolist() == [i for i in order if i in enough]
-    for part in (data.train, data.test):
+    assert data.evaluation.image_ids.tolist() == [i for i in order if i in enough]
+    for part in (data.train, data.evaluation):
         for caption, position in zip(part.captions, part.caption_image, strict=True):
             assert caption in texts[part.image_ids[position]]
         assert np.bincount(part.caption_image).tolist() == [len(texts[i]) for i in part.image_ids]
     stored = {image["id"]: image["file_name"] for image in document["images"]}
-    with Image.open(root / "images" / stored[int(data.test.image_ids[3])]) as image:
+    with Image.open(root / "images" / stored[int(data.evaluation.image_ids[3])]) as image:
         colour = np.asarray(image.convert("RGB")).mean((0, 1))
-    stretched = load_dataset(DataConfig(root=root, image_pixels=32, max_train_images=40, resize="stretch"), tmp_path)
-    assert np.abs(stretched.test.pixels[3].mean((1, 2)) - colour).max() < 2
+    config = DataConfig(root=root, image_pixels=32, max_train_images=40, eval_split=TEST, resize="stretch")
+    stretched = load_dataset(config, tmp_path)
+    assert np.abs(stretched.evaluation.pixels[3].mean((1, 2)) - colour).max() < 2
 
 
 def test_real_flickr(tmp_path: Path) -> None:
     root = real("flickr8k_144")
-    config = DataConfig(root=root, image_pixels=16, max_train_images=20)
+    config = DataConfig(root=root, image_pixels=16, max_train_images=20, eval_split=TEST)
     data = load_dataset(config, tmp_path)
     split = json.loads((root / "split.json").read_text())
-    assert set(data.test.image_ids) == set(split["test"])
-    assert np.bincount(data.test.caption_image).tolist() == [5] * len(split["test"])
+    assert set(data.evaluation.image_ids) == set(split["test"])
+    assert np.bincount(data.evaluation.caption_image).tolist() == [5] * len(split["test"])
     assert data.train.pixels.shape == (20, 3, 16, 16)
 
 
@@ -303,20 +307,20 @@ def test_real_karpathy_test_file(tmp_path: Path) -> None:
 
 
 def test_embedded_shapes(tmp_path: Path) -> None:
-    config = DataConfig(shapes=ShapesConfig(train_images=12, test_images=8), image_pixels=16)
+    config = DataConfig(shapes=ShapesConfig(train_images=12, val_images=8, test_images=8), image_pixels=16)
     data = load_dataset(config, tmp_path)
-    assert (data.train.pixels.shape, data.test.pixels.shape) == ((12, 3, 16, 16), (8, 3, 16, 16))
-    assert (len(data.train.captions), len(data.test.captions)) == (60, 40)
+    assert (data.train.pixels.shape, data.evaluation.pixels.shape) == ((12, 3, 16, 16), (8, 3, 16, 16))
+    assert (len(data.train.captions), len(data.evaluation.captions)) == (60, 40)
     # A data set that was described and not named is not the embedded one.
     elsewhere = config.model_copy(update={"captions": "x.json", "train_splits": ("a",)})
     with pytest.raises(DataError, match=r"data.captions, data.train_splits: given, but data.root"):
         load_dataset(elsewhere, tmp_path)
-    other = config.model_copy(update={"shapes": ShapesConfig(train_images=12, test_images=8, seed=1)})
+    other = config.model_copy(update={"shapes": ShapesConfig(train_images=12, val_images=8, test_images=8, seed=1)})
     assert load_dataset(other, tmp_path).digest != data.digest
 
 
 def test_killed_shapes_writer_leaves_no_half_set(tmp_path: Path) -> None:
-    config = DataConfig(shapes=ShapesConfig(train_images=12, test_images=8), image_pixels=16)
+    config = DataConfig(shapes=ShapesConfig(train_images=12, val_images=8, test_images=8), image_pixels=16)
     load_dataset(config, tmp_path / "a")
     name = next(path.name for path in (tmp_path / "a").iterdir() if path.is_dir())
     (tmp_path / "b" / f"{name}.tmp" / "images").mkdir(parents=True)

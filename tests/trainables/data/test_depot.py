@@ -74,7 +74,13 @@ def test_three_nodes_prepare_once(
         assert (brought > workshop.dataset.train.pixels.nbytes) == (node != "one")
         assert not [*(tmp_path / node).glob("*.brought")]
     assert found[0] == found[1] == found[2]
-    assert sorted(made) == ["_build", *["_make_substitutes"] * 2, "make_base", "make_masked_lm", "make_tokenizer"]
+    assert sorted(made) == [
+        *["_build"] * 2,
+        *["_make_substitutes"] * 2,
+        "make_base",
+        "make_masked_lm",
+        "make_tokenizer",
+    ]
     before = depot.copied_bytes
     with sharing(str(shared)):  # another trial on a node that has all
         Workshop(tiny_trial.model_copy(update={"cache_dir": tmp_path / "three"}), print).base()

@@ -32,7 +32,7 @@ def karpathy(split_of: dict[int, str]) -> dict[str, Any]:
 
 
 def assert_same(one: Dataset, other: Dataset, caption_ids: bool) -> None:
-    for left, right in ((one.train, other.train), (one.test, other.test)):
+    for left, right in ((one.train, other.train), (one.evaluation, other.evaluation)):
         assert left.image_ids.tolist() == right.image_ids.tolist()
         assert left.captions == right.captions
         assert left.caption_image.tolist() == right.caption_image.tolist()
@@ -60,7 +60,7 @@ def test_karpathy_file_path(root: Path) -> None:
     (root / "split.json").unlink()
     data = load(root, captions="dataset_coco.json")
     assert data.train.image_ids.tolist() == [0, 7]
-    assert abs(data.test.pixels[0, 0].mean() - 80) < 4
+    assert abs(data.evaluation.pixels[0, 0].mean() - 80) < 4
 
 
 def test_lists_read_as_coco(root: Path) -> None:
@@ -70,7 +70,7 @@ def test_lists_read_as_coco(root: Path) -> None:
     dump(root / "coco_karpathy_test.json", [{"image": NAMES[42], "caption": captions_of(42)}])
     found = load(root, captions="coco_karpathy_{split}.json")
     assert_same(found, expected, caption_ids=False)
-    assert len({*found.train.caption_ids, *found.test.caption_ids}) == 15
+    assert len({*found.train.caption_ids, *found.evaluation.caption_ids}) == 15
 
 
 def test_coco_documents_per_split(root: Path) -> None:
@@ -99,4 +99,4 @@ def test_other_file_names_are_numbered(root: Path) -> None:
     dump(root / "train.json", rows)
     dump(root / "test.json", [{"image": NAMES[42], "caption": captions_of(42)}])
     data = load(root, captions="{split}.json")
-    assert (data.train.image_ids.tolist(), data.test.image_ids.tolist()) == ([1, 2], [3])
+    assert (data.train.image_ids.tolist(), data.evaluation.image_ids.tolist()) == ([1, 2], [3])

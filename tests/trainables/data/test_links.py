@@ -42,8 +42,8 @@ def test_links_may_lead_to_folders_that_are_named(root: Path) -> None:
     message = refused(root)
     assert f"{NAMES[42]} is a link to {photos / NAMES[42]} (1 images)" in message
     assert "name the folders they lead to in data.linked_folders" in message
-    assert load(root, linked_folders=(photos,)).test.image_ids.tolist() == [42]
-    assert load(root, linked_folders=(root.parent / "disk",)).test.image_ids.tolist() == [42]
+    assert load(root, linked_folders=(photos,)).evaluation.image_ids.tolist() == [42]
+    assert load(root, linked_folders=(root.parent / "disk",)).evaluation.image_ids.tolist() == [42]
     (root.parent / "dis").mkdir()
     assert "is a link to" in refused(root, linked_folders=(root.parent / "dis",))  # the same letters, another folder
     # What is named opens no way for names that lead out by themselves.
@@ -63,7 +63,7 @@ def test_a_linked_folder_of_images(root: Path) -> None:
         image["file_name"] = f"val2014/{image['file_name']}"
     dump(root / "captions.json", document)
     assert f"val2014 is a link to {photos} (3 images)" in refused(root)
-    assert load(root, linked_folders=(photos,)).test.image_ids.tolist() == [42]
+    assert load(root, linked_folders=(photos,)).evaluation.image_ids.tolist() == [42]
 
 
 def test_annotations_that_leave_the_folder(root: Path) -> None:
@@ -80,4 +80,4 @@ def test_image_folder_may_be_a_link(root: Path) -> None:
     (root / "images").rename(root.parent / "elsewhere")
     assert "does not exist" in refused(root)
     (root / "images").symlink_to(root.parent / "elsewhere")
-    assert load(root).test.image_ids.tolist() == [42]
+    assert load(root).evaluation.image_ids.tolist() == [42]

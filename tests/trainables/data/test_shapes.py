@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from trainables.config import ShapesConfig
 from trainables.data import shapes
 
-CONFIG = ShapesConfig(train_images=60, test_images=20)
+CONFIG = ShapesConfig(train_images=60, val_images=20, test_images=20)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_more_images_keep_the_first(root: Path, tmp_path: Path) -> None:
 def test_splits(root: Path) -> None:
     ids = [image["id"] for image in read(root / "captions.json")["images"]]
     split = read(root / "split.json")
-    assert split == {"train": ids[:60], "test": ids[60:]}
-    assert len(set(ids)) == 80
+    assert split == {"train": ids[:60], "val": ids[60:80], "test": ids[80:]}
+    assert len(set(ids)) == 100
 
 
 def things_by_image(root: Path) -> dict[int, list[dict[str, Any]]]:
@@ -161,5 +161,5 @@ def test_texture_is_fainter_than_the_shades() -> None:
 
 def test_writing_is_fast(tmp_path: Path) -> None:
     start = time.process_time()
-    shapes.write(tmp_path, ShapesConfig(train_images=300, test_images=50))
+    shapes.write(tmp_path, ShapesConfig(train_images=300, val_images=50, test_images=50))
     assert time.process_time() - start < 4

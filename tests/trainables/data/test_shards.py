@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from trainables.config import DataConfig
+from trainables.config import TEST, DataConfig
 from trainables.data import DataError, Dataset, load_dataset
 
 
@@ -64,7 +64,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(root: Path, **settings: Any) -> Dataset:
-    config = DataConfig(root=root, image_pixels=16, **{"shards": "train-*.tar", **settings})
+    config = DataConfig(root=root, image_pixels=16, **{"shards": "train-*.tar", "eval_split": TEST, **settings})
     return load_dataset(config, root.parent / "cache")
 
 
@@ -80,7 +80,7 @@ def test_shards_are_trained_on(root: Path) -> None:
     assert data.train.caption_image.tolist() == [0, 0, 1, 2, 2]
     assert data.train.pixels[:, 0, 0, 0].tolist() == [0, 50, 100]
     assert data.train.image_ids.tolist() == [5, 6, 7], "above those that are evaluated"
-    assert (data.test.image_ids.tolist(), data.test.pixels[:, 0, 0, 0].tolist()) == ([4], [250])
+    assert (data.evaluation.image_ids.tolist(), data.evaluation.pixels[:, 0, 0, 0].tolist()) == ([4], [250])
     assert isinstance(data.train.pixels, np.memmap)
     write(root / "train-1.tar", {**SHARDS[1], "a.json": b'{"caption": "else"}'})
     changed = load(root)
@@ -95,7 +95,7 @@ def test_names_with_coco_ids_are_known_as_such(root: Path) -> None:
     write(root / "train-0.tar", {f"{n}.{k}": v for n in names for k, v in (("jpg", picture(9, "JPEG")), ("txt", b"c"))})
     assert load(root).train.image_ids.tolist() == [391895, 42]
     write(root / "train-0.tar", {"000000000004.jpg": picture(9, "JPEG"), "000000000004.txt": b"c"})
-    assert "1 images are both in data.shards 'train-*.tar' and in data.eval_split 'test'" in refused(root)
+    assert "1 images are both in data.shards 'train-*.tar' and in data.test_split" in refused(root)
 
 
 def test_names_inside_lead_nowhere_and_pickles_are_not_read(root: Path, tmp_path: Path) -> None:
@@ -179,4 +179,4 @@ def test_there_have_to_be_shards_and_a_root(root: Path) -> None:
 )
 def test_a_pattern_is_of_files_below_the_root(root: Path, pattern: str, told: str) -> None:
     with pytest.raises(DataError, match=told):
-        load_dataset(DataConfig(root=root, shards=pattern.format(root)), root / "cache")
+        load_dataset(DataConfig(root=root, shards=pattern.format(root), eval_split=TEST), root / "cache")

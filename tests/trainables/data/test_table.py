@@ -23,7 +23,7 @@ def pictures() -> list[Picture]:
 
 def equal(one: Dataset, other: Dataset) -> bool:
     same = one.digest == other.digest
-    for first, second in ((one.train, other.train), (one.test, other.test)):
+    for first, second in ((one.train, other.train), (one.evaluation, other.evaluation)):
         same &= first.captions == second.captions
         for name in ("image_ids", "caption_ids", "caption_image", "pixels"):
             same &= bool((getattr(first, name) == getattr(second, name)).all())
@@ -87,12 +87,18 @@ def test_each_setting_that_chooses_pictures_has_its_own(root: Path) -> None:
     settings: list[dict[str, Any]] = [
         {"max_train_images": 1},
         {"split": "other.json"},
-        {"split": "other.json", "eval_split": "validation"},
-        {"split": "other.json", "train_splits": ("train", "test"), "eval_split": "validation"},
+        {"split": "other.json", "val_split": "validation", "eval_split": "val"},
+        {
+            "split": "other.json",
+            "train_splits": ("train", "test"),
+            "val_split": "validation",
+            "test_split": "later",
+            "eval_split": "val",
+        },
     ]
     whole = load(root)
     found = [load(root, **given) for given in settings]
-    assert [(data.train.image_ids.tolist(), data.test.image_ids.tolist()) for data in found] == [
+    assert [(data.train.image_ids.tolist(), data.evaluation.image_ids.tolist()) for data in found] == [
         (whole.train.image_ids[:1].tolist(), [42]),
         ([7], [391895]),
         ([7], [42]),
@@ -103,7 +109,7 @@ def test_each_setting_that_chooses_pictures_has_its_own(root: Path) -> None:
     document["annotations"] = [item for item in document["annotations"] if item["id"] != 420]
     dump(root / "captions.json", document)
     assert "eval_min_captions 5" in refused(root)
-    assert load(root, eval_min_captions=4).test.captions == captions_of(42)[1:]
+    assert load(root, eval_min_captions=4).evaluation.captions == captions_of(42)[1:]
     assert "eval_min_captions 5" in refused(root)
 
 

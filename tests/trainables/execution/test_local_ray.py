@@ -57,7 +57,16 @@ def test_every_command_that_starts_ray_says_so(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 25)))
     (tmp_path / "trial.yaml").write_text("")
-    small = ["--data.image-pixels", "16", "--data.shapes.train-images", "16", "--data.shapes.test-images", "8"]
+    small = [
+        "--data.image-pixels",
+        "16",
+        "--data.shapes.train-images",
+        "16",
+        "--data.shapes.val-images",
+        "8",
+        "--data.shapes.test-images",
+        "8",
+    ]
     start, arguments = {
         "study": (main, ["--studies-dir", str(tmp_path / "studies"), *small]),
         "trial": (run_trial, [str(tmp_path / "trial.yaml")]),

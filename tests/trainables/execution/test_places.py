@@ -41,7 +41,7 @@ def test_a_trial_alone_is_checked_before_ray_starts(
     monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    shapes = {"train_images": 8, "test_images": 8}
+    shapes = {"train_images": 8, "val_images": 8, "test_images": 8}
     data = {"image_pixels": 16, "shapes": shapes, **fields.pop("data", {})}
     (tmp_path / "trial.yaml").write_text(dump({**fields, "data": data}), encoding="utf-8")
     with pytest.raises(SystemExit) as end:
