@@ -6,13 +6,16 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from study.clusters.checks.cluster_file import Config, is_spot, workers_of
+from study.clusters.checks.parts import Config, is_spot, types_of, workers_of
 
 QUOTAS = {
     True: ("L-3819A6DF", "All G and VT Spot Instance Requests"),
     False: ("L-DB2E81BA", "Running On-Demand G and VT instances"),
 }
 """Of vCPUs, by whether machines are spot; for machines with G in their name."""
+
+OF_RAY = ("SubnetIds",)
+"""Settings of machines that Ray takes for itself."""
 
 Client = Callable[[str], Any]
 """Makes boto3's client of a service."""
@@ -30,6 +33,18 @@ def open_ports(config: Config, client: Client) -> Iterator[str]:
             if {"0.0.0.0/0", "::/0"} & allowed:
                 port = rule.get("FromPort", "any")
                 yield f"{group['GroupId']}: port {port} is open to the world; allow your address alone"
+
+
+def unknown_settings(config: Config, client: Client) -> Iterator[str]:
+    """Fields of machines that EC2 does not have, or takes otherwise. Nobody is asked: boto3 knows."""
+    from botocore.validate import ParamValidator
+
+    shape = client("ec2").meta.service_model.operation_model("RunInstances").input_shape
+    for name, node in types_of(config).items():
+        given = {field: value for field, value in node["node_config"].items() if field not in OF_RAY}
+        found = ParamValidator().validate({**given, "MinCount": 1, "MaxCount": 1}, shape)
+        for mistake in found.generate_report().splitlines():
+            yield f"{name}: {mistake}"
 
 
 def zones_without_files(config: Config, client: Client) -> Iterator[str]:
@@ -68,6 +83,7 @@ def quotas(config: Config, client: Client) -> Iterator[str]:
 
 
 CHECKS = {
+    "the fields of machines": unknown_settings,
     "whether ports are open to the world": open_ports,
     "whether the file system is reached from all zones": zones_without_files,
     "quotas": quotas,

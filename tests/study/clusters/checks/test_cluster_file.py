@@ -9,28 +9,25 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import yaml
 
 from study import doctor
 from study.clusters.checks import aws_account
-from study.clusters.checks.cluster_file import (
-    EVERYWHERE,
-    OWN,
-    RENTED,
-    Surroundings,
-    _autoscaler_is_the_second,
-    _gcp_is_closed,
-    _tools_are_here,
-    problems,
-)
+from study.clusters.checks.cluster_file import problems
+from study.clusters.checks.everywhere import EVERYWHERE, _autoscaler_is_the_second, _tools_are_here
+from study.clusters.checks.own_machines import OWN
+from study.clusters.checks.parts import Surroundings
+from study.clusters.checks.rented import RENTED, _gcp_is_closed
 from study.clusters.files.common import PROJECT_FILES
 from tests.study.clusters.files.variants import VARIANTS, rendered
 
 HERE = Surroundings(
     ray="2.60.0",
     pythons=">=3.11,<3.14",
-    files=frozenset(("~/.ray/auth_token", "~/.pgpass", *PROJECT_FILES)),
+    files=frozenset(("~/.ray/auth_token", "~/.pgpass", "~/.ssh/id_ed25519", "keys", *PROJECT_FILES)),
+    secrets={"keys": "keys/id_rsa"},
     programs=frozenset(["ssh", "rsync"]),
     modules=frozenset(["boto3", "googleapiclient"]),
 )
@@ -60,6 +57,27 @@ def types(config: dict[str, Any]) -> Any:
     return config["available_node_types"]
 
 
+def workers(config: dict[str, Any]) -> list[Any]:
+    return [node for name, node in types(config).items() if name != "head"]
+
+
+def node(config: dict[str, Any], name: str) -> Any:
+    return types(config)[name]["node_config"]
+
+
+def resources(config: dict[str, Any], **given: int) -> None:
+    for each in workers(config):
+        each["resources"].update(given)
+
+
+def initial(config: dict[str, Any]) -> list[str]:
+    return list(config["initialization_commands"])
+
+
+def volumes(*folders: str) -> dict[str, list[str]]:
+    return {f"{kind}_run_options": [f"-v {each}:{each}" for each in folders] for kind in ("head", "worker")}
+
+
 def started(config: dict[str, Any], kind: str, old: str, new: str) -> None:
     commands = config[f"{kind}_start_ray_commands"]
     commands[:] = [re.sub(old, new, command) for command in commands]
@@ -70,7 +88,7 @@ def drop(mapping: dict[str, Any], key: str) -> None:
 
 
 TRAPS: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
-    (r"^head_node.max: still FILL-IN", lambda c: c.update(head_node={"max": "ami-FILL-IN"})),
+    (r"^provider.tags.max: still FILL-IN", lambda c: c["provider"].update(tags={"max": "ami-FILL-IN"})),
     (r"^file_mounts: ~/.ray/auth_token is not copied", lambda c: drop(c["file_mounts"], "~/.ray/auth_token")),
     (r"^file_mounts./x: the whole project", lambda c: c["file_mounts"].update({"/x": "."})),
     (r"^file_mounts./x: nowhere is not here", lambda c: c["file_mounts"].update({"/x": "nowhere"})),
@@ -110,6 +128,45 @@ TRAPS: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     (r"^available_node_types: workers are spot only", lambda c: drop(types(c), "gpu_on_demand")),
     (r"^available_node_types: none but the head", lambda c: [drop(types(c), each) for each in [*types(c)][1:]]),
     (r"^max_workers: 0", lambda c: c.update(max_workers=0)),
+    (r"^max_workers: 0", lambda c: [node.update(max_workers=0) for node in workers(c)]),
+    (r"^file_mounts./x: brings keys/id_rsa", lambda c: c["file_mounts"].update({"/x": "keys"})),
+    (r"^file_mounts: of the project trainables ", lambda c: drop(c["file_mounts"], "/home/ubuntu/paretovl/trainables")),
+    (r"^auth.ssh_private_key: /gone is not here", lambda c: c["auth"].update(ssh_private_key="/gone")),
+    (r"^auth.ssh_user: me logs in, .* home of ubuntu", lambda c: c["auth"].update(ssh_user="me")),
+    (r"^worker_start_ray_commands: port 6380, .* at 6379", lambda c: started(c, "worker", "6379", "6380")),
+    (r"^worker_start_ray_commands: no `ulimit", lambda c: started(c, "worker", "ulimit -n 65536; ", "")),
+    (r"^setup_commands: Ray 2.9.0", lambda c: c.update(docker={"image": "rayproject/ray:2.9.0", **volumes("/mnt")})),
+    (r"^docker.worker_run_options: /mnt/cache", lambda c: c.update(docker={"image": "x", **volumes("/mnt/paretovl")})),
+    (
+        r"^initialization_commands: nolock",
+        lambda c: c.update(initialization_commands=[each.replace("hard", "nolock") for each in initial(c)]),
+    ),
+    (r"^idle_timeout_minutes: 0.1, so workers end between", lambda c: c.update(idle_timeout_minutes=0.1)),
+    (r"^idle_timeout_minutes: 600, so .* are paid", lambda c: c.update(idle_timeout_minutes=600)),
+    (r"^provider.cache_stopped_nodes", lambda c: drop(c["provider"], "cache_stopped_nodes")),
+    (r"^gpu_on_demand: on demand with priority 9", lambda c: types(c)["gpu_on_demand"].update(priority=9)),
+    (r"^gpu_on_demand: on demand with priority 0", lambda c: [drop(node, "priority") for node in workers(c)]),
+    (r"^provider.availability_zone: us-east-1a is not", lambda c: c["provider"].update(availability_zone="us-east-1a")),
+    (r"^provider.region: not given; say where the zones", lambda c: drop(c["provider"], "region")),
+    (
+        r"^initialization_commands: the file system is in eu-west-1",
+        lambda c: c.update(
+            initialization_commands=[each.replace("efs.us-west-2", "efs.eu-west-1") for each in initial(c)]
+        ),
+    ),
+    (r"^gpu_spot_2x: resources.GPU 4, and g6.2xlarge has 1", lambda c: resources(c, GPU=4)),
+    (r"^gpu_on_demand: resources.CPU 96, and g6.2xlarge has 8", lambda c: resources(c, CPU=96)),
+    (r"^resources: no GPU for any worker", lambda c: resources(c, GPU=0)),
+    (r"^resources.GPU differ", lambda c: types(c)["gpu_spot_4x"].update(resources={"CPU": 8, "GPU": 2})),
+    (r"^the head has no CPU", lambda c: drop(types(c)["head"]["resources"], "CPU")),
+    (r"^head_start_ray_commands: two autoscalers", lambda c: started(c, "head", "--no-monitor", "")),
+    (r"^head_start_ray_commands: --no-monitor and no auto", lambda c: started(c, "head", r" -m study\S+", " -m none")),
+    (r"no --autoscaling-config at", lambda c: started(c, "head", r"--autoscaling-config=\S+ --no", "--no")),
+    (r"^gpu_spot_2x: in no SecurityGroupIds", lambda c: node(c, "gpu_spot_2x").update(SecurityGroupIds=["sg-2"])),
+    (
+        r"^gpu_spot_2x: has the head's IamInst",
+        lambda c: node(c, "gpu_spot_2x").update(IamInstanceProfile=node(c, "head")["IamInstanceProfile"]),
+    ),
     (
         r"several kinds of GPU \(gpu_spot_2x",
         lambda c: types(c)["gpu_spot_4x"]["node_config"].update(InstanceType="p4d.24xlarge"),
@@ -155,6 +212,10 @@ def test_each_trap_is_found_and_told_once(
             lambda c: c["provider"].update(head_ip="10.0.0.1", worker_ips=["10.0.0.1"]),
         ),
         (r"^provider: localhost is every machine's own", lambda c: c["provider"].update(head_ip="localhost")),
+        (r"^max_workers: 0, and worker_ips has 1", lambda c: c.update(max_workers=0)),
+        (r"^provider.worker_ips: one is empty", lambda c: c["provider"].update(worker_ips=[""])),
+        (r"no RAY_enable_autoscaler_v2=0", lambda c: started(c, "head", "RAY_enable_autoscaler_v2=0", "")),
+        (r"no --include-log-monitor=false", lambda c: started(c, "worker", "--include-log-monitor=false", "")),
         (r"no --resources=", lambda c: started(c, "head", "--resources.*", "")),
     ],
 )
@@ -163,6 +224,45 @@ def test_traps_of_ones_own_machines(message: str, trap: Callable[[dict[str, Any]
     trap(config)
     (found,) = problems(config, HERE)
     assert re.search(message, found)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("max_workers: is of type str, Ray's launcher takes integer", {"max_workers": "many"}),
+        ("available_node_types: is of type list, Ray's launcher takes object", {"available_node_types": [1]}),
+        ("file_mounts: is of type list, Ray's launcher takes object", {"file_mounts": ["a"]}),
+        ("setup_commands: is of type str, Ray's launcher takes array", {"setup_commands": "true"}),
+        ("'type' is a required property", {"provider": {}}),
+        ("max_worker: Ray's launcher knows no such field", {"max_worker": 1}),
+    ],
+)
+def test_what_the_launcher_would_not_take_is_all_that_is_told(
+    message: str, change: dict[str, Any], aws: dict[str, Any]
+) -> None:
+    (found,) = problems({**aws, **change}, HERE)
+    assert message in found
+
+
+def test_a_misspelled_field_of_a_node_type(aws: dict[str, Any]) -> None:
+    config = deepcopy(aws)
+    types(config)["gpu_spot_2x"]["max_worker"] = 1
+    (found,) = problems(config, HERE)
+    assert found.startswith(
+        "available_node_types.gpu_spot_2x.max_worker: Ray's launcher knows no such field; there are"
+    )
+
+
+def test_secrets_are_found_below_a_mount(tmp_path: Path) -> None:
+    assert doctor.secret_in(str(tmp_path)) is None
+    (tmp_path / "code" / ".git").mkdir(parents=True)
+    (tmp_path / "code" / ".git" / "a.pem").touch()
+    (tmp_path / "code" / "monkey.py").touch()
+    assert doctor.secret_in(str(tmp_path)) is None
+    (tmp_path / "code" / ".env").touch()
+    assert (
+        doctor.secret_in(str(tmp_path)) == doctor.secret_in(str(tmp_path / "code")) == str(tmp_path / "code" / ".env")
+    )
 
 
 def test_traps_of_this_machine(aws: dict[str, Any]) -> None:
@@ -199,6 +299,7 @@ class Account:
 
     def __init__(self, service: str) -> None:
         self.service = service
+        self.meta = boto3.client(service, region_name="us-west-2").meta
 
     def describe_security_groups(self, **_: object) -> dict[str, Any]:
         rule = {"FromPort": 22, "IpRanges": [{"CidrIp": "0.0.0.0/0"}], "Ipv6Ranges": []}
@@ -213,6 +314,14 @@ class Account:
 
     def get_service_quota(self, QuotaCode: str, **_: object) -> dict[str, Any]:
         return {"Quota": {"Value": {"L-3819A6DF": 64.0, "L-DB2E81BA": 0.0}[QuotaCode]}}
+
+
+def test_misspelled_settings_of_a_machine(aws: dict[str, Any]) -> None:
+    config = deepcopy(aws)
+    node(config, "gpu_spot_2x").update(InstanceTyp="g6.2xlarge", SecurityGroupIds="sg-1")
+    unknown, other = aws_account.unknown_settings(config, Account)
+    assert unknown.startswith('gpu_spot_2x: Unknown parameter in input: "InstanceTyp"')
+    assert other.startswith("gpu_spot_2x: Invalid type for parameter SecurityGroupIds, value: sg-1")
 
 
 def test_what_the_account_says(aws: dict[str, Any]) -> None:
@@ -237,7 +346,8 @@ def test_the_command_tells_what_it_could_not_check(
     assert doctor.main(["--cluster", str(file)]) == 2
     told = capsys.readouterr().out.splitlines()
     assert re.search(r"^wrong: .*ImageId.*SecurityGroupIds.*initialization_commands.*: still FILL-IN", told[0])
-    assert len([line for line in told if line.startswith("not checked: ")]) == 2, "no file system is named yet"
+    assert "wrong: AWS: there are no keys of an account here, without which nothing starts; `aws configure`" in told
+    assert not [line for line in told if line.startswith("not checked: ")]
     assert told[-1].endswith("to mend before `ray up`")
     (tmp_path / "no.yaml").write_text("name: study\n")
     with pytest.raises(SystemExit) as stopped:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 import study.submit
-from study.clusters.checks.cluster_file import Surroundings
+from study.clusters.checks.parts import Surroundings
 from study.clusters.files.local import Settings, render
 from study.clusters.submission.jobs import Job
 from study.clusters.submission.launcher import Launcher, State
@@ -244,7 +244,9 @@ NOWHERE = Head(0, Path("/mnt/paretovl/studies"))
 def fine(config: dict[str, Any]) -> Surroundings:
     """A machine that has all that a cluster file asks for."""
     return replace(
-        surroundings(config), files=frozenset(config["file_mounts"].values()), programs=frozenset(["ssh", "rsync"])
+        surroundings(config),
+        files=frozenset([*config["file_mounts"].values(), config["auth"]["ssh_private_key"]]),
+        programs=frozenset(["ssh", "rsync"]),
     )
 
 
