@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from study.clusters.files import common
 from study.clusters.files.common import Cloud, Places, commented, fill_in
-from study.clusters.files.prices import Machine, cost, of_one_kind, plan_flags
+from study.clusters.files.prices import Machine, cost, of_one_kind, plan_flags, see_that_it_holds
+from study.clusters.files.typed import named_like
 from study.costs.page import Plan
 from trainables.config.fields import Separated
 from trainables.errors import InputError
@@ -67,7 +68,9 @@ class Settings(Cloud):
     stack: str | None = Field(
         None, description="the stack of docs/aws-stack.yaml, which fills in all that is not given"
     )
-    region: str = Field(REGION, description="of everything")
+    region: Annotated[str, named_like(r"[a-z]{2}(-[a-z]+)+-\d+", "a region, as us-west-2")] = Field(
+        REGION, description="of everything"
+    )
     zones: Annotated[tuple[str, ...], Separated] = Field(
         (), description="availability zones, tried in this order; empty: a, b and c of the region"
     )
@@ -78,6 +81,12 @@ class Settings(Cloud):
     image: str = Field("ami-FILL-IN", description="machine image")
     security_group: str = Field("sg-FILL-IN", description="of all nodes")
     file_system: str = Field("fs-FILL-IN", description="EFS that all nodes share")
+
+    @model_validator(mode="after")
+    def _zones_are_there(self) -> Settings:
+        if away := [zone for zone in self.zones if not zone.startswith(self.region)]:
+            raise ValueError(f"zones: {', '.join(away)} is not in the region {self.region}; give --region, too")
+        return self
 
     @property
     def zone_names(self) -> tuple[str, ...]:
@@ -127,10 +136,11 @@ def render(settings: Settings, found: Plan) -> str:
         found: for its `plan_flags`.
 
     Raises:
-        InputError: the stack cannot be read.
+        InputError: the stack cannot be read, or the head is too small.
     """
     settings = filled_in(settings)
     machines, head = settings.machine_types, HEADS[settings.head]
+    see_that_it_holds(head, found)
     return "\n".join(
         (
             _introduction(settings, machines, head, found),

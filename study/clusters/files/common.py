@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from study.arguments import known_presets
+from study.clusters.files.typed import named_like, plain
 from trainables.cli.flags import Flags
 from trainables.config.fields import check_name
 
@@ -44,6 +45,8 @@ class Cluster(Flags):
     provider: str
     cluster_name: Annotated[str, AfterValidator(check_name)] = Field("paretovl", description="of the nodes")
     preset: Preset = Field("coco_clip_b16", description="the study that its comments begin and price")
+
+    _plain = field_validator("*")(plain)
 
     def plan_flags(self) -> list[str]:
         """Of the `study.plan` that says what the preset's study costs there; none where nothing is paid."""
@@ -90,7 +93,13 @@ class Elastic(Cluster):
     """What a cluster is told whose workers come and go."""
 
     nodes: int = Field(8, ge=1, description="workers there are at most")
-    idle_minutes: float = Field(15, gt=0, description="a worker without work is given back after these")
+    idle_minutes: float = Field(15, ge=1, le=120, description="a worker without work is given back after these")
+
+
+Bucket = Annotated[str, named_like("[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", "the name of a bucket alone, as my-studies")]
+Server = Annotated[
+    str, named_like(r"(postgresql|mysql)(\+\w+)?://.+/.+", "the URL of a server, as postgresql://me@db/x")
+]
 
 
 class Cloud(Elastic):
@@ -99,8 +108,8 @@ class Cloud(Elastic):
     scheme: ClassVar[str]
     """Of the URLs of buckets."""
 
-    bucket: str | None = Field(None, description="studies and data are in this bucket instead of on a file system")
-    storage: str | None = Field(None, description="with a bucket: database of the studies, a URL without password")
+    bucket: Bucket | None = Field(None, description="studies and data are in this bucket instead of on a file system")
+    storage: Server | None = Field(None, description="with a bucket: database of the studies, a URL without password")
 
     @model_validator(mode="after")
     def _a_bucket_has_a_database(self) -> Cloud:

@@ -9,7 +9,8 @@ from pydantic_settings import SettingsConfigDict
 
 from study.clusters.files import common
 from study.clusters.files.common import Cloud, commented, fill_in
-from study.clusters.files.prices import Machine, cost, of_one_kind, plan_flags
+from study.clusters.files.prices import Machine, cost, of_one_kind, plan_flags, see_that_it_holds
+from study.clusters.files.typed import named_like
 from study.costs.page import Plan
 from trainables.config.fields import Separated
 
@@ -38,8 +39,12 @@ class Settings(Cloud):
     scheme = "gs"
 
     provider: Literal["gcp"] = Field("gcp", description="whose machines")
-    project: str = Field("project-FILL-IN", description="id of the project that pays")
-    zone: str = Field("us-central1-a", description="of all nodes: Ray tries only one")
+    project: Annotated[str, named_like("[a-z][a-z0-9-]{4,28}[a-z0-9]", "the id of a project, as my-project-1")] = Field(
+        "project-FILL-IN", description="id of the project that pays"
+    )
+    zone: Annotated[str, named_like(r"[a-z]+-[a-z]+\d+-[a-z]", "a zone, as us-central1-a")] = Field(
+        "us-central1-a", description="of all nodes: Ray tries only one"
+    )
     machines: Annotated[tuple[str, ...], Separated, AfterValidator(of_one_kind(MACHINES))] = Field(
         ("g2-standard-8", "g2-standard-12"), description="types of workers with one kind of GPU, tried in this order"
     )
@@ -62,7 +67,11 @@ def render(settings: Settings, found: Plan) -> str:
     Args:
         settings: of the cluster.
         found: for its `plan_flags`.
+
+    Raises:
+        InputError: the head is too small for as many trials.
     """
+    see_that_it_holds(HEAD, found)
     packages = ["google-api-python-client", "google-auth-httplib2", "cryptography", *settings.packages]
     return "\n".join(
         (

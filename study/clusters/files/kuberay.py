@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from study.clusters.files import common
 from study.clusters.files.common import Elastic, Places, commented, fill_in
+from study.clusters.files.typed import named_like
 from study.costs.page import Plan
 
 PLACES = Places(home="/home/paretovl")
@@ -18,6 +19,13 @@ SPOT_WAIT_SECONDS = 900
 """That a pod may wait for a machine, and the machine for its image, before pods of another kind are asked for."""
 STOPPING_SECONDS = 10
 """Of what is left after a drain, to end Ray."""
+
+
+JobName = Annotated[
+    str, named_like("[a-z]([a-z0-9-]{0,45}[a-z0-9])?", "lower-case letters, digits, dashes, a letter first, 47 at most")
+]
+"""KubeRay takes no longer ones, as the names of pods begin with it."""
+ClaimName = Annotated[str, named_like("[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "lower-case letters, digits, dots and -")]
 
 
 class Settings(Elastic):
@@ -30,8 +38,9 @@ class Settings(Elastic):
     )
 
     provider: Literal["kuberay"] = Field("kuberay", description="whose machines")
+    cluster_name: JobName = Field("paretovl", description="of the study and of its pods")
     image: str = Field("image-FILL-IN", description="that was built from Dockerfile, with its registry")
-    claim: str = Field("claim-FILL-IN", description="ReadWriteMany volume claim that all pods share")
+    claim: ClaimName = Field("claim-FILL-IN", description="ReadWriteMany volume claim that all pods share")
     device: Literal["a100-80g", "h100", "l4"] = Field("l4", description="kind of GPU of all workers")
     gpus: int = Field(1, ge=1, description="of each worker")
     cpus: int = Field(7, ge=1, description="of each worker; somewhat less than its machine has")
@@ -44,7 +53,7 @@ class Settings(Elastic):
     notice_seconds: int = Field(
         100, ge=10, description="that a spot machine stays after its notice: 100 on AWS, 15 on Google Cloud"
     )
-    hours: float = Field(72, gt=0, description="after which the job is ended, so that none is forgotten")
+    hours: float = Field(72, ge=0.1, description="after which the job is ended, so that none is forgotten")
 
     def plan_flags(self) -> list[str]:
         """See `Cluster`."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from study.clusters.files import common
 from study.clusters.files.common import Cluster, Places, commented, fill_in
+from study.clusters.files.typed import Address, Folder
 from trainables.config.fields import Separated
 
 FIRST_AUTOSCALER = "RAY_enable_autoscaler_v2"
@@ -25,14 +26,22 @@ class Settings(Cluster):
     )
 
     provider: Literal["local"] = Field("local", description="whose machines")
-    head: str = Field("head-FILL-IN", description="address of the machine that runs the study; trials run there, too")
-    workers: Annotated[tuple[str, ...], Separated] = Field(
+    head: Address = Field(
+        "head-FILL-IN", description="address of the machine that runs the study; trials run there, too"
+    )
+    workers: Annotated[tuple[Address, ...], Separated] = Field(
         ("worker-FILL-IN",), description="addresses of the other machines"
     )
     user: str = Field("ubuntu", description="that ssh logs in as, on all of them")
     ssh_key: str = Field("~/.ssh/id_ed25519", description="file here with the key that lets it in")
-    shared: Path = Field(Path("/mnt/paretovl"), description="folder that all machines share, such as NFS")
-    cache: Path = Field(Path("/var/tmp/paretovl"), description="folder on each machine's own disk")
+    shared: Folder = Field(Path("/mnt/paretovl"), description="folder that all machines share, such as NFS")
+    cache: Folder = Field(Path("/var/tmp/paretovl"), description="folder on each machine's own disk")
+
+    @model_validator(mode="after")
+    def _machines_are_apart(self) -> Settings:
+        if self.head in self.workers:
+            raise ValueError(f"workers: {self.head} is the head, on which trials run, too; leave it out")
+        return self
 
     @property
     def places(self) -> Places:

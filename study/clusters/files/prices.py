@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from study.costs.page import Plan
+from trainables.errors import InputError
+
+SYSTEM_GB, TRIAL_GB = 4, 0.54
+"""What the system and Ray's servers need of a head, and what each running trial holds there; see docs/scale.md."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,24 @@ def of_one_kind(known: Mapping[str, Machine]) -> Callable[[tuple[str, ...]], tup
         return names
 
     return checked
+
+
+def see_that_it_holds(head: Machine, found: Plan) -> None:
+    """See that the head has the memory for the trials at once.
+
+    Args:
+        head: with 4 GB a virtual CPU, as those named here have.
+        found: the plan of the study.
+
+    Raises:
+        InputError: it has not.
+    """
+    most = int((4 * head.cpus - SYSTEM_GB) / TRIAL_GB)
+    if found.trials_at_once > most:
+        raise InputError(
+            f"head: {head.name} holds {most} trials at once (docs/scale.md), and {found.trials_at_once} would run; "
+            "take a larger one, fewer nodes, or a preset whose trials have more GPUs each"
+        )
 
 
 def plan_flags(preset: str, head: Machine, workers: Sequence[Machine], nodes: int) -> list[str]:

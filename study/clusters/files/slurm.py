@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from study.clusters.files import common
 from study.clusters.files.common import Cluster, Places, commented, fill_in
+from study.clusters.files.typed import Folder
 from trainables.execution.signals import RESUMABLE
 
 NOTICE_SECONDS = 120
@@ -31,8 +32,8 @@ class Settings(Cluster):
     gpus: int = Field(1, ge=0, description="of each node")
     hours: float = Field(12, gt=0.1, description="time limit; the job queues itself again until the study is done")
     partition: str | None = Field(None, description="of the nodes; empty: the default one")
-    shared: Path = Field(Path("/shared-FILL-IN"), description="folder that all nodes share, such as NFS or Lustre")
-    cache: Path = Field(Path("/tmp/paretovl"), description="folder on each node's own disk")
+    shared: Folder = Field(Path("/shared-FILL-IN"), description="folder that all nodes share, such as NFS or Lustre")
+    cache: Folder = Field(Path("/tmp/paretovl"), description="folder on each node's own disk")
 
     @property
     def places(self) -> Places:
