@@ -26,7 +26,7 @@ from study.config import COST, Objective, StudyConfig
 from study.costs.budget import Limit, Usage, known_money, limits, reached
 from study.costs.calibration import calibrate
 from study.costs.cost_model import DEVICES, trial_memory, trial_work
-from study.costs.page import PHASES, SIMULATIONS, Growth, Plan, page
+from study.costs.page import PHASES, Growth, Plan, page, simulations
 from study.costs.shapes import shape_of
 from trainables.cli.command import exit_on_input_error
 from trainables.cli.passwords import hide_passwords
@@ -176,7 +176,7 @@ def growth(config: Arguments, trials: int, slots: int, seconds_of: Callable[[Poi
     template = TrialConfig(protocol=config.protocol, data=config.data, **dict(config.trial))
     quarters = sorted({math.ceil(trials * share) for share in (0.25, 0.5, 0.75, 1)})
     rows = []
-    for seed in range(SIMULATIONS):
+    for seed in range(simulations(trials)):
         surrogate, clock = Surrogate(seed=seed), Clock()
 
         def course(trial: TrialConfig, surrogate: Surrogate = surrogate) -> Course:

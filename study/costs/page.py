@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PHASES = ("load", "attack", "train", "evaluate")
-SIMULATIONS = 5
-"""Studies that the growth of the front is the mean of."""
+SIMULATIONS, SIMULATED_TRIALS = 5, 2500
+"""Studies that the growth of the front is the mean of at most, and their trials together, unless one has more."""
+
+
+def simulations(trials: int) -> int:
+    """How many studies of so many trials the growth of the front is the mean of; long ones differ less."""
+    return max(1, min(SIMULATIONS, SIMULATED_TRIALS // max(1, trials)))
 
 
 class Growth(Model):
-    """How far a simulated study is after so many ended trials: means over `SIMULATIONS` seeds.
+    """How far a simulated study is after so many ended trials: means over `simulations` seeds.
 
     `hypervolume` is the share of the objectives' box, in [0, 1]; `front` a number of points. Money is None where the
     device has no price.
@@ -113,8 +118,9 @@ def page(found: Plan, shape: Shape) -> Group:
         spent = "" if row.money is None else f"{row.money:.2f}"
         hours = f"{row.wall_hours:.2f}", f"{row.device_hours:.2f}"
         grown.add_row(str(row.trials), *hours, spent, f"{row.front:.1f}", f"{row.hypervolume:.3f}")
+    studies = simulations(found.trials)
     simulated = (
-        f"clean recall and recall under both attacks, means of {SIMULATIONS} simulated studies with points at random: "
+        f"clean recall and recall under both attacks with points at random, simulated {studies} times, on the average: "
         "of a surrogate fitted to tiny models, so the shape of the growth is foreseen, and not its height"
     )
     fusion = f", fusion {found.fusion_gflops:.4g} a pair{_tower(shape.fusion)}" if shape.fusion else ""

@@ -10,10 +10,12 @@ table gives the same decision.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from study.config import Constraint, EarlyStopping, Objective
 from study.front.dominance import Floats, front_mask, oriented
@@ -45,13 +47,35 @@ def better(costs: Floats, violations: Floats, candidate: int) -> int:
     """
     before = int(np.sum(violations < violations[candidate]))
     left = np.flatnonzero(violations == violations[candidate])
-    costs = np.where(np.isnan(costs), np.finfo(np.float64).max, costs)
+    most = np.finfo(np.float64).max
+    costs = np.nan_to_num(costs, nan=most, posinf=most, neginf=-most)
+    if costs.shape[1] == 2:
+        ranks = _ranks(costs[left])
+        return before + int(np.sum(ranks < ranks[left == candidate]))
     while True:
         on_front = front_mask(costs[left])
         if candidate in left[on_front]:
             return before
         before += int(on_front.sum())
         left = left[~on_front]
+
+
+def _ranks(costs: Floats) -> npt.NDArray[np.int64]:
+    """Pareto ranks of finite points of two costs, (n, 2), from 0 on: a sweep, where peeling takes a pass a front.
+
+    In lexicographic order an earlier point of a rank dominates a later one if the least second cost of that rank is not
+    above its own (Jensen 2003, on two objectives). Equal points have equal ranks.
+    """
+    ranks = np.zeros(len(costs), dtype=np.int64)
+    least: list[float] = []  # of each rank; grows with it
+    last, rank = None, 0
+    order = np.lexsort(costs.T[::-1])
+    for place, point in zip(order.tolist(), costs[order].tolist(), strict=True):
+        if point != last:
+            last, rank = point, bisect_right(least, point[1])
+            least[rank : rank + 1] = [point[1]]
+        ranks[place] = rank
+    return ranks
 
 
 def violation(constraints: Sequence[Constraint], metrics: Mapping[str, float]) -> float:

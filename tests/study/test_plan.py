@@ -33,6 +33,7 @@ from study.costs.cost_model import (
     trial_memory,
     trial_work,
 )
+from study.costs.page import simulations
 from study.costs.shapes import shape_of
 from trainables.config import SEARCHED_ATTACKS, Point, Protocol, TrainingConfig, TrialConfig
 from trainables.errors import InputError
@@ -333,3 +334,8 @@ def test_help_comes_at_once() -> None:
         seconds.append(sum(ended[2:4]) - sum(began[2:4]))
     assert "--device" in done.stdout
     assert min(seconds) < 1
+
+
+@pytest.mark.parametrize(("trials", "studies"), [(0, 5), (52, 5), (500, 5), (1000, 2), (2500, 1), (100_000, 1)])
+def test_long_studies_are_simulated_less_often(trials: int, studies: int) -> None:
+    assert simulations(trials) == studies

@@ -51,6 +51,12 @@ def test_what_is_no_number_comes_last() -> None:
     assert better(costs, np.zeros(3), 2) == 2
 
 
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_an_infinite_cost_is_one(objectives: int) -> None:
+    costs = np.array([[np.inf, 0.0, 0.0], [0.9, 0.9, 0.0], [np.inf, 0.9, 0.0]])[:, :objectives]
+    assert [better(costs, np.zeros(3), index) for index in range(3)] == [0, 0, 2]
+
+
 @given(cohorts)
 def test_the_order_is_that_of_its_definition(points: list[tuple[float, float]]) -> None:
     costs = 1 - np.array(points)
@@ -59,8 +65,10 @@ def test_the_order_is_that_of_its_definition(points: list[tuple[float, float]]) 
         left = np.flatnonzero(ranks < 0)
         if len(left):
             ranks[left[front_mask(costs[left])]] = rank
+    three = np.column_stack([costs, np.zeros(len(costs))])
     for index in range(len(costs)):
-        assert better(costs, np.zeros(len(costs)), index) == np.sum(ranks < ranks[index])
+        found = better(costs, np.zeros(len(costs)), index), better(three, np.zeros(len(costs)), index)
+        assert found == (np.sum(ranks < ranks[index]),) * 2
 
 
 @given(cohorts, st.integers(2, 4))
