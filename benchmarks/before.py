@@ -64,6 +64,14 @@ def start(folder: Path, cache: Path, size: Size) -> dict[str, float]:
     return {f"start on {size.records:,} records": time.process_time() - began}
 
 
+def shapes(train: int, measured: int) -> dict[str, dict[str, int]]:
+    """Fields of the data for embedded shapes; earlier revisions draw no images for the search alone."""
+    from trainables.config import ShapesConfig
+
+    sizes = {"train_images": train, "val_images": measured, "test_images": measured}
+    return {"shapes": {name: size for name, size in sizes.items() if name in ShapesConfig.model_fields}}
+
+
 def training(folder: Path, cache: Path, size: Size) -> dict[str, float]:
     """The phase `attack` of fine-tuning against one changed word, per step: all of it, and beside the encoders."""
     import torch
@@ -74,7 +82,7 @@ def training(folder: Path, cache: Path, size: Size) -> dict[str, float]:
     time.perf_counter = time.process_time  # what the phases are measured by
     found = {}
     protocol = {"attacks": ["image"], "gallery_images": 4, "image_steps": 1, "bootstrap_samples": 100}
-    drawn = {"shapes": {"train_images": size.shapes, "val_images": 8, "test_images": 8}}
+    drawn = shapes(size.shapes, 8)
     steps = {"epochs": 1, "epoch_images": size.steps * size.batch, "batch_size": size.batch}
     for name, model in {"CLIP": {}, "bag of words": {"image_tower": str(folder / "tower")}}.items():
         config = trial(cache, dict(model), data=drawn, point={"words": 1}, training=steps, protocol=protocol)
@@ -128,7 +136,7 @@ def evaluation(folder: Path, cache: Path, size: Size) -> dict[str, float]:
     from trainables.prepare import prepare
 
     found = {}
-    drawn = {"shapes": {"train_images": size.shapes, "val_images": size.gallery, "test_images": size.gallery}}
+    drawn = shapes(size.shapes, size.gallery)
     for name, family in {"CLIP": "clip", "ALBEF": "albef"}.items():
         config = trial(cache, {"family": family}, data=drawn, protocol={"gallery_images": size.gallery})
         prepared = prepare(config)

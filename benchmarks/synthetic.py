@@ -18,7 +18,7 @@ CAPTIONS, PICTURES, PIXELS = 5, 16, 16
 
 def coco_set(root: Path, records: int) -> None:
     """A COCO captions document of random sentences over 3,000 words, as frequent as Zipf says, one record in 24 for
-    evaluation."""
+    the search to measure and one for the end."""
     rng, numbers = random.Random(0), np.random.default_rng(0)
     syllables = [first + vowel for first in "bdfgklmnprstvz" for vowel in "aeiou"]
     words = sorted({"".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(3500)})[:3000]
@@ -30,9 +30,9 @@ def coco_set(root: Path, records: int) -> None:
         pixels = numbers.integers(0, 256, (PIXELS, PIXELS, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / f"{number}.jpg")
     images, annotations = [], []
-    splits: dict[str, list[int]] = {"train": [], "test": []}
+    splits: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for number in range(1, records + 1):
-        splits["train" if number % 24 else "test"].append(number)
+        splits[{0: "test", 1: "val"}.get(number % 24, "train")].append(number)
         name = f"{number:012}.jpg"
         os.link(root / f"{number % PICTURES}.jpg", root / "images" / name)
         images.append({"id": number, "file_name": name, "height": PIXELS, "width": PIXELS})

@@ -102,7 +102,7 @@ def test_commands_about_a_study_run_whole(
             "cocoid": number,
             "sentences": [{"raw": "a cat", "sentid": 5 * number + k, "imgid": number} for k in range(5)],
         }
-        for number, split in enumerate(("train", "test"))
+        for number, split in enumerate(("train", "val", "test"))
     ]
     (tmp_path / "DIR" / "dataset_coco.json").write_text(json.dumps({"images": photos}))
     ran = set()

@@ -38,7 +38,7 @@ def dataset(folder: Path) -> Path:
     images = [{"id": i, "file_name": f"{i}.png"} for i in ids]
     captions = [{"id": 10 * i + k, "image_id": i, "caption": f"grey {i} form {k}"} for i in ids for k in range(5)]
     (root / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
-    (root / "split.json").write_text(json.dumps({"train": [1, 2, 3, 4], "test": [5, 6, 7]}))
+    (root / "split.json").write_text(json.dumps({"train": [1, 2, 3, 4], "val": [5, 6, 7]}))
     return root
 
 
@@ -163,7 +163,7 @@ BAD: dict[str, tuple[Prepare, str]] = {
         "../../secret.png",
     ),
     "zero-byte image": (lambda f: damaged(f, "images/2.png", b""), "2.png"),
-    "missing split": (lambda f: damaged(f, "split.json", b'{"train": [1]}'), "test"),
+    "missing split": (lambda f: damaged(f, "split.json", b'{"train": [1]}'), "data.val_share 0.1 of 1 training images"),
     "leak": (lambda f: damaged(f, "split.json", b'{"train": [1, 2, 5], "test": [5, 6]}'), "5"),
     "file in place of the studies": (file_in_place_of_folder, "cannot be written"),
     "second driver": (locked, "running in another process"),

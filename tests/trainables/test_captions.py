@@ -93,7 +93,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     captions = [{"id": row, "image_id": row // 5, "caption": raw} for row, raw in enumerate([*RAW, *RAW])]
     (root / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
     (root / "split.json").write_text(json.dumps({"train": [0, 1, 2], "test": [3, 4, 5]}))
-    return DataConfig(root=root, image_pixels=32)
+    return DataConfig(root=root, image_pixels=32, eval_split="test")
 
 
 def trial(tiny_trial: TrialConfig, data: DataConfig, **model: Any) -> TrialConfig:
