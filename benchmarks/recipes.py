@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,9 @@ from study.view import read_study
 from trainables.results import Metric
 
 COMPARED: tuple[Recipe, ...] = ("finetune", "tecoa_itr", "fare", "mat", "mat_one_to_many")
-ATTACKS = {"image": "PGD", "bert": "BERT-Attack", "sep": "Sep-Attack", "sga": "SGA"}
+ATTACKS = {"image": "PGD", "text": "BERT-Attack", "both": "Sep-Attack", "sga": "SGA"}
+PUBLISHED = {"text": "bert", "both": "sep"}
+"""Instead of the search of words, as in the papers."""
 
 
 def cell(metric: Metric) -> str:
@@ -70,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Entry point; the exit code of a study that did not end well, else 0."""
     options, flags = parser().parse_known_args(arguments)
-    attacks = "[" + ", ".join(f'"{attack}"' for attack in ATTACKS) + "]"
+    attacks = json.dumps([{"name": name, "attack": PUBLISHED.get(name, name)} for name in ATTACKS])
     recipes = "[" + ", ".join(f'"{recipe}"' for recipe in COMPARED) + "]"
     runs: dict[Recipe, list[Manifest]] = {recipe: [] for recipe in COMPARED}
     for seed in range(options.seeds):

@@ -25,6 +25,7 @@ from trainables.attacks.search import TextSearch
 from trainables.attacks.sep import SepAttack
 from trainables.attacks.sga import Dra, Sga
 from trainables.attacks.text import BertAttack
+from trainables.attacks.transfer import Transfer
 from trainables.config import AttackConfig, Protocol
 from trainables.config.fields import parse_epsilon
 from trainables.errors import InputError
@@ -35,6 +36,7 @@ BUILT_IN: dict[str, type[Attack]] = {
     "both": Both,
     "apgd": Apgd,
     "joint": Joint,
+    "transfer": Transfer,
     "bert": BertAttack,
     "sep": SepAttack,
     "characters": CharacterAttack,
