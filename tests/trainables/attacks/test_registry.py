@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from attack_world import MAX_TOKENS, World
+from pydantic import JsonValue
 
 from trainables.attacks.quirks import Quirk
 from trainables.attacks.registry import BUILT_IN, build_attack
@@ -93,13 +94,14 @@ def test_a_stranger_that_does_too_much_is_not_scored(world: World, stranger: Pat
 @pytest.mark.parametrize("name", sorted(set(BUILT_IN) - {"corruption", "caption-noise"}))  # these have no budget
 def test_budget_comes_from_the_protocol_unless_options_say_otherwise(name: str) -> None:
     protocol = Protocol(epsilon=3 / 255, words=2, image_steps=7, candidates=4)
-    attack = build_attack(AttackConfig(name=name, attack=name), protocol)
+    needed: dict[str, JsonValue] = {"model": "base"} if name == "transfer" else {}
+    attack = build_attack(AttackConfig(name=name, attack=name, options=needed), protocol)
     wanted = {"epsilon": 3 / 255, "words": 2, "steps": 7, "candidates": 4}
     assert {k: getattr(attack, k) for k in wanted if hasattr(type(attack), k) and k in vars(attack)} == {
         k: v for k, v in wanted.items() if k in vars(attack)
     }
     if "image" in attack.changes:
-        stronger = AttackConfig(name=name, attack=name, options={"epsilon": "8/255"})
+        stronger = AttackConfig(name=name, attack=name, options={**needed, "epsilon": "8/255"})
         assert build_attack(stronger, protocol).epsilon == 8 / 255
 
 
