@@ -15,10 +15,9 @@ from typing import Any
 
 from study.clusters.checks import aws_account
 from study.clusters.checks.cluster_file import problems
-from study.clusters.checks.launcher_schema import misshapen
+from study.clusters.checks.launcher_schema import misshapen, read_cluster
 from study.clusters.checks.parts import Surroundings
-from trainables.cli.command import command_parser, exit_on_input_error, place, read_yaml
-from trainables.errors import InputError
+from trainables.cli.command import command_parser, exit_on_input_error, place
 
 SECRETS = re.compile(r"id_(rsa|dsa|ecdsa|ed25519)|.*\.(pem|key|p12)|\.(env|netrc|pgpass|boto)|credentials(\.\w+)?")
 """Names of files with keys or passwords."""
@@ -91,7 +90,9 @@ def account(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         except NoRegionError:
             return [], ["the account, as the file names no region"]
         except (BotoCoreError, ClientError) as error:
-            unchecked.append(f"{what}: {error}")
+            if aws_account.knows_nobody(error):
+                return [*wrong, f"AWS: {error}; give this machine keys that count with `aws configure`, or sign in"], []
+            (wrong if aws_account.finds_nothing(error) else unchecked).append(f"{what}: {error}")
     return wrong, unchecked
 
 
@@ -99,9 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     with exit_on_input_error():
         given = parser().parse_args(arguments)
-        config = read_yaml(given.cluster)
-        if not isinstance(config.get("provider"), dict):
-            raise InputError(f"{given.cluster}: has no provider, so it is no file for `ray up`")
+        config = read_cluster(given.cluster)
         wrong = problems(config, surroundings(config))
         unchecked: list[str] = []
         if not any(misshapen(config)):

@@ -16,12 +16,13 @@ import secrets
 import shlex
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
-from study.clusters.checks.cluster_file import problems
+from study.clusters.checks.cluster_file import problems, unreachable
+from study.clusters.checks.parts import Config, Surroundings
 from study.clusters.submission.job_server import JobServer
 from study.clusters.submission.jobs import Job, Plan, decide, jobs_of, results_entrypoint, results_in
 from study.clusters.submission.launcher import Launcher, folder_of
@@ -105,14 +106,18 @@ def refuse_local(paths: StudyPaths) -> None:
         )
 
 
-def refuse_wrong(launcher: Launcher) -> None:
-    """See that a cluster file can be brought up from here.
+def refuse_wrong(launcher: Launcher, wrong: Callable[[Config, Surroundings], list[str]] = problems) -> None:
+    """See that a cluster file can be brought up from here, or as much of that as is looked for.
+
+    Args:
+        launcher: of the cluster.
+        wrong: what is looked for.
 
     Raises:
         InputError: with all that is wrong.
     """
     with chdir(folder_of(launcher.config, launcher.file)):
-        found = problems(launcher.config, surroundings(launcher.config))
+        found = wrong(launcher.config, surroundings(launcher.config))
     if found:
         more = f"nothing was brought up; to do it all the same: ray up --no-restart {launcher.file}"
         raise InputError("\n  ".join([f"{launcher.file}:", *found, more]))
@@ -126,6 +131,7 @@ async def _over_http(options: argparse.Namespace, request: Request, command: str
 
 def over_ssh(launcher: Launcher, stop: bool, request: Request, command: str) -> int:
     """On a cluster of Ray's launcher, which is brought up if it is not. Ray on its head is never restarted."""
+    refuse_wrong(launcher, unreachable)
     state = launcher.state()
     runs = state in ("up", "foreign")
     if stop and not runs:

@@ -6,13 +6,19 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from study.clusters.checks.parts import Config, is_spot, types_of, workers_of
+from study.clusters.checks.parts import Config, head_of, is_spot, machine_of, types_of, workers_of
 
 QUOTAS = {
-    True: ("L-3819A6DF", "All G and VT Spot Instance Requests"),
-    False: ("L-DB2E81BA", "Running On-Demand G and VT instances"),
+    ("g", True): ("L-3819A6DF", "All G and VT Spot Instance Requests"),
+    ("g", False): ("L-DB2E81BA", "Running On-Demand G and VT instances"),
+    **dict.fromkeys(
+        [(family, False) for family in "acdhimrtz"],
+        ("L-1216C47A", "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances"),
+    ),
 }
-"""Of vCPUs, by whether machines are spot; for machines with G in their name."""
+"""Of vCPUs, by the first letter of machines' names and whether they are spot."""
+KNOWS_NOBODY = ("AuthFailure", "InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch")
+"""Codes with which AWS answers to keys that are not, or no longer, somebody's."""
 
 OF_RAY = ("SubnetIds",)
 """Settings of machines that Ray takes for itself."""
@@ -61,25 +67,43 @@ def zones_without_files(config: Config, client: Client) -> Iterator[str]:
 
 
 def quotas(config: Config, client: Client) -> Iterator[str]:
-    """Fewer virtual CPUs than all workers have."""
-    machines = {
-        name: node["node_config"]["InstanceType"]
-        for name, node in workers_of(config).items()
-        if str(node["node_config"].get("InstanceType")).startswith("g") and node.get("max_workers", 1)
-    }
+    """Fewer virtual CPUs than the head and all workers have."""
+    count = int(config.get("max_workers", 0))
+    workers = [node for node in workers_of(config).values() if node.get("max_workers", 1)]
+    nodes = [(head_of(config), 1, "the head needs"), *((node, count, f"{count} workers need") for node in workers)]
+    machines = {machine_of(node) for node, *_ in nodes} - {""}
     if not machines:
         return
-    described = client("ec2").describe_instance_types(InstanceTypes=sorted(set(machines.values())))["InstanceTypes"]
+    described = client("ec2").describe_instance_types(InstanceTypes=sorted(machines))["InstanceTypes"]
     cpus = {each["InstanceType"]: each["VCpuInfo"]["DefaultVCpus"] for each in described}
-    for spot, (code, quota) in QUOTAS.items():
-        needed = [cpus[machine] for name, machine in machines.items() if is_spot(workers_of(config)[name]) is spot]
-        if not needed:
-            continue
+    needed: dict[tuple[str, str], tuple[int, str]] = {}
+    for node, times, who in nodes:
+        if quota := QUOTAS.get((machine_of(node)[:1], is_spot(node))):
+            asked = times * cpus[machine_of(node)], who
+            needed[quota] = min(needed.get(quota, asked), asked)
+    for (code, name), (most, who) in needed.items():
         found = client("service-quotas").get_service_quota(ServiceCode="ec2", QuotaCode=code)["Quota"]["Value"]
-        most = int(config["max_workers"]) * min(needed)
         if found < most:
-            nodes = config["max_workers"]
-            yield f"{quota}: the quota {code} is {found:g} vCPUs, {nodes} workers need {most}; ask for more"
+            yield f"{name}: the quota {code} is {found:g} vCPUs, {who} {most}; ask for more"
+
+
+def knows_nobody(error: Exception) -> bool:
+    """Whether AWS, or boto3 before it, says that nobody is asking whom it knows.
+
+    Args:
+        error: of boto3.
+    """
+    code = _code(error)
+    return code in KNOWS_NOBODY or "Expired" in code or "SSO" in type(error).__name__ or "Token" in type(error).__name__
+
+
+def finds_nothing(error: Exception) -> bool:
+    """Whether AWS says that something in the file is not there."""
+    return _code(error).startswith("Invalid") or "NotFound" in _code(error)
+
+
+def _code(error: Exception) -> str:
+    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
 
 
 CHECKS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from study.clusters.checks.everywhere import EVERYWHERE
+from study.clusters.checks.everywhere import EVERYWHERE, REACHING
 from study.clusters.checks.launcher_schema import misshapen
 from study.clusters.checks.own_machines import OWN
 from study.clusters.checks.parts import Config, Surroundings
@@ -18,3 +18,13 @@ def problems(config: Config, here: Surroundings) -> list[str]:
     """
     checks = (*EVERYWHERE, *(RENTED if "available_node_types" in config else OWN))
     return list(misshapen(config)) or [problem for check in checks for problem in check(config, here)]
+
+
+def unreachable(config: Config, here: Surroundings) -> list[str]:
+    """Of what is wrong that for which no machine of the cluster can be asked, however long one tries.
+
+    Args:
+        config: the file, parsed.
+        here: where it would be used.
+    """
+    return list(misshapen(config)) or [problem for check in REACHING for problem in check(config, here)]

@@ -66,9 +66,12 @@ def _keys_stay_here(config: Config, here: Surroundings) -> Iterator[str]:
     for there, local in (config.get("file_mounts") or {}).items():
         if (secret := here.secrets.get(str(local))) and "available_node_types" in config:
             yield f"file_mounts.{there}: brings {secret}, a secret, to every node; those have roles of their own"
+
+
+def _own_key_is_here(config: Config, here: Surroundings) -> Iterator[str]:
     key = (config.get("auth") or {}).get("ssh_private_key")
     if key and key not in here.files:
-        yield f"auth.ssh_private_key: {key} is not here; name the key that lets you in"
+        yield f"auth.ssh_private_key: {key} is not here; name the key that lets you in, or make it with `ssh-keygen`"
 
 
 def _ports_agree(config: Config, _: Surroundings) -> Iterator[str]:
@@ -176,6 +179,7 @@ EVERYWHERE: tuple[Check, ...] = (
     _tools_are_here,
     _files_are_here,
     _keys_stay_here,
+    _own_key_is_here,
     _project_is_whole,
     _user_is_the_homes,
     _token_is_shared,
@@ -189,3 +193,5 @@ EVERYWHERE: tuple[Check, ...] = (
     _locks_work,
     _container_sees_them,
 )
+REACHING: tuple[Check, ...] = (_left_to_fill_in, _tools_are_here, _own_key_is_here)
+"""Of these, what keeps this machine from asking any of the cluster's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,27 @@ from typing import Any
 import jsonschema
 
 from study.clusters.checks.parts import Config
+from trainables.cli.command import read_yaml
+from trainables.errors import InputError
+
+
+def read_cluster(file: Path) -> dict[str, Any]:
+    """A file for Ray's launcher.
+
+    Raises:
+        InputError: it cannot be read, or is another kind of file; what to do with that is said.
+    """
+    with suppress(OSError):
+        if file.read_bytes().startswith(b"#!"):
+            raise InputError(f"{file}: is a script, as for Slurm, and no file for `ray up`; sbatch {file}")
+    config = read_yaml(file)
+    if not config:
+        raise InputError(f"{file}: is empty; the command that should have written it failed, so run that again")
+    if config.get("kind") == "RayJob":
+        raise InputError(f"{file}: is a RayJob, and no file for `ray up`; kubectl replace --force -f {file}")
+    if not isinstance(config.get("provider"), dict):
+        raise InputError(f"{file}: has no provider, so it is no file for `ray up`; study.cluster writes one")
+    return config
 
 
 @cache

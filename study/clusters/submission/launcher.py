@@ -8,11 +8,13 @@ set up completely, nor forward a port to another.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,9 +23,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import study
+from study.clusters.checks.launcher_schema import misshapen, read_cluster
 from study.clusters.files.common import DASHBOARD_PORT
-from trainables.cli.command import read_yaml
-from trainables.errors import Away
+from trainables.errors import Away, InputError
 
 TUNNEL_SECONDS = 60.0
 """That a connection over ssh may take."""
@@ -44,7 +46,9 @@ class Launcher:
 
     def __init__(self, file: Path) -> None:
         self.file = file.resolve()
-        self.config = read_yaml(self.file)
+        self.config = read_cluster(self.file)
+        if found := list(misshapen(self.config)):
+            raise InputError("\n  ".join([f"{self.file}:", *found]))
         self._port: int | None = None
         self._tunnel: subprocess.Popen[bytes] | None = None
 
@@ -53,6 +57,7 @@ class Launcher:
 
         Raises:
             Away: there is a head, and it does not say.
+            InputError: the cloud does not know who asks.
         """
         done = self._call("state", capture=True)
         words = done.stdout.decode(errors="replace").split()
@@ -60,7 +65,10 @@ class Launcher:
         for found in ("absent", "down", "foreign", "up"):
             if done.returncode == 0 and words[-1:] == [found]:
                 return found
-        raise Away(f"the head of {self.file} does not answer over ssh: {_last_line(done.stdout)}")
+        said = done.stdout.decode(errors="replace")
+        if nobody := re.search(KNOWS_NOBODY, said, flags=re.M):
+            raise InputError(f"AWS: {nobody[1]}; give this machine keys that count with `aws configure`, or sign in")
+        raise Away(f"the head of {self.file} does not answer over ssh: {_reason(said)}")
 
     def up(self, restart: bool = False) -> None:
         """Bring the cluster up, or bring files and settings there up to date.
@@ -85,7 +93,8 @@ class Launcher:
             made.flush()
             done = self._call("put", made.name, target, capture=True)
         if done.returncode:
-            raise Away(f"nothing can be copied to the head of {self.file}: {_last_line(done.stdout)}")
+            said = done.stdout.decode(errors="replace")
+            raise Away(f"nothing can be copied to the head of {self.file}: {_reason(said)}")
 
     def address(self) -> str:
         """Where this machine finds the job server, once `connect` has made a way there."""
@@ -140,9 +149,20 @@ def folder_of(config: Mapping[str, Any], file: Path) -> Path:
     return max(Path.cwd(), file.parent, PROJECT, key=found)
 
 
-def _last_line(output: bytes) -> str:
-    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it says nothing"
+KNOWS_NOBODY = (
+    r"^botocore\.exceptions\.((?:NoCredentials|PartialCredentials|CredentialRetrieval|ProfileNotFound|\w*Token\w*|\w*SSO|"
+    r"ClientError: .*\((?:AuthFailure|InvalidClientTokenId|UnrecognizedClientException|\w*Expired\w*)\)).*)"
+)
+"""What boto3 says where this machine has no keys, or none that count: trying again is of no use."""
+LONGEST_REASON = 200
+"""Characters; Ray ends with the whole command that failed."""
+
+
+def _reason(said: str) -> str:
+    """The line that says most: ssh's own, or the last."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["it says nothing"]
+    of_ssh = [line for line in lines if re.match(r"ssh: |\S+: Permission denied|Host key verification|kex_", line)]
+    return textwrap.shorten((of_ssh or lines)[-1], LONGEST_REASON, placeholder=" ...")
 
 
 # What follows runs in a process of its own, with Ray.

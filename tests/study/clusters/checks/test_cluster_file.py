@@ -12,8 +12,9 @@ from typing import Any
 import boto3
 import pytest
 import yaml
+from botocore.exceptions import ClientError
 
-from study import doctor
+from study import doctor, submit
 from study.clusters.checks import aws_account
 from study.clusters.checks.cluster_file import problems
 from study.clusters.checks.everywhere import EVERYWHERE, _autoscaler_is_the_second, _tools_are_here
@@ -309,11 +310,11 @@ class Account:
         return {"MountTargets": [{"AvailabilityZoneName": f"us-west-2{letter}"} for letter in "ab"]}
 
     def describe_instance_types(self, **_: object) -> dict[str, Any]:
-        sizes = {"g6.2xlarge": 8, "g6.4xlarge": 16}
+        sizes = {"g6.2xlarge": 8, "g6.4xlarge": 16, "m6i.2xlarge": 8}
         return {"InstanceTypes": [{"InstanceType": n, "VCpuInfo": {"DefaultVCpus": c}} for n, c in sizes.items()]}
 
     def get_service_quota(self, QuotaCode: str, **_: object) -> dict[str, Any]:
-        return {"Quota": {"Value": {"L-3819A6DF": 64.0, "L-DB2E81BA": 0.0}[QuotaCode]}}
+        return {"Quota": {"Value": {"L-3819A6DF": 64.0, "L-DB2E81BA": 0.0, "L-1216C47A": 5.0}[QuotaCode]}}
 
 
 def test_misspelled_settings_of_a_machine(aws: dict[str, Any]) -> None:
@@ -329,6 +330,8 @@ def test_what_the_account_says(aws: dict[str, Any]) -> None:
     assert found == [
         "sg-1: port 22 is open to the world; allow your address alone",
         "us-west-2c: fs-0123 has no mount target there, so nodes fail to start; make one",
+        "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances: the quota L-1216C47A is 5 vCPUs, the head "
+        "needs 8; ask for more",
         "Running On-Demand G and VT instances: the quota L-DB2E81BA is 0 vCPUs, 8 workers need 64; ask for more",
     ]
 
@@ -354,3 +357,42 @@ def test_the_command_tells_what_it_could_not_check(
         doctor.main(["--cluster", str(tmp_path / "no.yaml")])
     assert stopped.value.code == 2
     assert "has no provider, so it is no file for `ray up`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty; the command that should have written it failed, so run that again"),
+        ("#!/bin/bash\n#SBATCH --nodes=2\n", "is a script, as for Slurm, and no file for `ray up`; sbatch "),
+        ("kind: RayJob\n", "is a RayJob, and no file for `ray up`; kubectl replace --force -f "),
+        ("provider: aws\n", "has no provider, so it is no file for `ray up`; study.cluster writes one"),
+    ],
+)
+@pytest.mark.parametrize("command", [doctor, submit])
+def test_another_kind_of_file_is_told_with_what_to_do(
+    command: Any, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--cluster", str(tmp_path / "file")])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "nobody", "nothing"),
+    [
+        ("ExpiredToken", True, False),
+        ("AuthFailure", True, False),
+        ("UnrecognizedClientException", True, False),
+        ("InvalidInstanceType", False, True),
+        ("FileSystemNotFound", False, True),
+        ("InvalidGroup.NotFound", False, True),
+        ("AccessDenied", False, False),
+        ("RequestLimitExceeded", False, False),
+    ],
+)
+def test_what_aws_refuses_is_wrong_where_it_would_refuse_the_cluster(code: str, nobody: bool, nothing: bool) -> None:
+    error = ClientError({"Error": {"Code": code, "Message": "it says why"}}, "DescribeInstances")
+    assert aws_account.knows_nobody(error) is nobody
+    assert aws_account.finds_nothing(error) is nothing

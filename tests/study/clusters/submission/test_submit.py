@@ -290,7 +290,10 @@ def test_nothing_that_runs_is_touched(
     assert launcher.done == done
 
 
-def test_nothing_is_brought_up_to_be_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_brought_up_to_be_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(study.submit, "surroundings", fine)
     launcher = Recorded(NOWHERE, "absent")
     assert over_ssh(launcher, True, described([], None, {}, launcher.config), "again") == 0
     assert launcher.done == []
@@ -304,3 +307,15 @@ def test_a_file_that_would_not_do_is_refused_before_anything_is_paid(monkeypatch
     with pytest.raises(InputError, match=r"auth\.ssh_user: still FILL-IN"):
         over_ssh(launcher, False, described([], None, {}, launcher.config), "again")
     assert launcher.done == []
+
+
+@pytest.mark.parametrize("lacks", ["key", "ssh"])
+def test_nobody_is_asked_where_nobody_could_be(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(config: dict[str, Any]) -> Surroundings:
+        return replace(fine(config), **{"key": {"files": frozenset()}, "ssh": {"programs": frozenset()}}[lacks])
+
+    monkeypatch.setattr(study.submit, "surroundings", here)
+    launcher = Recorded(NOWHERE)  # has no state to tell
+    message = {"key": "ssh_private_key: ~/.ssh/id_ed25519 is not here", "ssh": "ssh and rsync: not found"}[lacks]
+    with pytest.raises(InputError, match=message):
+        over_ssh(launcher, False, described([], None, {}, launcher.config), "again")
