@@ -145,24 +145,27 @@ def _arguments(view: StudyView, manifest: Manifest, terms: Terms) -> Arguments:
 
 
 def _measure(view: StudyView, manifest: Manifest, terms: Terms) -> Certificate:
-    from trainables.evaluate import run
+    from trainables.evaluate import load_subject, protocol_of, run
 
     arguments = _arguments(view, manifest, terms)
     _refuse_other_data(arguments, manifest)
+    protocol = protocol_of(arguments, load_subject(arguments.model))
+    if not protocol.audit:
+        raise InputError(f"protocol {terms.protocol} has no audit of gradient masking; set audit: true")
+    claimed = {objective.metric: measured(manifest, objective.metric) for objective in view.config.objectives}
+    worst_of = {
+        metric: comparable_targets(metric.partition("/")[0], view.config.protocol, protocol)
+        for metric in claimed
+        if metric not in COSTS
+    }
     details = view.paths.certificate(manifest.key).with_suffix("")
     with contextlib.redirect_stdout(sys.stderr), filled(details) as folder:
         evaluated = run(arguments.model_copy(update={"out": folder}))
-    if evaluated.audit is None:
-        raise InputError(f"protocol {terms.protocol} has no audit of gradient masking; set audit: true")
-    claimed = {objective.metric: measured(manifest, objective.metric) for objective in view.config.objectives}
-    values, worst_of = {}, {}
-    for metric in claimed:
-        if metric in COSTS:
-            values[metric] = claimed[metric]
-            continue
-        target, _, measure = metric.partition("/")
-        worst_of[metric] = comparable_targets(target, view.config.protocol, evaluated.protocol)
-        values[metric] = worst_case(evaluated, worst_of[metric], measure)
+    assert evaluated.audit is not None
+    values = {
+        metric: worst_case(evaluated, worst_of[metric], metric.partition("/")[2]) if metric in worst_of else found
+        for metric, found in claimed.items()
+    }
     return Certificate(
         key=manifest.key,
         **_trial_of(manifest),

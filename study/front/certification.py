@@ -172,13 +172,16 @@ def comparable_targets(target: str, own: Protocol, strong: Protocol) -> list[str
     ending = next((ending for ending in (FLOAT, MATCHING) if target.endswith(ending)), "")
     name = target.removesuffix(ending)
     if name == CLEAN:
-        return [target]
-    aim = next(attack for attack in own.attacks if attack.name == name)
-    changes = build_attack(aim, own).changes
-    found = [attack.name + ending for attack in strong.attacks if build_attack(attack, strong).changes <= changes]
-    if not found or found[0] not in strong.targets:
-        what = f"no attack that changes {' and '.join(sorted(changes))}" if not found else f"no target {found[0]}"
-        raise InputError(f"the protocol has {what}, as {target!r} is measured after it")
+        found = [target]
+    else:
+        aim = next(attack for attack in own.attacks if attack.name == name)
+        changes = build_attack(aim, own).changes
+        found = [attack.name + ending for attack in strong.attacks if build_attack(attack, strong).changes <= changes]
+        if not found:
+            changed = " and ".join(sorted(changes))
+            raise InputError(f"the protocol has no attack that changes {changed}, as {target!r} is measured after it")
+    if found[0] not in strong.targets:
+        raise InputError(f"the protocol has no target {found[0]}, as {target!r} is measured after it")
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import trainables.models.loading
 from study import certify
-from study.config import Budget, Objective, StudyConfig
+from study.config import Budget, Objective, StudyConfig, TrialTemplate
 from study.front.certification import (
     Certificate,
     CertifiedFront,
@@ -32,7 +32,7 @@ from study.records import read_manifest
 from study.tracking.mlflow_store import import_mlflow
 from study.tracking.projection import default_uri
 from tests.study.helpers import opened, study
-from trainables.config import DataConfig, Point, Protocol, ShapesConfig, TrialConfig
+from trainables.config import DataConfig, ModelConfig, Point, Protocol, ShapesConfig, TrialConfig
 from trainables.errors import InputError
 from trainables.evaluate import trial_folder
 from trainables.models.clip import Clip
@@ -262,6 +262,39 @@ def test_only_attacks_that_change_the_same_are_compared() -> None:
         comparable_targets("image.itm", own, strong.model_copy(update={"rerank": None}))
     with pytest.raises(InputError, match="no attack that changes text"):
         comparable_targets("text", own, strong.model_copy(update={"attacks": strong.attacks[:1]}))
+
+
+@pytest.mark.parametrize("family", ["albef", "blip"])
+def test_what_is_judged_after_matching_can_be_certified(
+    family: Literal["albef", "blip"], tiny_trial: TrialConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    protocol = Protocol(
+        words=0, gallery_images=8, rung_gallery_images=4, image_steps=1, bootstrap_samples=100, rerank=4
+    )
+    model = tiny_trial.model.model_copy(update={"family": family})
+    trial = tiny_trial.model_copy(update={"model": model, "protocol": protocol})
+    metrics = ("clean.itm/mr_r5", "both.itm/mr_r5")
+    config = study(
+        tmp_path,
+        recipes=(),
+        budget=Budget(trials=1),
+        protocol=protocol,
+        objectives=tuple(Objective(metric=metric) for metric in metrics),
+        trial=TrialTemplate(model=ModelConfig(family=family)),
+    )
+    key = end(opened(config), config, trial, dict.fromkeys(metrics, 0.5))
+    harder = tmp_path / "harder.yaml"
+    harder.write_text("{attacks: [image, both], audit: true, gallery_images: 8}")
+    with pytest.raises(SystemExit):
+        run(config, "--protocol", str(harder))
+    told = capsys.readouterr().err
+    assert "no target clean.itm, as 'clean.itm' is measured after it" in told
+    assert "audit" not in told, "it was measured before"
+    harder.write_text("{attacks: [image, both], audit: true, gallery_images: 8, rerank: 4}")
+    run(config, "--protocol", str(harder))
+    found = Certificate.model_validate_json(config.paths.certificate(key).read_text())
+    assert found.worst_of == {"clean.itm/mr_r5": ["clean.itm"], "both.itm/mr_r5": ["image.itm", "both.itm"]}
+    assert found.values["both.itm/mr_r5"].value <= found.metrics["image.itm/mr_r5"].value
 
 
 def test_a_study_that_runs_is_not_certified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
