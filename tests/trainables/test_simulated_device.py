@@ -71,7 +71,7 @@ def test_a_trial_is_on_one_device_and_measures_the_same_there(
     for name, least in (("MORE_STEPS", (1, 2)), ("QUERIES", 3), ("RANDOM_DIRECTIONS", 2), ("TEMPERATURES", (0.1,))):
         monkeypatch.setattr(f"trainables.evaluation.audit.{name}", least)
     monkeypatch.setattr("trainables.attacks.sga.SCALES", (0.5,))
-    names = [name for name in BUILT_IN if name != "itm" or family in FUSION]
+    names = [name for name in BUILT_IN if name != "transfer" and (name != "itm" or family in FUSION)]
     attacks = tuple(AttackConfig(name=name, attack=name, options=OPTIONS.get(name, {})) for name in names)
     torchattack = AttackConfig(name="apgd", attack="torchattacks:APGD")
     protocol = trial.protocol.model_copy(

@@ -49,10 +49,11 @@ def plain_loss(world: World, pixels: Tensor, label: int) -> Tensor:
 
 
 def plain_divergence(world: World, pixels: Tensor, label: int) -> Tensor:
-    """KL between the softmaxes of the embeddings of these pixels and of the image's own."""
+    """KL from the softmax of the image's own embedding to that of these pixels' (Zhang et al. 2022)."""
     images = torch.stack([pixels, torch.tensor(world.pixels[label]) / 255])
     logs = F.normalize(world.model.encode_image(images), dim=-1).double().log_softmax(1)
-    return (logs[0].exp() * (logs[0] - logs[1].detach())).sum()
+    own = logs[1].detach()
+    return (own.exp() * (own - logs[0])).sum()
 
 
 def plain_pgd(world: World, attack: Pgd, label: int, key: Tensor) -> tuple[Tensor, float]:

@@ -82,7 +82,7 @@ class Head:
 
     def jobs(self, name: str) -> list[str]:
         found = [job["submission_id"] for job in self.asked("/api/jobs/")]
-        return sorted(job for job in found if job.startswith(f"paretovl-{name}-"))
+        return sorted(job for job in found if job.startswith(f"paretovl-{name}-") and "-results-" not in job)
 
     def go(self, name: str, code: int) -> None:
         """Let the study go on, to this end."""
