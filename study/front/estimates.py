@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from study.config import COSTS, Objective
 from study.front.dominance import Archive, Floats, beaten, front_mask, measured, oriented, spread
@@ -73,7 +73,7 @@ class Estimate:
 
 def deviations_in(confidence: float) -> float:
     """Half the width of a normal distribution's interval, in standard deviations; of its 95 % interval 1.96."""
-    return float(norm.ppf(0.5 + confidence / 2))
+    return float(ndtri(0.5 + confidence / 2))
 
 
 def estimates(
@@ -154,7 +154,7 @@ def mean_metric(runs: Sequence[Metric], confidence: float = CONFIDENCE) -> Metri
         return mean
     values = np.array([run.value for run in runs])
     error = values.std(ddof=1) / math.sqrt(len(runs))
-    return _widened(mean, float(t.ppf(0.5 + confidence / 2, len(runs) - 1)) * error, "")
+    return _widened(mean, float(stdtrit(len(runs) - 1, 0.5 + confidence / 2)) * error, "")
 
 
 def excerpt(found: Sequence[Estimate], objectives: Sequence[Objective]) -> list[Estimate]:

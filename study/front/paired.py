@@ -22,7 +22,7 @@ from typing import Protocol as Interface
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm, t
+from scipy.special import ndtri, stdtrit
 
 from study.config import COSTS
 from study.front.dominance import BLOCK, Floats
@@ -142,7 +142,7 @@ class TrainingNoise:
         if not self.freedom:
             return 0.0
         place = self.metrics.index(metric)
-        return float(t.ppf(0.5 + confidence / 2, self.freedom)) * math.sqrt(self.covariance[place, place] / runs)
+        return float(stdtrit(self.freedom, 0.5 + confidence / 2)) * math.sqrt(self.covariance[place, place] / runs)
 
     def errors(self, runs: Sequence[int], draws: int = DRAWS) -> Floats:
         """Of means of so many runs, (points, metrics, draws), or 0: Student's t, with one variance for all points."""
@@ -216,7 +216,7 @@ def differences(
     if known.any():
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
         ends[:, known] = np.quantile(drawn[known], tails, axis=1, overwrite_input=True)
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = float(ndtri(0.5 + confidence / 2))
     alike = known & (ends[0] == ends[1])
     ends[:, alike] = np.array([[-1.0], [1.0]]) * z * z / (images + z * z) if images else 0.0
     low, high = values - np.hypot(ends[0], seeds), values + np.hypot(ends[1], seeds)
