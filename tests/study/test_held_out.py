@@ -56,7 +56,8 @@ def test_search_and_certification_share_no_image(
     searched = load_dataset(trial.data, trial.cache_dir)
     view: Any = SimpleNamespace(paths=StudyPaths(tmp_path / "s"))
     terms = certify.terms_of({"protocol": "strong", "seed": None, "gallery_images": None, "split": "test"}, 0)
-    arguments = certify._arguments(view, SimpleNamespace(key=trial.key), terms)  # type: ignore[arg-type]  # its key
+    manifest: Any = SimpleNamespace(key=trial.key)
+    arguments = certify._arguments(view, manifest, terms)
     certified = load_dataset(arguments.data, trial.cache_dir)
 
     found = (searched.train, searched.evaluation, certified.evaluation)

@@ -56,7 +56,7 @@ def _project_is_whole(config: Config, _: Surroundings) -> Iterator[str]:
 def _user_is_the_homes(config: Config, _: Surroundings) -> Iterator[str]:
     user = (config.get("auth") or {}).get("ssh_user")
     starts = " ".join(start for kind in ("head", "worker") for start in starts_of(config, kind))
-    owners = {("root" if root else name) for root, name in re.findall(r"(/root/)|/home/([^/\s]+)/", starts)}
+    owners = {name or root for name, root in re.findall(r"/(?:home/([^/\s]+)|(root))/", starts)}
     for owner in sorted(owners - {user}):
         if user and user != "root" and not config.get("docker"):
             yield f"auth.ssh_user: {user} logs in, and Ray is in the home of {owner}; make both the same"

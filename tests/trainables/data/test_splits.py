@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from trainables.data import DataError, Dataset, load_dataset
 TRAIN, HELD = range(1, 41), range(41, 51)
 
 
-def write(root: Path, splits: dict[str, list[int]], few: set[int] = frozenset()) -> None:  # type: ignore[assignment]  # frozen
+def write(root: Path, splits: dict[str, list[int]], few: Set[int] = frozenset()) -> None:
     (root / "images").mkdir(parents=True)
     numbers = [*TRAIN, *HELD]
     for number in numbers:
