@@ -31,6 +31,7 @@ from trainables.files import UrlPath
 __all__ = ["pytest_terminal_summary", "tell"]
 
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)  # how wide tables are is the tests' to say; xdist tells its workers a width, too
 
 CLUSTERS = ("tests/chaos/", "tests/cluster/")
 """Tests of whole clusters. They take longest, so they come first; and one comes after another: a node of Ray does not
