@@ -6,15 +6,23 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri, stdtrit
 
 from study.config import COSTS, Objective
 from study.front.dominance import Archive, Floats, beaten, front_mask, measured, oriented, spread
-from study.front.paired import UNKNOWN, Answered, TrainingNoise, is_known, mean_errors, training_noise
+from study.front.paired import (
+    UNKNOWN,
+    Answered,
+    TrainingNoise,
+    is_known,
+    mean_errors,
+    student_deviations,
+    training_noise,
+)
 from study.records import Manifest, write_if_changed
 from trainables.config import TEST, Model, Protocol, SplitName
 from trainables.files import Location
@@ -73,7 +81,7 @@ class Estimate:
 
 def deviations_in(confidence: float) -> float:
     """Half the width of a normal distribution's interval, in standard deviations; of its 95 % interval 1.96."""
-    return float(ndtri(0.5 + confidence / 2))
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def estimates(
@@ -154,7 +162,7 @@ def mean_metric(runs: Sequence[Metric], confidence: float = CONFIDENCE) -> Metri
         return mean
     values = np.array([run.value for run in runs])
     error = values.std(ddof=1) / math.sqrt(len(runs))
-    return _widened(mean, float(stdtrit(len(runs) - 1, 0.5 + confidence / 2)) * error, "")
+    return _widened(mean, student_deviations(confidence, len(runs) - 1) * error, "")
 
 
 def excerpt(found: Sequence[Estimate], objectives: Sequence[Objective]) -> list[Estimate]:

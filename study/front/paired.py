@@ -18,11 +18,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Protocol as Interface
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri, stdtrit
 
 from study.config import COSTS
 from study.front.dominance import BLOCK, Floats
@@ -88,6 +88,13 @@ def is_known(runs: Sequence[Answered], metrics: Sequence[str]) -> bool:
     return all(_captions_per_image(run) and all(name in run.correct for name in bits) for run in runs)
 
 
+def student_deviations(confidence: float, freedom: int) -> float:
+    """Half the width of an interval of Student's t, in standard errors."""
+    from scipy.special import stdtrit  # takes so long to load that help would not come at once
+
+    return float(stdtrit(freedom, 0.5 + confidence / 2))
+
+
 def _bits(metric: str) -> dict[str, str]:
     """Names of the bits of each direction that a recall counts."""
     target, _, recall = metric.partition("/")
@@ -142,7 +149,7 @@ class TrainingNoise:
         if not self.freedom:
             return 0.0
         place = self.metrics.index(metric)
-        return float(stdtrit(self.freedom, 0.5 + confidence / 2)) * math.sqrt(self.covariance[place, place] / runs)
+        return student_deviations(confidence, self.freedom) * math.sqrt(self.covariance[place, place] / runs)
 
     def errors(self, runs: Sequence[int], draws: int = DRAWS) -> Floats:
         """Of means of so many runs, (points, metrics, draws), or 0: Student's t, with one variance for all points."""
@@ -216,7 +223,7 @@ def differences(
     if known.any():
         tails = [(1 - confidence) / 2, (1 + confidence) / 2]
         ends[:, known] = np.quantile(drawn[known], tails, axis=1, overwrite_input=True)
-    z = float(ndtri(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     alike = known & (ends[0] == ends[1])
     ends[:, alike] = np.array([[-1.0], [1.0]]) * z * z / (images + z * z) if images else 0.0
     low, high = values - np.hypot(ends[0], seeds), values + np.hypot(ends[1], seeds)
