@@ -121,7 +121,7 @@ def best_changes(encode: Encode, captions: Candidates, misfit: Misfit, rows: Ten
 
 @dataclass(frozen=True)
 class TextSearch(Attack):
-    """The words whose change raises the retrieval loss most: no other attack on words is stronger at the same budget.
+    """The words whose change raises the retrieval loss most; of one word, and by that loss, no change is stronger.
 
     BERT-Attack and what follows it visit words in the order of their importance, and take the first that helps. With
     everything else alike, the search finds changes that hurt far more, at little more cost.
